@@ -1,0 +1,142 @@
+"""The outbox connector's configuration: a pure function of settings.
+
+Each value that is not Debezium's default says why. Source: Debezium 3.7 documentation, PostgreSQL connector and outbox
+event router; traps measured on the versions that ops/stack/programs.lock pins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from outbox.settings import CONNECTOR, SERVICES, Settings
+from schemas.codec import CAUSATION, CORRELATION, ID, LSN, TRACEPARENT, TYPE, VERSION
+
+PREFIX = "payrelay"
+HEARTBEAT_TOPIC = f"__debezium-heartbeat.{PREFIX}"
+HEARTBEAT_SQL = (
+    "WITH gone AS (DELETE FROM connect.heartbeat RETURNING beat) "
+    "INSERT INTO connect.heartbeat (id, beat) SELECT 1, coalesce(max(beat), 0) + 1 FROM gone"
+)
+OUTBOXES = [f"{service}.outbox" for service in SERVICES]
+
+_STRING = "org.apache.kafka.connect.storage.StringConverter"
+_HEADERS = {
+    "id": ID,
+    "type": TYPE,
+    "created_at": "ce_time",
+    "version": VERSION,
+    "correlation": CORRELATION,
+    "causation": CAUSATION,
+    "traceparent": TRACEPARENT,
+    "lsn": LSN,
+}
+
+
+def connector_config(
+    settings: Settings, *, publication: str, database: Mapping[str, str], since: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Return the connector's configuration.
+
+    `database` gives host, port, dbname and sslmode; the password is a reference that the worker resolves. `since` bounds a
+    repair: per outbox table the smallest id that a snapshot re-emits.
+    """
+    config = {
+        "connector.class": "io.debezium.connector.postgresql.PostgresConnector",
+        "tasks.max": "1",
+        "topic.prefix": PREFIX,
+        "database.hostname": database["host"],
+        "database.port": database["port"],
+        "database.dbname": database["dbname"],
+        "database.sslmode": database["sslmode"],
+        "database.user": CONNECTOR,
+        "database.password": settings.connector_password_ref,
+        # Slot and publication are made by us, before the first write; nothing here may make or drop them.
+        "plugin.name": "pgoutput",
+        "slot.name": settings.slot,
+        "slot.drop.on.stop": "false",
+        "publication.name": publication,
+        "publication.autocreate.mode": "disabled",
+        "table.include.list": ",".join(OUTBOXES),
+        # With no_data a lost slot, or rows older than the slot, would never be published.
+        "snapshot.mode": "when_needed",
+        # `all` drops records without a word.
+        "errors.tolerance": "none",
+        "errors.max.retries": "-1",
+        "retriable.restart.connector.wait.ms": "1000",
+        # The queue hands over a batch when it is full or this time has passed, never earlier: it is the latency.
+        "poll.interval.ms": str(settings.connector_poll_interval_ms),
+        "max.batch.size": "8192",
+        "max.queue.size": "32768",
+        "max.queue.size.in.bytes": "67108864",
+        # A row written and read back through the slot: what health is judged by, and what moves an idle slot on.
+        "heartbeat.interval.ms": str(settings.heartbeat_interval_ms),
+        "heartbeat.action.query": HEARTBEAT_SQL,
+        "tombstones.on.delete": "false",
+        "provide.transaction.metadata": "false",
+        "extended.headers.enabled": "false",
+        "status.update.interval.ms": "1000",
+        # The body travels as the text it is: no envelope, no schema guessed from it.
+        "key.converter": _STRING,
+        "value.converter": _STRING,
+        "header.converter": "org.apache.kafka.connect.storage.SimpleHeaderConverter",
+        # Without the predicate the first heartbeat would fail the task.
+        "predicates": "isOutbox",
+        "predicates.isOutbox.type": "org.apache.kafka.connect.transforms.predicates.TopicNameMatches",
+        "predicates.isOutbox.pattern": rf"{PREFIX}\.[a-z]+\.outbox",
+        "transforms": "outbox,specversion,source",
+        "transforms.outbox.type": "io.debezium.transforms.outbox.EventRouter",
+        "transforms.outbox.predicate": "isOutbox",
+        "transforms.outbox.route.by.field": "topic",
+        "transforms.outbox.route.topic.replacement": settings.topic_prefix + "${routedByValue}",
+        "transforms.outbox.table.field.event.id": "id",
+        "transforms.outbox.table.field.event.key": "key",
+        "transforms.outbox.table.field.event.payload": "payload",
+        "transforms.outbox.table.fields.additional.placement": ",".join(
+            f"{column}:header:{header}" for column, header in _HEADERS.items()
+        ),
+        "transforms.outbox.table.op.invalid.behavior": "fatal",
+        # Parsing the payload would turn its numbers into floats.
+        "transforms.outbox.table.expand.json.payload": "false",
+        # CloudEvents' binary mode needs these two beside ce_id and ce_type.
+        **_constant_header("specversion", "ce_specversion", "1.0"),
+        **_constant_header("source", "ce_source", PREFIX),
+        "producer.override.compression.type": "lz4",
+        "producer.override.linger.ms": "0",
+        "producer.override.batch.size": "262144",
+        "producer.override.max.request.size": "2097152",
+    }
+    if since:
+        config["snapshot.select.statement.overrides"] = ",".join(since)
+        for table, first_id in since.items():
+            config[f"snapshot.select.statement.overrides.{table}"] = (
+                f"SELECT * FROM {table} WHERE id >= '{first_id}' ORDER BY id"  # noqa: S608 - ids of ours
+            )
+    return config
+
+
+def _constant_header(name: str, header: str, value: str) -> dict[str, str]:
+    return {
+        f"transforms.{name}.type": "org.apache.kafka.connect.transforms.InsertHeader",
+        f"transforms.{name}.header": header,
+        f"transforms.{name}.value.literal": value,
+    }
+
+
+def masked(key: str, value: str) -> str:
+    """Return a configuration value as it may be shown.
+
+    >>> masked("database.password", "hunter2"), masked("slot.name", "payrelay_outbox")
+    ('********', 'payrelay_outbox')
+    """
+    secret = any(word in key.lower() for word in ("password", "secret", "token", "sasl.jaas"))
+    return "********" if secret and not value.startswith("${") else value
+
+
+def diff(old: Mapping[str, str] | None, new: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """Return what changes: key, old value, new value; secrets masked, empty where absent."""
+    before = {key: value for key, value in (old or {}).items() if key != "name"}
+    return [
+        (key, masked(key, before.get(key, "")), masked(key, new.get(key, "")))
+        for key in sorted(before.keys() | new.keys())
+        if before.get(key) != new.get(key)
+    ]

@@ -1,0 +1,7 @@
+"""The accounting processor."""
+
+from consumers.accounting.ledger import post
+from consumers.delivery import Processor
+from schemas.topics import PAYMENT_ORDER
+
+PROCESSOR = Processor(name="accounting", service="accounting", topics=(PAYMENT_ORDER,), handle=post)

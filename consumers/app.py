@@ -1,0 +1,238 @@
+"""A processor as a Faust app: its own consumer group, one agent, one thread for the database."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import time
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import faust
+from confluent_kafka import KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient
+from faust.app.base import BootStrategy
+from faust.types import TP
+from sqlalchemy import Engine
+
+from consumers.delivery import Braked, Delivery, Processor, Unexpected, is_transient
+from consumers.transport import Batch, BatchSchema, Opening, require_versions
+from outbox.clock import utc_now
+from outbox.condition import Condition
+from outbox.database import engine_for
+from outbox.inbox import Log, begin_log, positions
+from outbox.retry import backoff_s
+from outbox.settings import Settings
+
+ADMIN_TIMEOUT_S = 10.0
+BRAKE_S = 1.0
+FAILED = 70
+"""Exit code for what should not happen; the supervisor starts the process again."""
+
+log = logging.getLogger(__name__)
+
+
+class _Boot(BootStrategy):  # type: ignore[misc]
+    enable_kafka_producer = False
+    enable_web = False
+
+
+class PipelineApp(faust.App):  # type: ignore[misc]
+    """A Faust app that delivers batches through `Delivery`."""
+
+    BootStrategy = _Boot
+
+    def __init__(self, processor: Processor, settings: Settings, condition: Condition) -> None:
+        require_versions()
+        self.consumer_name = settings.group_prefix + processor.name
+        self.condition = condition
+        self.engine = engine_for(
+            settings.dsn_of(processor.service),
+            name=f"worker {processor.name}",
+            session_timeout_s=settings.session_timeout_s,
+            pool_size=2,
+        )
+        self.delivery = Delivery(processor, self.engine, consumer=self.consumer_name, clock=utc_now)
+        self.positions = DatabasePositions(self, settings)
+        self.database = ThreadPoolExecutor(1, thread_name_prefix=f"{processor.name}-database")
+        self.busy_since = Pulse()
+        super().__init__(
+            self.consumer_name,
+            broker=f"batch://{settings.kafka_bootstrap}",
+            autodiscover=False,
+            web_enabled=False,
+            topic_disable_leader=True,
+            topic_allow_declare=False,
+            table_standby_replicas=0,
+            consumer_auto_offset_reset="none",
+            consumer_metadata_max_age_ms=int(settings.metadata_max_age_s * 1000),
+            broker_session_timeout=settings.session_timeout_s,
+            broker_heartbeat_interval=min(1.0, settings.session_timeout_s / 4),
+            broker_request_timeout=max(20.0, settings.session_timeout_s),
+            broker_rebalance_timeout=15.0,
+            broker_max_poll_interval=settings.max_poll_interval_s,
+            broker_max_poll_records=settings.batch_max,
+            datadir=f"/tmp/payrelay-faust-{os.getpid()}",  # noqa: S108 - Faust wants one, and puts nothing there
+        )
+        names = [settings.topic_prefix + topic.name for topic in processor.topics]
+        source = self.topic(*names, schema=BatchSchema(), acks=False, key_serializer="raw", value_serializer="raw")
+
+        @self.agent(source, name=processor.name, concurrency=1)  # type: ignore[untyped-decorator]
+        async def agent(stream: faust.StreamT[Batch]) -> None:
+            async for batch in stream:
+                async with batch:
+                    await self._until_committed(batch)
+
+    async def _until_committed(self, batch: Batch) -> None:
+        """The batch is committed, or it is no longer ours to commit. No exception leaves but cancellation."""
+        subject = self.consumer_name
+        loop = asyncio.get_running_loop()
+        for attempt in range(1, 1_000_000_000):
+            if batch.is_unwanted:
+                return
+            self.busy_since.beat()
+            try:
+                outcome = await loop.run_in_executor(self.database, self.delivery.deliver, batch.content)
+            except Unexpected as error:
+                log.warning("rewind consumer=%s %s", self.consumer_name, error)
+                return
+            except Braked as error:
+                self.condition.tell(subject, f"braked on {batch.content.log} at {batch.content.start}: {error}")
+                batch.hold(min(BRAKE_S, self.conf.broker_session_timeout))
+                return
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:
+                if not is_transient(error):
+                    log.critical("delivery failed consumer=%s", self.consumer_name, exc_info=error)
+                    os._exit(FAILED)
+                self.condition.tell(subject, f"waiting for the database since attempt 1: {_told(error)}")
+                await batch.pause(backoff_s(attempt, jitter=random.random()))  # noqa: S311 - no secret
+            else:
+                batch.done()
+                self.condition.tell(subject, "")
+                if outcome.parked:
+                    log.warning("parked consumer=%s log=%s events=%d", subject, batch.content.log, outcome.parked)
+                return
+            finally:
+                self.busy_since.rest()
+
+    def mirrored(self, offsets: Mapping[Log | None, int]) -> None:
+        """The transport has written these offsets to Kafka."""
+        self.delivery.mirrored.update({log: at for log, at in offsets.items() if log is not None})
+
+
+class Pulse:
+    """When the database was last turned to, for the watchdog: it watches state changes, never progress."""
+
+    def __init__(self) -> None:
+        self.ticks_busy = 0
+        self.is_busy = False
+
+    def beat(self) -> None:
+        self.is_busy, self.ticks_busy = True, 0
+
+    def rest(self) -> None:
+        self.is_busy, self.ticks_busy = False, 0
+
+
+class DatabasePositions:
+    """`progress` as the consumer's truth about positions, with the topics' ids from the broker."""
+
+    def __init__(self, app: PipelineApp, settings: Settings) -> None:
+        self._app = app
+        self._admin = AdminClient(
+            {"bootstrap.servers": settings.kafka_bootstrap, "log_level": 0, "socket.timeout.ms": 10_000}
+        )
+        self._cluster_id = ""
+
+    async def topic_ids(self, topics: Collection[str]) -> Mapping[str, str]:
+        """Return the id of each topic that exists."""
+        return await asyncio.to_thread(self._topic_ids, list(topics))
+
+    async def open(
+        self, earliest: Mapping[TP, int], latest: Mapping[TP, int], committed: Mapping[TP, int | None]
+    ) -> Mapping[TP, Opening]:
+        """Return where to begin each partition whose topic exists; a log met for the first time begins at its earliest."""
+        opened = await asyncio.to_thread(self._open, earliest, latest, committed)
+        self._app.condition.ready()
+        return opened
+
+    def tell(self, about: str, condition: str) -> None:
+        """Say how a partition is."""
+        self._app.condition.tell(f"{self._app.consumer_name} {about}", condition)
+
+    def _open(
+        self, earliest: Mapping[TP, int], latest: Mapping[TP, int], committed: Mapping[TP, int | None]
+    ) -> dict[TP, Opening]:
+        ids = self._topic_ids(sorted({tp.topic for tp in earliest}))
+        cluster_id = self._cluster()
+        logs = {
+            tp: Log(cluster_id=cluster_id, topic=tp.topic, topic_id=ids[tp.topic], partition=tp.partition)
+            for tp in earliest
+            if tp.topic in ids
+        }
+        engine: Engine = self._app.engine
+        with engine.begin() as connection:
+            for tp, one in sorted(logs.items()):
+                begin_log(connection, self._app.consumer_name, one, next_offset=earliest[tp])
+            found = positions(connection, self._app.consumer_name, list(logs.values()))
+        return {
+            tp: self._opening(one, found[one], earliest[tp], latest[tp], committed.get(tp)) for tp, one in logs.items()
+        }
+
+    def _opening(
+        self, one: Log, position: tuple[int, int | None], earliest: int, latest: int, committed: int | None
+    ) -> Opening:
+        next_offset, mirrored = position
+        hole = ""
+        if not earliest <= next_offset <= latest:
+            hole = f"progress is at {next_offset}, the log holds {earliest} to {latest}: payrelay doctor"
+        foreign = committed is not None and (committed > next_offset or (mirrored is not None and committed < mirrored))
+        if foreign:
+            log.warning(
+                "Kafka's committed offset %s of %s is not ours: progress %s is kept", committed, one, next_offset
+            )
+        return Opening(log=one, next_offset=next_offset, mirror=foreign, hole=hole)
+
+    def _topic_ids(self, topics: Sequence[str]) -> dict[str, str]:
+        if not topics:
+            return {}
+        described = self._admin.describe_topics(TopicCollection(list(topics)), request_timeout=ADMIN_TIMEOUT_S)
+        ids = {}
+        for name, future in described.items():
+            try:
+                ids[name] = str(future.result(ADMIN_TIMEOUT_S).topic_id)
+            except KafkaException as error:
+                if error.args[0].name() != "UNKNOWN_TOPIC_OR_PART":
+                    raise
+        return ids
+
+    def _cluster(self) -> str:
+        if not self._cluster_id:
+            described = self._admin.describe_cluster(request_timeout=ADMIN_TIMEOUT_S).result(ADMIN_TIMEOUT_S)
+            self._cluster_id = str(described.cluster_id)
+        return self._cluster_id
+
+
+def wait_for_broker(settings: Settings, condition: Condition) -> None:
+    """The broker answers. Faust would give up at once, and the supervisor after a few times."""
+    admin: Any = AdminClient(
+        {"bootstrap.servers": settings.kafka_bootstrap, "log_level": 0, "socket.timeout.ms": 5_000}
+    )
+    for attempt in range(1, 1_000_000_000):
+        try:
+            admin.list_topics(timeout=5)
+        except KafkaException as error:
+            condition.tell("kafka", f"does not answer at {settings.kafka_bootstrap}: {error.args[0].str()}")
+            time.sleep(backoff_s(attempt))
+        else:
+            condition.tell("kafka", "")
+            return
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {getattr(error, 'orig', error)}".splitlines()[0]

@@ -1,0 +1,348 @@
+"""The one loop of all processors: a batch of one partition, applied in one database transaction.
+
+progress locked -> inbox rows in id order -> the fresh events to the handler -> what is poison parked -> progress
+advanced -> commit; Kafka's committed offset follows as a mirror. Killed at any instruction, nothing is lost or doubled.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol
+from uuid import UUID
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from outbox.clock import first_id_at, time_of
+from outbox.inbox import Arrival, Log, advance, arrive, horizon, lock_progress
+from outbox.parking import Cause, Parked, park, parked_keys
+from schemas.codec import TYPE, Envelope, Undecodable, UnknownType, decode
+from schemas.topics import Topic
+
+PARKED_KEYS_MAX = 20
+PARKED_WINDOW_S = 60.0
+"""More keys than this within this time are no poison but a broken handler: the brake holds."""
+
+CLOCK_TOLERANCE = timedelta(minutes=5)
+HORIZON_S = 60.0
+"""How long the inbox's days are remembered before they are read again."""
+
+TRANSIENT_CLASSES = ("08", "40", "53", "57", "58")
+"""SQLSTATE classes: connection, rollback (serialization, deadlock), resources, operator intervention, system."""
+
+TRANSIENT_CODES = ("25P03", "25P04", "55P03", "55006")
+"""Idle or whole transaction timed out, lock not available, object in use."""
+
+
+class Record(Protocol):
+    """A record as the Kafka client hands it over."""
+
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes | None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processor:
+    """A consumer of topics: what it is called, whose rows it owns, what it does."""
+
+    name: str
+    service: str
+    topics: tuple[Topic, ...]
+    handle: Callable[[Connection, Sequence[Envelope]], None]
+    """Applies events in order, in the caller's transaction; a function of the events and its own rows only.
+
+    Raises DuplicateFact where the fact has an effect already; anything else it raises counts as a rejection.
+    """
+
+
+class DuplicateFact(Exception):
+    """A second event for a fact that already has its effect."""
+
+
+class Braked(Exception):
+    """Nothing passes: rather than parked one by one, the events wait where they are."""
+
+
+class Unexpected(Exception):
+    """The batch does not follow on the progress: it is dropped and fetched again from there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """Records of one log as they were fetched: from the fetch position `start` up to, not including, `end`.
+
+    The log explains gaps between the two; there is none between one slice's end and the next one's start.
+    """
+
+    log: Log
+    start: int
+    end: int
+    records: Sequence[Record]
+
+
+@dataclass(frozen=True, slots=True)
+class _Event:
+    """A record that reads as an event."""
+
+    record: Record
+    envelope: Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class _Poison:
+    """A record that cannot be applied, and why."""
+
+    record: Record
+    cause: Cause
+    error: str
+    envelope: Envelope | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivered:
+    """What became of a slice."""
+
+    applied: int
+    repeated: int
+    parked: int
+    skipped: int
+    next_offset: int
+
+
+class Delivery:
+    """Applies slices for one consumer. One thread at a time."""
+
+    def __init__(self, processor: Processor, engine: Engine, *, consumer: str, clock: Callable[[], datetime]) -> None:
+        self.processor = processor
+        self.consumer = consumer
+        self.mirrored: dict[Log, int] = {}
+        """The offsets last mirrored to Kafka, kept so that somebody else's commit can be told from ours."""
+        self._engine = engine
+        self._clock = clock
+        self._horizon: tuple[float, UUID, UUID] | None = None
+        self._brake = Brake()
+
+    def deliver(self, batch: Slice) -> Delivered:
+        """Every record of the slice is applied, known as applied before, or parked; progress stands at its end.
+
+        Own transaction. May be repeated at any point. Raises Braked and Unexpected, having changed nothing, and whatever
+        the database raises that `is_transient` knows: try again.
+        """
+        with self._engine.begin() as connection:
+            next_offset = lock_progress(connection, self.consumer, batch.log)
+            if next_offset is None or next_offset < batch.start:
+                raise Unexpected(f"{batch.log}: progress is at {next_offset}, the slice begins at {batch.start}")
+            if next_offset >= batch.end:
+                return Delivered(applied=0, repeated=0, parked=0, skipped=len(batch.records), next_offset=next_offset)
+            records = [record for record in batch.records if record.offset >= next_offset]
+            outcome = self._apply(connection, batch.log, records)
+            self._brake.judge(outcome.poison, outcome.passed_types)
+            parked = [_parked(poison) for poison in (*outcome.poison, *outcome.behind)]
+            parked.sort(key=lambda event: event.offset)
+            park(connection, self.consumer, batch.log, parked)
+            mirrored = self.mirrored.get(batch.log)
+            advance(connection, self.consumer, batch.log, next_offset=batch.end, mirrored_offset=mirrored)
+        self._brake.passed(outcome.poison, outcome.passed_types)
+        return Delivered(
+            applied=outcome.applied,
+            repeated=len(records) - outcome.applied - len(parked),
+            parked=len(parked),
+            skipped=len(batch.records) - len(records),
+            next_offset=batch.end,
+        )
+
+    def _apply(self, connection: Connection, log: Log, records: Sequence[Record]) -> _Outcome:
+        low, high = self._bounds(connection)
+        read = [_read(record, low, high) for record in records]
+        keys = {record.key for record in records if record.key is not None}
+        outcome = _Outcome(blocked=parked_keys(connection, self.consumer, keys) if keys else set())
+        # Runs of events between unreadable records, so that what follows on a parked key sees it parked.
+        run: list[_Event] = []
+        for item in read:
+            if isinstance(item, _Event):
+                run.append(item)
+                continue
+            self._bisect(connection, log, run, outcome)
+            run = []
+            outcome.reject(item)
+        self._bisect(connection, log, run, outcome)
+        return outcome
+
+    def _bisect(self, connection: Connection, log: Log, events: Sequence[_Event], outcome: _Outcome) -> None:
+        """Every event is applied, or is alone found to be what fails. Each attempt has a savepoint of its own."""
+        events = outcome.unblocked(events)
+        if not events:
+            return
+        try:
+            with connection.begin_nested():
+                fresh = self._handle(connection, log, events)
+        except Exception as error:
+            if is_transient(error):
+                raise
+            if len(events) == 1:
+                cause = Cause.DUPLICATE_FACT if isinstance(error, DuplicateFact) else Cause.REJECTED
+                [event] = events
+                outcome.reject(_Poison(event.record, cause, _told(error), event.envelope))
+                return
+            middle = len(events) // 2
+            self._bisect(connection, log, events[:middle], outcome)
+            self._bisect(connection, log, events[middle:], outcome)
+        else:
+            outcome.applied += len(fresh)
+            outcome.passed_types |= {event.event.type for event in fresh}
+
+    def _handle(self, connection: Connection, log: Log, events: Sequence[_Event]) -> list[Envelope]:
+        arrivals = [Arrival(event_id=event.envelope.id, offset=event.record.offset) for event in events]
+        new = arrive(connection, self.consumer, log, arrivals)
+        once = {event.envelope.id: event.envelope for event in reversed(events)}
+        fresh = [envelope for envelope in reversed(once.values()) if envelope.id in new]
+        if fresh:
+            self.processor.handle(connection, fresh)
+        return fresh
+
+    def _bounds(self, connection: Connection) -> tuple[UUID, UUID]:
+        if self._horizon is None or time.monotonic() - self._horizon[0] > HORIZON_S:
+            self._horizon = (time.monotonic(), *horizon(connection, self.processor.service))
+        _, low, high = self._horizon
+        return low, min(high, first_id_at(self._clock() + CLOCK_TOLERANCE))
+
+
+class _Outcome:
+    """What has become of the records so far."""
+
+    def __init__(self, *, blocked: set[bytes]) -> None:
+        self.blocked = blocked
+        self.poison: list[_Poison] = []
+        self.behind: list[_Poison] = []
+        self.applied = 0
+        self.passed_types: set[str] = set()
+
+    def reject(self, poison: _Poison) -> None:
+        """The record is poison, or parks behind its key's; later ones of its key park behind it."""
+        if poison.record.key is not None and poison.record.key in self.blocked:
+            self.behind.append(poison)
+            return
+        self.poison.append(poison)
+        if len(self.poison) > PARKED_KEYS_MAX and not self.applied:  # no need to try the rest of them one by one
+            raise Braked(f"nothing passes; the last is {poison.cause} {poison.error[:300]}")
+        if poison.record.key is not None:
+            self.blocked.add(poison.record.key)
+
+    def unblocked(self, events: Sequence[_Event]) -> list[_Event]:
+        """Return the events whose key flows; the others are parked behind it."""
+        flowing = []
+        for event in events:
+            if event.record.key in self.blocked:
+                self.behind.append(_Poison(event.record, Cause.BEHIND_PARKED, "its key is parked", event.envelope))
+            else:
+                flowing.append(event)
+        return flowing
+
+
+class Brake:
+    """Tells poison from a broken handler: poison is alone in what it fails at.
+
+    A rejected event is parked once an event of its type has passed since it was first seen failing, in the same slice or
+    another one; an unreadable one once any event has. Until then it waits, and so does everything if too many keys fail.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._failing_since: dict[tuple[bytes | None, int], float] = {}
+        self._passed_at: dict[str, float] = {}
+        self._parked: deque[tuple[float, bytes | None]] = deque()
+
+    def judge(self, poison: Sequence[_Poison], passed_types: set[str]) -> None:
+        """Return if the poison may be parked; raises Braked if it must wait."""
+        now = self._now()
+        for item in poison:
+            since = self._failing_since.setdefault((item.record.key, item.record.offset), now)
+            if item.cause is not Cause.DUPLICATE_FACT and not self._works(item, since, passed_types):
+                raise Braked(f"nothing passes; the first is {item.cause} {item.error[:300]}")
+        while self._parked and now - self._parked[0][0] > PARKED_WINDOW_S:
+            self._parked.popleft()
+        keys = {key for _, key in self._parked} | {item.record.key for item in poison}
+        if poison and len(keys) > PARKED_KEYS_MAX:
+            raise Braked(f"{len(keys)} keys would be parked within a minute, the last for {poison[-1].error[:300]}")
+
+    def passed(self, poison: Sequence[_Poison], passed_types: set[str]) -> None:
+        """The slice is committed: what passed is known to work, what was parked is counted."""
+        now = self._now()
+        self._passed_at.update(dict.fromkeys(passed_types, now))
+        self._parked.extend((now, item.record.key) for item in poison)
+        if not poison:
+            horizon_s = now - 10 * PARKED_WINDOW_S
+            self._failing_since = {key: at for key, at in self._failing_since.items() if at > horizon_s}
+        for item in poison:
+            self._failing_since.pop((item.record.key, item.record.offset), None)
+
+    def _works(self, item: _Poison, since: float, passed_types: set[str]) -> bool:
+        if item.cause is not Cause.REJECTED or item.envelope is None:
+            return bool(passed_types) or any(at > since for at in self._passed_at.values())
+        name = item.envelope.event.type
+        return name in passed_types or self._passed_at.get(name, since) > since
+
+
+def is_transient(error: BaseException) -> bool:
+    """Return whether trying again may help: the listed set, and nothing else."""
+    if isinstance(error, PoolTimeoutError):  # no connection of the pool came free
+        return True
+    if not isinstance(error, DBAPIError):
+        return False
+    code = getattr(error.orig, "sqlstate", None)
+    if code is None:  # the server was not there to say why
+        return isinstance(error, (OperationalError, InterfaceError)) or error.connection_invalidated
+    return code.startswith(TRANSIENT_CLASSES) or code in TRANSIENT_CODES
+
+
+def headers_of(record: Record) -> dict[str, bytes]:
+    """Return a record's headers that hold a value."""
+    return {name: value for name, value in record.headers if value is not None}
+
+
+def _read(record: Record, low: UUID, high: UUID) -> _Event | _Poison:
+    try:
+        envelope = decode(headers_of(record), record.value)
+    except UnknownType as error:
+        return _Poison(record, Cause.UNKNOWN_TYPE, str(error))
+    except Undecodable as error:
+        return _Poison(record, Cause.UNDECODABLE, str(error))
+    if record.key != envelope.event.key.encode():
+        return _Poison(record, Cause.UNDECODABLE, "the record's key is not the event's", envelope)
+    at = time_of(envelope.id)
+    if at is None:
+        return _Poison(record, Cause.UNDECODABLE, f"id {envelope.id} is no UUIDv7", envelope)
+    if envelope.id < low:
+        return _Poison(record, Cause.BEHIND_HORIZON, f"recorded {at}: its repeats would not be recognised", envelope)
+    if envelope.id >= high:
+        return _Poison(record, Cause.AHEAD_OF_CLOCK, f"recorded {at}: ahead of the clock here", envelope)
+    return _Event(record, envelope)
+
+
+def _parked(poison: _Poison) -> Parked:
+    record, envelope = poison.record, poison.envelope
+    headers = headers_of(record)
+    return Parked(
+        offset=record.offset,
+        event_id=envelope.id if envelope else None,
+        key=record.key,
+        type=headers.get(TYPE, b"").decode(errors="replace") or None,
+        version=envelope.version if envelope else None,
+        headers={name: value.decode(errors="replace") for name, value in headers.items()},
+        value=record.value,
+        cause=poison.cause,
+        error=poison.error,
+    )
+
+
+def _told(error: BaseException) -> str:
+    """Return an error in one line, without the statement's parameters."""
+    said = error.orig if isinstance(error, DBAPIError) else error
+    return f"{type(said).__name__}: {said}".splitlines()[0]

@@ -1,0 +1,115 @@
+"""What merchants are to be told, as rows; telling them is the sender's, after the commit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+import msgspec
+from sqlalchemy import Connection, text
+from sqlalchemy.dialects.postgresql import insert
+
+from consumers.delivery import DuplicateFact
+from consumers.notification.tables import receiver
+from schemas.codec import Envelope
+from schemas.events import Event, PaymentFailed, PaymentSettled
+
+MERCHANT = "merchant"
+LEASE_S = 30
+"""How long a claimed record is its sender's; after that, sent or not, it is due again."""
+
+_WRITE = text("""
+    INSERT INTO notify_record (queue, event_id, merchant_no, payment_no, order_no, body)
+    SELECT :queue, * FROM unnest(CAST(:ids AS uuid[]), CAST(:merchants AS text[]), CAST(:payments AS text[]),
+                                 CAST(:orders AS text[]), CAST(:bodies AS text[]))
+    ON CONFLICT DO NOTHING""")
+
+_CLAIM = text("""
+    UPDATE notify_record SET claimed_until = clock_timestamp() + make_interval(secs => :lease_s), attempts = attempts + 1
+    WHERE id IN (SELECT id FROM notify_record WHERE status = 'CREATED' AND claimed_until <= clock_timestamp()
+                 ORDER BY claimed_until, id LIMIT :limit FOR UPDATE SKIP LOCKED)
+    RETURNING id, merchant_no, body""")
+
+_RECEIVERS = text("SELECT merchant_no, url, secret FROM receiver WHERE merchant_no = ANY (CAST(:merchants AS text[]))")
+
+_MARK = text("""
+    UPDATE notify_record
+    SET status = CASE WHEN result.error IS NULL THEN 'SUCCESS' ELSE 'CREATED' END,
+        finished_at = CASE WHEN result.error IS NULL THEN clock_timestamp() END,
+        last_error = result.error
+    FROM unnest(CAST(:ids AS uuid[]), CAST(:errors AS text[])) AS result (id, error)
+    WHERE notify_record.id = result.id AND notify_record.status = 'CREATED'""")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claimed:
+    """A record that the caller may send until its lease ends."""
+
+    id: UUID
+    merchant_no: str
+    body: str
+    url: str | None
+    secret: str | None
+
+
+def body_of(event: Event) -> str | None:
+    """Return what the merchant is told of an event; None where nothing."""
+    match event:
+        case PaymentSettled():
+            told = {"status": "SETTLED", "bank_transaction_no": event.bank_transaction_no, "at": event.settled_at}
+        case PaymentFailed():
+            told = {"status": "FAILED", "reason": event.reason, "at": event.failed_at}
+        case _:
+            return None
+    common = {"payment_no": event.payment_no, "order_no": event.order_no, "amount_fen": event.amount_fen}
+    return msgspec.json.encode({"type": event.type, **common, "currency": event.currency, **told}).decode()
+
+
+def write_records(connection: Connection, events: Sequence[Envelope]) -> None:
+    """Each settled or failed payment has a record to be sent. Transaction: the caller's. Raises DuplicateFact."""
+    told = [(envelope, body) for envelope in events if (body := body_of(envelope.event))]
+    if not told:
+        return
+    parameters = {
+        "queue": MERCHANT,
+        "ids": [envelope.id for envelope, _ in told],
+        "merchants": [envelope.event.merchant_no for envelope, _ in told],  # type: ignore[attr-defined]
+        "payments": [envelope.event.payment_no for envelope, _ in told],  # type: ignore[attr-defined]
+        "orders": [envelope.correlation for envelope, _ in told],
+        "bodies": [body for _, body in told],
+    }
+    if connection.execute(_WRITE, parameters).rowcount != len(told):
+        raise DuplicateFact("a record of this event was written before")
+
+
+def claim(connection: Connection, *, limit: int) -> list[Claimed]:
+    """Return due records, now the caller's for 30 seconds, in order of due time. Several senders may claim beside it."""
+    rows = connection.execute(_CLAIM, {"lease_s": LEASE_S, "limit": limit}).all()
+    merchants = sorted({row.merchant_no for row in rows})
+    receivers = (
+        {row.merchant_no: row for row in connection.execute(_RECEIVERS, {"merchants": merchants})} if rows else {}
+    )
+    return [
+        Claimed(
+            id=row.id,
+            merchant_no=row.merchant_no,
+            body=row.body,
+            url=found.url if (found := receivers.get(row.merchant_no)) else None,
+            secret=found.secret if found else None,
+        )
+        for row in rows
+    ]
+
+
+def mark(connection: Connection, results: Sequence[tuple[UUID, str | None]]) -> None:
+    """Sent records are SUCCESS; the others keep their error and are due again when their lease ends."""
+    errors = {"ids": [identity for identity, _ in results], "errors": [error for _, error in results]}
+    connection.execute(_MARK, errors)
+
+
+def register_receiver(connection: Connection, merchant_no: str, *, url: str, secret: str) -> None:
+    """The merchant is told at this address, signed with this secret. May be repeated: the last one holds."""
+    row = {"merchant_no": merchant_no, "url": url, "secret": secret}
+    statement = insert(receiver).values(row)
+    connection.execute(statement.on_conflict_do_update(index_elements=["merchant_no"], set_=row))

@@ -1,0 +1,7 @@
+"""The points processor."""
+
+from consumers.delivery import Processor
+from consumers.points.points import add_points
+from schemas.topics import PAYMENT_ORDER
+
+PROCESSOR = Processor(name="points", service="points", topics=(PAYMENT_ORDER,), handle=add_points)

@@ -1,0 +1,512 @@
+"""Faust's Kafka transport, one event per record batch of one partition.
+
+Faust keeps membership, rebalance, lifecycle and supervision. Replaced are its drain of one message at a time and its ack
+book-keeping, the source of every way in which it loses events: positions come from the database, through `Positions`, and
+Kafka's committed offset is written after our commit, as a mirror.
+
+Registered as the driver `batch`: `faust.App(…, broker="batch://host:port")`. Written against the versions below, whose
+internals it touches; `require_versions` refuses others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from types import TracebackType
+from typing import Any, Protocol, TypeVar
+
+import faust
+from aiokafka.errors import IllegalStateError, KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
+from faust.transport.drivers import TRANSPORTS
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, ConsumerRebalanceListener
+from faust.transport.drivers.aiokafka import Consumer as AIOKafkaConsumer
+from faust.transport.drivers.aiokafka import Transport as AIOKafkaTransport
+from faust.types import TP, ConsumerMessage
+from mode import Service
+
+from consumers.delivery import Slice
+from outbox.errors import Refused
+from outbox.inbox import Log
+
+VERSIONS = {"faust-streaming": "0.15.3", "aiokafka": "0.14.0", "mode-streaming": "0.7.1"}
+
+BATCHES_MAX = 2
+"""Batches of one partition that wait in the stream, beside the one that aiokafka holds ready."""
+BYTES_MAX = 64 * 1024 * 1024
+"""Of all partitions together."""
+FETCH_WAIT_MS = 500
+"""Faust's 1500 would hold up the look-ups of offsets, which queue behind the long poll."""
+POLL_S = 1.0
+MIRROR_S = 0.2
+MIRROR_TIMEOUT_S = 3.0
+GRACE_S = 8.0
+"""How long a batch in hand may take to commit when partitions are revoked or the process ends."""
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def require_versions() -> None:
+    """Raises Refused unless the libraries whose internals this module touches are the ones it was written against."""
+    for name, wanted in VERSIONS.items():
+        if (found := version(name)) != wanted:
+            raise Refused(
+                f"{name} is {found}, consumers/transport.py was written against {wanted}: make lock, read, adapt"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """Where to begin a log, or why not to."""
+
+    log: Log
+    next_offset: int
+    mirror: bool
+    """Whether Kafka's committed offset must be written now, since it is not the one we mirrored."""
+    hole: str = ""
+    """Set where the position lies outside the log: the partition stays stopped."""
+
+
+class Positions(Protocol):
+    """The truth about positions, as the consumer needs it. All calls may raise; they are then tried again."""
+
+    async def open(
+        self, earliest: Mapping[TP, int], latest: Mapping[TP, int], committed: Mapping[TP, int | None]
+    ) -> Mapping[TP, Opening]:
+        """Return where to begin each partition."""
+
+    async def topic_ids(self, topics: Collection[str]) -> Mapping[str, str]:
+        """Return the id of each topic that exists."""
+
+    def tell(self, about: str, condition: str) -> None:
+        """Say how a partition is; an empty condition takes the last word back."""
+
+
+class Lane:
+    """One assigned partition."""
+
+    __slots__ = ("bytes", "epoch", "log", "position", "state", "tp", "waiting")
+
+    def __init__(self, tp: TP) -> None:
+        self.tp = tp
+        self.state = "closed"
+        """closed (to be opened), open, full (enough waits), held (not before its time) or stopped (a hole)"""
+        self.epoch = 0
+        """Raised by each rewind: batches of an older epoch are dropped."""
+        self.log: Log | None = None
+        self.position = 0
+        self.waiting = 0
+        self.bytes = 0
+
+
+class Batch:
+    """Records of one partition on their way to the agent. `async with batch`: left without `done`, it is fetched again."""
+
+    def __init__(self, consumer: Consumer, lane: Lane, content: Slice, size: int, generation: int) -> None:
+        self.content = content
+        self._consumer = consumer
+        self._lane = lane
+        self._epoch = lane.epoch
+        self._size = size
+        self._generation = generation
+        self._hold_s: float | None = 0.0
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the partition was lost or rewound since the batch was fetched: it must not be begun."""
+        return (
+            self._consumer.lanes.get(self._lane.tp) is not self._lane
+            or self._lane.epoch != self._epoch
+            or self._consumer.app.consumer_generation_id != self._generation
+        )
+
+    @property
+    def is_unwanted(self) -> bool:
+        """Whether trying again is over: it is stale, or its partition is about to go."""
+        return self.is_stale or self._consumer.closing.is_set()
+
+    def done(self) -> None:
+        """The batch is committed in the database: Kafka's offset may follow."""
+        self._hold_s = None
+        if not self.is_stale:  # a commit of an older generation would make aiokafka leave the group and join again
+            self._consumer.mirror(self._lane.tp, self.content.end)
+
+    def hold(self, delay_s: float) -> None:
+        """The partition waits this long, then begins again at its progress; others go on."""
+        self._hold_s = delay_s
+
+    async def pause(self, delay_s: float) -> None:
+        """Return after the delay, or as soon as the batch is unwanted."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._consumer.closing.wait(), delay_s)
+
+    async def __aenter__(self) -> Batch:
+        self._consumer.in_hand += 1
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        consumer, lane = self._consumer, self._lane
+        consumer.in_hand -= 1
+        consumer.hands_free.set()
+        if self.is_stale:
+            return
+        lane.waiting -= 1
+        lane.bytes -= self._size
+        if self._hold_s is None:
+            consumer.reopen()
+        elif self._hold_s:
+            consumer.rewind(lane, state="held")
+            consumer.loop.call_later(self._hold_s, consumer.release, lane, lane.epoch)
+        else:
+            consumer.rewind(lane)
+
+
+class BatchSchema(faust.Schema):  # type: ignore[misc]
+    """Faust decodes nothing: the message's value is the batch."""
+
+    def compile(self, app: Any, **_: Any) -> Callable[..., Awaitable[Any]]:
+        async def decode(message: Any, *, propagate: bool = False) -> Any:  # noqa: ARG001 - Faust's signature
+            return app.create_event(None, message.value, None, message)
+
+        return decode
+
+
+class _Wanted(set[TopicPartition]):
+    """Partitions to take records of. aiokafka reads an empty set as all partitions; this one is never false."""
+
+    def __bool__(self) -> bool:
+        return True
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> Awaitable[None]:
+        # A poll that sleeps through the rebalance must bring nothing home of the next assignment.
+        self._thread.consumer.wanted.clear()
+        revoking: Awaitable[None] = super().on_partitions_revoked(revoked)
+        return revoking
+
+
+class _Thread(AIOKafkaConsumerThread):  # type: ignore[misc]
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        consumer._fetch_max_wait_ms = FETCH_WAIT_MS
+        return consumer
+
+
+class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
+    """Takes record lists as aiokafka hands them over and gives each to the stream as one event.
+
+    Partitions are not paused but left out of the poll: a pause makes aiokafka throw away what it has fetched. Polling goes
+    on for whatever else there is, if only for nothing, so that the group is not left while a batch takes its time.
+    """
+
+    RebalanceListener = _Listener
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.lanes: dict[TP, Lane] = {}
+        self.wanted = _Wanted()
+        """Touched in the consumer's thread only."""
+        self.in_hand = 0
+        self.hands_free = asyncio.Event()
+        self.closing = asyncio.Event()
+        self._to_open = asyncio.Event()
+        self._mirrored: dict[TP, int] = {}
+        self._to_mirror = asyncio.Event()
+
+    @property
+    def positions(self) -> Positions:
+        positions: Positions = self.app.positions
+        return positions
+
+    # ---- fetching ----------------------------------------------------------------------------------------------
+
+    async def _drain_messages(self, fetcher: Any) -> None:
+        """Poll until told to stop; called by Faust's Fetcher."""
+        while not (self.should_stop or fetcher.should_stop):
+            if not self.flow_active:
+                await self.wait(self.can_resume_flow)
+                continue
+            try:
+                generation, fetched = await self._in_thread(self._poll(self._open_partitions()))
+            except self.consumer_stopped_errors:
+                if self.app.should_stop or self.should_stop:
+                    return
+                raise
+            except asyncio.CancelledError:
+                if self.app.should_stop or self.should_stop:
+                    return
+                raise
+            except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
+                for tp in _partitions_of(error):
+                    self.rewind(self.lanes.get(tp))
+            except KafkaError as error:
+                log.warning("poll failed: %r", error)
+                await self.sleep(0.5)
+            else:
+                for tp, (records, end) in fetched.items():
+                    await self._give(tp, records, end, generation)
+
+    async def _poll(self, wanted: set[TopicPartition]) -> tuple[int, dict[TP, tuple[list[Any], int]]]:
+        """Return what came in, with the position after it. In the consumer's thread."""
+        consumer = self._thread._ensure_consumer()
+        if consumer._closed:
+            raise self.consumer_stopped_errors[0]
+        consumer._coordinator.check_errors()
+        self.wanted.clear()
+        self.wanted |= wanted
+        subscription = consumer._subscription
+        # aiokafka's own context manager would count a fetch for ever once an error leaves it.
+        context = subscription.fetch_context()
+        context.__enter__()
+        try:
+            fetched = await consumer._fetcher.fetched_records(
+                self.wanted, POLL_S, self.app.conf.broker_max_poll_records
+            )
+        finally:
+            context.__exit__(None, None, None)
+        assignment = subscription.subscription.assignment
+        # The position counts control records too, so that they never look like a gap.
+        found = {TP(*tp): (records, assignment.state_value(tp).position) for tp, records in fetched.items()}
+        return self.app.consumer_generation_id, found
+
+    async def _give(self, tp: TP, records: list[Any], end: int, generation: int) -> None:
+        lane = self.lanes.get(tp)
+        if lane is None or lane.state != "open" or lane.log is None:
+            return self.rewind(lane)  # fetched, not wanted any more: the fetch position must come back
+        if not self.flow_active or generation != self.app.consumer_generation_id:
+            return self.rewind(lane)
+        size = sum(record.serialized_value_size + record.serialized_key_size for record in records)
+        content = Slice(log=lane.log, start=lane.position, end=end, records=records)
+        lane.position = end
+        lane.waiting += 1
+        lane.bytes += size
+        if lane.waiting >= BATCHES_MAX:
+            lane.state = "full"
+        batch = Batch(self, lane, content, size, generation)
+        await self.callback(
+            ConsumerMessage(
+                tp.topic,
+                tp.partition,
+                content.start,
+                time.time(),
+                0,
+                None,
+                None,
+                batch,
+                None,
+                serialized_key_size=0,
+                serialized_value_size=size,
+                tp=tp,
+                generation_id=generation,
+            )
+        )
+        return None
+
+    def _open_partitions(self) -> set[TopicPartition]:
+        if sum(lane.bytes for lane in self.lanes.values()) >= BYTES_MAX:
+            return set()
+        return {TopicPartition(*lane.tp) for lane in self.lanes.values() if lane.state == "open"}
+
+    def reopen(self) -> None:
+        """Lanes with room again take part in the poll that is under way."""
+        for lane in self.lanes.values():
+            if lane.state == "full" and lane.waiting < BATCHES_MAX:
+                lane.state = "open"
+        self._thread.thread_loop.call_soon_threadsafe(self._wake, self._open_partitions())
+
+    def _wake(self, wanted: set[TopicPartition]) -> None:
+        self.wanted |= wanted
+        consumer = self._thread._consumer
+        if consumer is not None:
+            for waiter in list(consumer._fetcher._fetch_waiters):
+                consumer._fetcher._notify(waiter)
+
+    # ---- positions ---------------------------------------------------------------------------------------------
+
+    async def perform_seek(self) -> None:
+        """Faust calls this after each rebalance. The database is asked elsewhere: a rebalance never waits for it."""
+        self.closing.clear()
+        self.lanes = {TP(*tp): Lane(TP(*tp)) for tp in self.assignment()}
+        self._to_open.set()
+
+    def rewind(self, lane: Lane | None, *, state: str = "closed") -> None:
+        """The lane begins again at its progress; what waits of it is dropped."""
+        if lane is None or (lane.state == "stopped" and state == "closed"):
+            return
+        lane.epoch += 1
+        lane.waiting = lane.bytes = 0
+        lane.state = state
+        if state == "closed":
+            self._to_open.set()
+
+    def release(self, lane: Lane, epoch: int) -> None:
+        """A held lane's time has come."""
+        if self.lanes.get(lane.tp) is lane and lane.epoch == epoch and lane.state == "held":
+            lane.state = "closed"
+            self._to_open.set()
+
+    @Service.task  # type: ignore[untyped-decorator]
+    async def _opener(self) -> None:
+        while not self.should_stop:
+            await self.wait(self._to_open)
+            if self.should_stop:
+                return
+            self._to_open.clear()
+            lanes = [lane for lane in self.lanes.values() if lane.state == "closed"]
+            try:
+                await self._open(lanes)
+            except Exception as error:  # noqa: BLE001 - database or broker are away: try again, and say so
+                self.positions.tell("positions", f"cannot be read: {type(error).__name__}: {error}".splitlines()[0])
+                await self.sleep(0.5)
+                self._to_open.set()
+            else:
+                self.positions.tell("positions", "")
+
+    async def _open(self, lanes: Sequence[Lane]) -> None:
+        partitions = [TopicPartition(*lane.tp) for lane in lanes]
+        consumer = self._thread._ensure_consumer()
+        earliest = latest = {}
+        committed: dict[TP, int | None] = {}
+        if partitions:
+            earliest = await self._in_thread(consumer.beginning_offsets(partitions))
+            latest = await self._in_thread(consumer.end_offsets(partitions))
+            for tp in partitions:
+                committed[TP(*tp)] = await self._in_thread(consumer.committed(tp))
+        openings = await self.positions.open(_by_tp(earliest), _by_tp(latest), committed)
+        for lane in lanes:
+            if self.lanes.get(lane.tp) is not lane or lane.state != "closed" or lane.tp not in openings:
+                continue
+            opening = openings[lane.tp]
+            self.positions.tell(str(opening.log), f"stopped: {opening.hole}" if opening.hole else "")
+            lane.log = opening.log
+            if opening.hole:
+                lane.state = "stopped"
+                continue
+            await self._in_thread(_seek(consumer, TopicPartition(*lane.tp), opening.next_offset))
+            if self.lanes.get(lane.tp) is lane and lane.state == "closed":
+                lane.position, lane.state = opening.next_offset, "open"
+                if opening.mirror:
+                    self.mirror(lane.tp, opening.next_offset)
+        self.reopen()
+
+    @Service.task  # type: ignore[untyped-decorator]
+    async def _watch_topics(self) -> None:
+        """A topic that was made again is another log, even if the old position exists in it. Stopped lanes get a look too."""
+        while not self.should_stop:
+            await self.sleep(self.app.conf.consumer_metadata_max_age_ms / 1000)
+            topics = {lane.tp.topic for lane in self.lanes.values()}
+            try:
+                ids = await self.positions.topic_ids(topics) if topics else {}
+            except Exception as error:  # noqa: BLE001 - the broker is away: the next look will tell
+                log.warning("topic ids cannot be read: %r", error)
+                continue
+            for lane in list(self.lanes.values()):
+                if lane.state == "stopped":
+                    lane.state = "closed"
+                    self._to_open.set()
+                elif lane.log is not None and ids.get(lane.tp.topic, lane.log.topic_id) != lane.log.topic_id:
+                    log.warning("topic %s was made again: reading the new one from its beginning", lane.tp.topic)
+                    self.rewind(lane)
+
+    # ---- rebalance and end -------------------------------------------------------------------------------------
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        """Faust calls this before partitions go: flow stops, then `wait_empty` lets the batch in hand finish."""
+        self.closing.set()
+        await super().on_partitions_revoked(revoked)
+        self.lanes = {}
+        self._mirrored = {}
+
+    async def wait_empty(self) -> None:
+        """No batch is in hand any more, or the grace is over; what was committed is mirrored."""
+        self.closing.set()
+        deadline = time.monotonic() + GRACE_S
+        while self.in_hand and (left_s := deadline - time.monotonic()) > 0:
+            self.hands_free.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.hands_free.wait(), left_s)
+        await self._write_mirror()
+
+    # ---- the mirror --------------------------------------------------------------------------------------------
+
+    def mirror(self, tp: TP, next_offset: int) -> None:
+        """Kafka's committed offset will be this one, soon, if the partition stays ours."""
+        self._mirrored[tp] = next_offset
+        self._to_mirror.set()
+
+    @Service.task  # type: ignore[untyped-decorator]
+    async def _mirror_keeper(self) -> None:
+        while not self.should_stop:
+            await self.wait(self._to_mirror)
+            if self.should_stop:
+                return
+            self._to_mirror.clear()
+            await self._write_mirror()
+            await self.sleep(MIRROR_S)
+
+    async def _write_mirror(self) -> None:
+        offsets, self._mirrored = self._mirrored, {}
+        if not offsets:
+            return
+        try:
+            await asyncio.wait_for(self._in_thread(self._commit_mine(offsets)), MIRROR_TIMEOUT_S)
+        except (KafkaError, IllegalStateError, TimeoutError, RuntimeError) as error:
+            log.warning("mirror not written, progress stands: %r", error)
+            return
+        self.app.mirrored({self.lanes[tp].log: at for tp, at in offsets.items() if tp in self.lanes})
+
+    async def _commit_mine(self, offsets: Mapping[TP, int]) -> None:
+        consumer = self._thread._ensure_consumer()
+        mine = consumer.assignment()
+        commit = {tp: OffsetAndMetadata(at, "") for tp, at in offsets.items() if TopicPartition(*tp) in mine}
+        if commit:
+            await consumer.commit({TopicPartition(*tp): at for tp, at in commit.items()})
+
+    # ---- Faust's own book-keeping is off -----------------------------------------------------------------------
+
+    async def commit(self, *_: Any, **__: Any) -> bool:
+        """Faust commits nothing: see `mirror`."""
+        return False
+
+    def verify_event_path(self, now: float, tp: TP) -> None:
+        """Faust's live-lock detector reads its own offsets, which do not move here."""
+
+    def _new_consumer_thread(self) -> _Thread:
+        return _Thread(self, loop=self.loop, beacon=self.beacon)
+
+    def _in_thread(self, call: Coroutine[Any, Any, T]) -> Awaitable[T]:
+        """Return the call's result, made in the consumer's thread. Faust's own queue has two workers and can starve."""
+        future = asyncio.run_coroutine_threadsafe(call, self._thread.thread_loop)
+        return asyncio.wrap_future(future)
+
+
+class Transport(AIOKafkaTransport):  # type: ignore[misc]
+    """The aiokafka transport with our consumer."""
+
+    Consumer = Consumer
+
+
+TRANSPORTS.aliases["batch"] = f"{__name__}:Transport"
+
+
+async def _seek(consumer: Any, tp: TopicPartition, offset: int) -> None:
+    consumer.seek(tp, offset)
+
+
+def _by_tp(offsets: Mapping[TopicPartition, int]) -> dict[TP, int]:
+    return {TP(*tp): offset for tp, offset in offsets.items()}
+
+
+def _partitions_of(error: KafkaError) -> list[TP]:
+    [about] = error.args
+    return [TP(*tp) for tp in about] if isinstance(about, dict) else [TP(*about)]

@@ -1,0 +1,65 @@
+"""Processors as a process: one or several Faust apps on one worker, watched by a watchdog."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import faust
+
+from consumers.accounting.agent import PROCESSOR as ACCOUNTING
+from consumers.app import FAILED, PipelineApp, wait_for_broker
+from consumers.delivery import Processor
+from consumers.funds.agent import PROCESSOR as FUNDS
+from consumers.notification.agent import PROCESSOR as NOTIFICATION
+from consumers.points.agent import PROCESSOR as POINTS
+from outbox.condition import Condition
+from outbox.settings import Environment, Settings
+
+PROCESSORS = {processor.name: processor for processor in (FUNDS, POINTS, ACCOUNTING, NOTIFICATION)}
+
+HUNG_TICKS = 90
+"""Seconds that one turn to the database may take; its own time-outs end it long before."""
+
+log = logging.getLogger(__name__)
+
+
+class _Worker(faust.Worker):  # type: ignore[misc]
+    def _setup_logging(self) -> None:
+        """Logging is set up by the process, not by Faust."""
+        self.loghandlers: list[logging.Handler] = []
+
+    def _on_sigusr2(self) -> None:
+        """Faust would open a debugger."""
+
+
+def run(processors: Sequence[Processor], settings: Settings) -> None:
+    """Run processors until SIGTERM: the batch in hand is committed and mirrored, then the groups are left at once."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    logging.getLogger("consumers").setLevel(logging.INFO)
+    condition = Condition(Environment().payrelay_condition_file, processors[0].name)
+    wait_for_broker(settings, condition)
+    apps = [PipelineApp(processor, settings, condition) for processor in processors]
+    threading.Thread(target=_watch, args=(apps,), name="watchdog", daemon=True).start()
+    worker: Any = _Worker(apps[0], *apps[1:], redirect_stdouts=False, loglevel=logging.WARNING)
+    worker.spinner = None
+    worker.execute_from_commandline()
+
+
+def _watch(apps: Sequence[PipelineApp]) -> None:
+    """End the process when a turn to the database hangs. Counts its own ticks, so that being frozen does not count."""
+    while True:
+        time.sleep(1)
+        for app in apps:
+            if app.busy_since.is_busy:
+                app.busy_since.ticks_busy += 1
+            if app.busy_since.ticks_busy > HUNG_TICKS:
+                log.critical("hung consumer=%s: no state change in %d s", app.consumer_name, HUNG_TICKS)
+                os._exit(FAILED)

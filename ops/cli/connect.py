@@ -1,0 +1,99 @@
+"""payrelay connect: the outbox connector."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from connect.apply import apply_connector
+from connect.client import ConnectClient, ConnectorStatus
+from ops.cli.output import Format, Output, print_rows, say
+from ops.cli.pipeline import current_settings
+from outbox.settings import Settings
+
+app = typer.Typer(help="The outbox connector on Kafka Connect.", no_args_is_help=True)
+
+Timeout = Annotated[float, typer.Option("--timeout", min=0.1, help="seconds to wait")]
+
+
+def _client() -> tuple[ConnectClient, Settings]:
+    settings = current_settings()
+    return ConnectClient(settings.connect_url), settings
+
+
+def _print(status: ConnectorStatus, output: Format) -> None:
+    rows = [{"part": f"connector {status.name}", "state": status.state, "worker": "", "cause": ""}]
+    rows += [
+        {"part": f"task {task.id}", "state": task.state, "worker": task.worker, "cause": task.cause}
+        for task in status.tasks
+    ]
+    print_rows(rows, output)
+
+
+@app.command()
+def apply(
+    execute: Annotated[bool, typer.Option("--execute/--dry-run", help="only show what would change")] = True,
+    output: Output = Format.TABLE,
+) -> None:
+    """Bring the connector to its configuration: validate, show the difference, change it. Nothing happens if equal."""
+    client, settings = _client()
+    changes = apply_connector(client, settings, execute=execute)
+    print_rows(
+        [{"key": key, "old": old, "new": new} for key, old, new in changes], output, columns=("key", "old", "new")
+    )
+    say("nothing changed" if not changes else f"{len(changes)} values {'changed' if execute else 'would change'}")
+
+
+@app.command()
+def status(output: Output = Format.TABLE) -> None:
+    """Show what Kafka Connect says. It says RUNNING of a dead pipeline too: `payrelay doctor` judges health."""
+    client, settings = _client()
+    found = client.status(settings.connector)
+    _print(found, output)
+    if not found.is_running:
+        raise typer.Exit(1)
+
+
+@app.command()
+def wait(timeout: Timeout = 60.0, output: Output = Format.TABLE) -> None:
+    """Wait until connector and tasks run; exit code 1 with the first cause if a task fails or time is over."""
+    client, settings = _client()
+    _print(client.wait_running(settings.connector, timeout_s=timeout), output)
+
+
+@app.command()
+def restart(
+    failed: Annotated[bool, typer.Option("--failed", help="only what failed")] = False, timeout: Timeout = 60.0
+) -> None:
+    """Restart the connector and its tasks, and wait until they run."""
+    client, settings = _client()
+    client.restart(settings.connector, only_failed=failed)
+    client.wait_running(settings.connector, timeout_s=timeout)
+    say("restarted")
+
+
+@app.command()
+def pause() -> None:
+    """Pause: the task stays and keeps its slot, and reads nothing. WAL is kept meanwhile."""
+    client, settings = _client()
+    client.pause(settings.connector)
+    say("paused: payrelay connect resume")
+
+
+@app.command()
+def resume(timeout: Timeout = 60.0) -> None:
+    """Go on after pause or stop, and wait until connector and tasks run."""
+    client, settings = _client()
+    client.resume(settings.connector)
+    client.wait_running(settings.connector, timeout_s=timeout)
+    say("running")
+
+
+@app.command()
+def stop(timeout: Timeout = 60.0) -> None:
+    """Stop: tasks end and let go of the slot, offsets stay. WAL is kept meanwhile."""
+    client, settings = _client()
+    client.stop(settings.connector)
+    client.wait_stopped(settings.connector, timeout_s=timeout)
+    say("stopped: payrelay connect resume")

@@ -1,0 +1,120 @@
+"""The local stack: setup, up, down, status, logs."""
+
+from __future__ import annotations
+
+import subprocess
+from contextlib import nullcontext
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from ops.cli.output import Format, Output, console, errors, print_rows, say
+from ops.stack.state import PartState, StackFolder
+from outbox.errors import Refused
+from outbox.settings import Environment
+
+Stack = Annotated[str, typer.Option("--stack", help="which stack; several may run side by side")]
+
+
+def this_stack(name: str = "") -> StackFolder:
+    """Return the folder of the named stack, or of the one the environment names."""
+    return StackFolder(name=name or Environment().payrelay_stack)
+
+
+def setup() -> None:
+    """Fetch the stack's programs and check them by sha256. Repeated, it only checks, and needs no network."""
+    from ops.stack.programs import installed_programs, locked
+
+    programs = installed_programs(this_stack().home)
+    columns = (
+        TextColumn("Kafka, Kafka Connect, Debezium"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=errors, transient=True) as progress:
+        task = progress.add_task("checking", total=None)
+
+        def advance(name: str, done: int, total: int) -> None:
+            progress.update(task, description=name, completed=done, total=total)
+            if not errors.is_terminal and (done % 20 == 0 or done == total):
+                say(f"  {done} of {total} programs")
+
+        fetched = programs.install(advance)
+    if fetched:
+        say(f"{fetched} of {len(locked())} programs fetched and checked by sha256")
+
+
+def up(
+    stack: Stack = "",
+    infrastructure: Annotated[bool, typer.Option("--infrastructure", help="without services and workers")] = False,
+) -> None:
+    """Start the local stack, or what is missing of it. Leaves one supervisor process, the parent of all parts."""
+    from ops.stack.control import up as start
+
+    setup()
+    folder = this_stack(stack)
+    live = Live(console=errors, transient=True, refresh_per_second=8) if errors.is_terminal else nullcontext()
+    with live as screen:
+
+        def watch(states: list[PartState]) -> None:
+            if screen is not None:
+                screen.update("  ".join(f"{state.name} {state.state}" for state in states))
+
+        started = start(folder, infrastructure=infrastructure, watch=watch)
+    say("the stack is up" if started else "the stack was up already")
+
+
+def down(stack: Stack = "", wipe: Annotated[bool, typer.Option("--wipe", help="remove its data too")] = False) -> None:
+    """Stop the local stack. Data stays, unless --wipe is given."""
+    from ops.stack.control import down as stop
+
+    was_up = stop(this_stack(stack), wipe=wipe)
+    say(("the stack is down" if was_up else "nothing was running") + (", its data removed" if wipe else ""))
+
+
+def status(stack: Stack = "", output: Output = Format.TABLE) -> None:
+    """Show each part: state, pid, port, version, since when, restarts, last exit. Exit code 1 unless all run."""
+    folder = this_stack(stack)
+    rows = [asdict(state) | {"condition": _condition(folder, state)} for state in folder.states()]
+    print_rows(rows, output)
+    if not rows:
+        say("no stack here: payrelay up")
+    if not rows or any(row["state"] != "running" for row in rows):
+        raise typer.Exit(1)
+
+
+def _condition(folder: StackFolder, state: PartState) -> str:
+    """Return what a running worker says of itself."""
+    if state.state != "running" or not state.name.startswith("worker:"):
+        return ""
+    said = folder.read(f"conditions/{state.name.replace(':', '-')}.json")
+    return "; ".join(f"{name}: {text}" if name != state.name.partition(":")[2] else text for name, text in said.items())
+
+
+def logs(
+    part: Annotated[str, typer.Argument(help="a part's name as status shows it; all parts without it")] = "",
+    stack: Stack = "",
+    lines: Annotated[int, typer.Option("-n", "--lines", min=1)] = 50,
+    follow: Annotated[bool, typer.Option("-f", "--follow")] = False,
+) -> None:
+    """Print the end of a part's log, or of every part's."""
+    folder = this_stack(stack)
+    known = {path.stem: path for path in sorted(folder.logs.glob("*.log"))}
+    wanted = part.replace(":", "-")
+    if part and wanted not in known:
+        raise Refused(f"no log of {part!r}; there are: {', '.join(known) or 'none, the stack was never up'}")
+    paths = [str(known[wanted])] if part else [str(path) for path in known.values()]
+    if not paths:
+        raise Refused("no logs: the stack was never up")
+    console.file.flush()
+    try:
+        subprocess.run(["/usr/bin/env", "tail", f"-n{lines}", *(["-F"] if follow else []), *paths], check=False)
+    except KeyboardInterrupt:
+        return
+
+
+COMMANDS = (setup, up, down, status, logs)

@@ -1,0 +1,37 @@
+"""The command line: thin; each command calls a function that says what is true afterwards."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from ops.cli import connect, local, pipeline
+from ops.cli.output import say
+from outbox.errors import PayrelayError
+
+app = typer.Typer(
+    name="payrelay",
+    help="An event-driven payment pipeline that never loses money and never moves it twice.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    add_completion=True,
+)
+for module in (local, pipeline):
+    for command in module.COMMANDS:
+        app.command()(command)
+app.add_typer(pipeline.topics, name="topics")
+app.add_typer(connect.app, name="connect")
+
+
+def main() -> None:
+    """Run a command; errors of ours become one message and an exit code."""
+    try:
+        app()
+    except PayrelayError as error:
+        say(f"payrelay: {error}")
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""What runs on a stack, local or not: migrate, topics."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from ops.cli.local import this_stack
+from ops.cli.output import Format, Output, print_rows, say
+from outbox.errors import Refused
+from outbox.settings import Settings
+
+topics = typer.Typer(help="Topics, as schemas/topics.py declares them.", no_args_is_help=True)
+
+
+def current_settings() -> Settings:
+    """Return the environment's settings where they name a Kafka, else those of the local stack."""
+    settings = Settings()
+    if settings.kafka_bootstrap:
+        return settings
+    try:
+        return this_stack().settings()
+    except FileNotFoundError as error:
+        raise Refused(f"{error}; or set PAYRELAY_KAFKA_BOOTSTRAP and the rest for a stack of your own") from error
+
+
+def migrate() -> None:
+    """Bring the database to this version: schemas, roles, days ahead, publication, slot. May be repeated."""
+    from outbox.migrate import migrate as bring
+
+    bring(current_settings(), today=datetime.now(UTC).date())
+    say("the database is as this version needs it")
+
+
+@topics.command("list")
+def topics_list(output: Output = Format.TABLE) -> None:
+    """Show each declared topic and how the broker's differs. Exit code 1 if one does."""
+    from ops.topics import topic_states
+
+    rows = [asdict(state) | {"problems": "; ".join(state.problems)} for state in topic_states(current_settings())]
+    print_rows(rows, output)
+    if any(row["problems"] for row in rows):
+        raise typer.Exit(1)
+
+
+@topics.command("apply")
+def topics_apply(
+    execute: Annotated[bool, typer.Option("--execute/--dry-run", help="only show what would be done")] = True,
+) -> None:
+    """Create what is missing and mend configurations. Partitions are never added: keys would move."""
+    from ops.topics import apply_topics
+
+    done = apply_topics(current_settings(), execute=execute)
+    for line in done:
+        say(line)
+    say(f"{len(done)} topics {'changed' if execute else 'would change'}")
+
+
+def worker(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="processors, and `notifier`; all processors without it")
+    ] = None,
+) -> None:
+    """Run processors in one process, until SIGTERM or Ctrl-C."""
+    from consumers.notification.sender import run as run_sender
+    from consumers.worker import PROCESSORS, run
+
+    wanted = names or list(PROCESSORS)
+    if unknown := [name for name in wanted if name not in (*PROCESSORS, NOTIFIER)]:
+        raise typer.BadParameter(f"{', '.join(unknown)}; there are: {', '.join((*PROCESSORS, NOTIFIER))}")
+    if NOTIFIER in wanted:
+        if wanted != [NOTIFIER]:
+            raise typer.BadParameter(f"{NOTIFIER} runs in a process of its own")
+        run_sender(current_settings())
+    else:
+        run([PROCESSORS[name] for name in wanted], current_settings())
+
+
+def serve(
+    names: Annotated[list[str] | None, typer.Argument(help="services; all without it")] = None,
+) -> None:
+    """Run HTTP services in one process, until SIGTERM or Ctrl-C."""
+    from producers.bank.api import create_app as create_bank
+    from producers.http import serve as serve_apps
+    from producers.payments.api import create_app as create_payments
+
+    settings = current_settings()
+    services = {"payments": (create_payments, settings.payments_port), "bank": (create_bank, settings.bank_port)}
+    wanted = names or list(services)
+    if unknown := [name for name in wanted if name not in services]:
+        raise typer.BadParameter(f"{', '.join(unknown)}; there are: {', '.join(services)}")
+    serve_apps([(services[name][0](settings), settings.host, services[name][1]) for name in wanted])
+
+
+NOTIFIER = "notifier"
+
+COMMANDS = (migrate, worker, serve)

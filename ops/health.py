@@ -1,0 +1,64 @@
+"""How the way out is, judged by what moves: heartbeat age, slot and lag; never by what Kafka Connect says of its task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
+
+from outbox.errors import Unreachable
+from outbox.settings import READER, Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlotState:
+    """The replication slot as PostgreSQL sees it."""
+
+    found: bool
+    active: bool
+    wal_status: str
+    retained_bytes: int
+    unconfirmed_bytes: int
+
+
+def reader_engine(settings: Settings) -> Engine:
+    """Return an engine of the role that reads every service's rows and writes none."""
+    url = make_url(settings.dsn_of(READER)).set(drivername="postgresql+psycopg")
+    return create_engine(url, poolclass=NullPool, connect_args={"connect_timeout": 5})
+
+
+def last_heartbeat(settings: Settings) -> datetime | None:
+    """Return when the connector last wrote its heartbeat; None before the first one or while PostgreSQL is away."""
+    try:
+        with reader_engine(settings).connect() as connection:
+            beat: datetime | None = connection.execute(text("SELECT beat_at FROM connect.heartbeat")).scalar()
+            return beat
+    except DBAPIError:
+        return None
+
+
+def slot_state(settings: Settings) -> SlotState:
+    """Return the state of the replication slot. Raises Unreachable."""
+    try:
+        with reader_engine(settings).connect() as connection:
+            row = connection.execute(
+                text("""SELECT active, coalesce(wal_status, '') AS wal_status,
+                               coalesce(pg_current_wal_lsn() - restart_lsn, 0)::bigint AS retained,
+                               coalesce(pg_current_wal_lsn() - confirmed_flush_lsn, 0)::bigint AS unconfirmed
+                        FROM pg_replication_slots WHERE slot_name = :slot"""),
+                {"slot": settings.slot},
+            ).first()
+    except DBAPIError as error:
+        raise Unreachable(f"PostgreSQL does not answer: {str(error.orig).splitlines()[0]}") from error
+    if row is None:
+        return SlotState(found=False, active=False, wal_status="lost", retained_bytes=0, unconfirmed_bytes=0)
+    return SlotState(
+        found=True,
+        active=row.active,
+        wal_status=row.wal_status,
+        retained_bytes=row.retained,
+        unconfirmed_bytes=row.unconfirmed,
+    )

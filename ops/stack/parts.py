@@ -1,0 +1,397 @@
+"""What the stack is made of: how each part is prepared, started, found ready and stopped."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache, partial
+from hashlib import sha256
+from pathlib import Path
+from urllib.error import URLError
+
+import psycopg
+
+from ops.stack import tie
+from ops.stack.programs import KAFKA_VERSION, Programs, java, postgres_bin, postgres_version
+from ops.stack.state import StackFolder
+
+TIE = Path(tie.__file__)
+KAFKA_CLUSTER = "payrelay-local-kafka00"  # 22 characters, as Kafka wants it
+
+SERVICES = ("payments", "bank")
+WORKERS = ("funds", "points", "accounting", "notification", "notifier")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A process that the supervisor keeps alive."""
+
+    name: str
+    version: str
+    command: list[str]
+    port: int | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    prepare: Callable[[], None] = lambda: None
+    """Makes what the process needs before its first start; may be repeated."""
+    ready: Callable[[], bool] = lambda: True
+    needs: tuple[str, ...] = ()
+    """Gates that must be open before the process starts."""
+    stop_signal: int = signal.SIGTERM
+    stop_s: float = 20.0
+    """After this long a stopping process is killed."""
+    death_signal: int = signal.SIGKILL
+    """What the process gets when its supervisor dies."""
+    mode: str = "keep"
+    """As whom it runs: a mode of ops/stack/tie.py."""
+
+
+def tied(command: list[str], *, mode: str = "keep", death_signal: int = signal.SIGKILL) -> list[str]:
+    """Return a command for a process that dies with the calling one."""
+    return [sys.executable, "-I", "-S", str(TIE), mode, str(int(death_signal)), str(os.getpid()), *command]
+
+
+def parts_of(folder: StackFolder, programs: Programs, ports: Mapping[str, int], *, infrastructure: bool) -> list[Part]:
+    """Return the parts of a stack, in the order of `payrelay status`."""
+    parts = [_postgres(folder, ports["postgres"]), _kafka(folder, programs, ports), _connect(folder, programs, ports)]
+    if infrastructure:
+        return parts
+    for name in SERVICES:
+        port = ports[f"service:{name}"]
+        parts.append(_payrelay(folder, "service", name, ["serve", name], port=port, needs=("schema",)))
+    for name in WORKERS:
+        needs = ("schema",) if name == "notifier" else ("schema", "topics")
+        parts.append(_payrelay(folder, "worker", name, ["worker", name], needs=needs))
+    return parts
+
+
+def _payrelay(
+    folder: StackFolder, kind: str, name: str, arguments: list[str], *, needs: tuple[str, ...], port: int | None = None
+) -> Part:
+    condition = folder.conditions / f"{kind}-{name}.json"
+
+    def forget() -> None:
+        condition.unlink(missing_ok=True)
+
+    return Part(
+        name=f"{kind}:{name}",
+        version="",
+        command=[sys.executable, "-m", "ops.cli.main", *arguments],
+        port=port,
+        environment={
+            "PAYRELAY_HOME": str(folder.home),
+            "PAYRELAY_STACK": folder.name,
+            "PAYRELAY_CONDITION_FILE": str(condition),
+        },
+        prepare=forget,
+        ready=partial(_answers, f"http://127.0.0.1:{port}/health") if port else condition.exists,
+        needs=needs,
+        stop_s=20.0,
+    )
+
+
+def _postgres(folder: StackFolder, port: int) -> Part:
+    place = PostgresPlace.of(folder)
+    return Part(
+        name="postgres",
+        version=postgres_version(),
+        command=[str(place.bin / "postgres"), "-D", str(place.data), "-p", str(port)],
+        port=port,
+        prepare=partial(_prepare_postgres, folder, place),
+        ready=partial(_postgres_answers, folder, port),
+        stop_signal=signal.SIGINT,  # fast shutdown: open transactions are rolled back
+        death_signal=signal.SIGQUIT,
+        mode=place.mode,
+    )
+
+
+@dataclass(frozen=True)
+class PostgresPlace:
+    """Where PostgreSQL's programs and data are: in the stack's folder if the server's user can reach it."""
+
+    bin: Path
+    data: Path
+    mode: str
+
+    @classmethod
+    def of(cls, folder: StackFolder) -> PostgresPlace:
+        if os.geteuid() != 0:
+            return cls(postgres_bin(), folder.path / "postgres", "keep")
+        if _user_namespaces_work():
+            return cls(postgres_bin(), folder.path / "postgres", "namespace")
+        # Root, and no user namespaces: the unprivileged user could not reach a checkout below a 0700 folder.
+        reachable = Path("/var/tmp") / f"payrelay-{sha256(str(folder.path).encode()).hexdigest()[:12]}"  # noqa: S108
+        return cls(reachable / "pginstall" / "bin", reachable / "data", "nobody")
+
+
+@cache
+def _user_namespaces_work() -> bool:
+    return subprocess.run(tied(["true"], mode="namespace"), check=False).returncode != tie.NO_NAMESPACE
+
+
+def _prepare_postgres(folder: StackFolder, place: PostgresPlace) -> None:
+    _end_stale_postgres(place.data)
+    owner = folder.secrets()["owner"]
+    if place.bin != postgres_bin() and not place.bin.exists():
+        shutil.copytree(postgres_bin().parent, place.bin.parent)
+        _give_away(place.bin.parent.parent)
+    if not (place.data / "PG_VERSION").exists() or not (place.data / ".complete").exists():
+        shutil.rmtree(place.data, ignore_errors=True)
+        place.data.mkdir(parents=True, mode=0o700)
+        password = place.data.parent / f".{place.data.name}.password"
+        password.touch(mode=0o600)
+        password.write_text(owner)
+        if place.bin != postgres_bin():
+            _give_away(place.data)
+            _give_away(password)
+        initdb = [
+            str(place.bin / "initdb"), "-D", str(place.data), "-U", "postgres", "--auth=scram-sha-256",
+            f"--pwfile={password}", "--encoding=UTF8", "--no-locale", "--no-sync",
+        ]  # fmt: skip
+        made = subprocess.run(tied(initdb, mode=place.mode), capture_output=True, text=True, check=False)
+        password.unlink()
+        if made.returncode:
+            raise RuntimeError(f"initdb: {made.stderr.strip() or made.stdout.strip()}")
+        with (place.data / "postgresql.conf").open("a") as file:
+            file.write("include 'payrelay.conf'\n")
+        (place.data / ".complete").touch()
+    (place.data / "payrelay.conf").write_text(rendered(POSTGRES_LOCAL | POSTGRES_SETTINGS))
+
+
+POSTGRES_SETTINGS = {
+    "wal_level": "logical",
+    "track_commit_timestamp": "on",
+    "max_connections": "200",
+    "max_wal_senders": "10",
+    "max_replication_slots": "10",
+    "max_slot_wal_keep_size": "10GB",
+    "shared_buffers": "256MB",
+    "max_wal_size": "4GB",
+}
+"""What payrelay needs of any PostgreSQL; docker-compose.yml holds the same values."""
+
+
+POSTGRES_LOCAL = {
+    "listen_addresses": "'127.0.0.1'",
+    "unix_socket_directories": "''",
+    "log_min_messages": "warning",
+    "log_line_prefix": "'%m [%p] %u '",
+    "timezone": "'UTC'",
+    "log_timezone": "'UTC'",
+}
+
+
+def _give_away(path: Path) -> None:
+    for item in (path, *path.rglob("*")):
+        os.chown(item, tie.NOBODY, tie.NOBODY, follow_symlinks=False)
+
+
+def _end_stale_postgres(data: Path) -> None:
+    """No server of an earlier supervisor runs on the data, and no stale lock file of one keeps ours away."""
+    lock = data / "postmaster.pid"
+    try:
+        pid = int(lock.read_text().split()[0])
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except (FileNotFoundError, ProcessLookupError, ValueError, IndexError):
+        command = []
+    if str(data) in command:
+        os.kill(pid, signal.SIGQUIT)
+        raise RuntimeError(f"an earlier server (pid {pid}) is still ending")  # the supervisor tries again
+    lock.unlink(missing_ok=True)
+
+
+def _postgres_answers(folder: StackFolder, port: int) -> bool:
+    """Return whether the server takes connections; its database is then there."""
+    try:
+        connection = psycopg.connect(
+            host="127.0.0.1", port=port, user="postgres", password=folder.secrets()["owner"],
+            dbname="postgres", connect_timeout=2, autocommit=True,
+        )  # fmt: skip
+        with connection:
+            if not connection.execute("SELECT 1 FROM pg_database WHERE datname = 'payrelay'").fetchone():
+                connection.execute("CREATE DATABASE payrelay")
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+JVM_FLAGS = ["-XX:+UseSerialGC", "-Xms128m", "-Xmx512m", "-XX:TieredStopAtLevel=1", "-Xshare:auto"]
+
+
+def _java(programs: Programs, main: str, *arguments: str, log4j: Path | None = None) -> list[str]:
+    logging = [f"-Dlog4j2.configurationFile={log4j}"] if log4j else []
+    return [java(), *JVM_FLAGS, *logging, "-cp", programs.class_path(), main, *arguments]
+
+
+def _kafka(folder: StackFolder, programs: Programs, ports: Mapping[str, int]) -> Part:
+    home = folder.path / "kafka"
+    properties = home / "server.properties"
+    return Part(
+        name="kafka",
+        version=KAFKA_VERSION,
+        command=_java(programs, "kafka.Kafka", str(properties), log4j=home / "log4j2.properties"),
+        port=ports["kafka"],
+        prepare=partial(_prepare_kafka, programs, home, ports),
+        ready=partial(_broker_answers, ports["kafka"]),
+    )
+
+
+def broker_properties(ports: Mapping[str, int], data: str) -> dict[str, str]:
+    """Return the broker's configuration; docker-compose.yml holds the same values."""
+    return {
+        "process.roles": "broker,controller",
+        "node.id": "1",
+        "controller.quorum.voters": f"1@127.0.0.1:{ports['controller']}",
+        "listeners": f"PLAINTEXT://127.0.0.1:{ports['kafka']},CONTROLLER://127.0.0.1:{ports['controller']}",
+        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{ports['kafka']}",
+        "controller.listener.names": "CONTROLLER",
+        "inter.broker.listener.name": "PLAINTEXT",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "log.dirs": data,
+        **BROKER_SETTINGS,
+    }
+
+
+BROKER_SETTINGS = {
+    "auto.create.topics.enable": "false",
+    "default.replication.factor": "1",
+    "min.insync.replicas": "1",
+    "offsets.topic.replication.factor": "1",
+    "offsets.topic.num.partitions": "4",
+    "transaction.state.log.replication.factor": "1",
+    "transaction.state.log.min.isr": "1",
+    "transaction.state.log.num.partitions": "1",
+    "share.coordinator.state.topic.replication.factor": "1",
+    "share.coordinator.state.topic.min.isr": "1",
+    "share.coordinator.state.topic.num.partitions": "1",
+    "group.initial.rebalance.delay.ms": "0",
+    "log.message.timestamp.type": "LogAppendTime",
+    "log.cleaner.dedupe.buffer.size": "16777216",
+    "message.max.bytes": "2097152",
+}
+
+
+def _prepare_kafka(programs: Programs, home: Path, ports: Mapping[str, int]) -> None:
+    home.mkdir(exist_ok=True)
+    data = home / "data"
+    properties = home / "server.properties"
+    properties.write_text(rendered(broker_properties(ports, str(data))))
+    (home / "log4j2.properties").write_text(LOG4J)
+    if not (data / "meta.properties").exists():
+        tool = ["format", "-t", KAFKA_CLUSTER, "-c", str(properties), "--ignore-formatted"]
+        command = _java(programs, "kafka.tools.StorageTool", *tool, log4j=home / "log4j2.properties")
+        made = subprocess.run(tied(command), capture_output=True, text=True, check=False)
+        if made.returncode:
+            raise RuntimeError(f"kafka storage format: {made.stdout.strip()} {made.stderr.strip()}")
+
+
+LOG4J = """\
+status = warn
+appender.console.type = Console
+appender.console.name = console
+appender.console.layout.type = PatternLayout
+appender.console.layout.pattern = %d{ISO8601} %-5p %c{1}: %m%n
+rootLogger.level = warn
+rootLogger.appenderRef.console.ref = console
+logger.connect.name = org.apache.kafka.connect.runtime
+logger.connect.level = info
+logger.debezium.name = io.debezium
+logger.debezium.level = info
+"""
+
+
+def rendered(properties: Mapping[str, str]) -> str:
+    """Return properties as a file's text."""
+    return "".join(f"{key}={value}\n" for key, value in properties.items())
+
+
+def _connect(folder: StackFolder, programs: Programs, ports: Mapping[str, int]) -> Part:
+    home = folder.path / "connect"
+    properties = home / "connect.properties"
+
+    def prepare() -> None:
+        home.mkdir(exist_ok=True)
+        (home / "log4j2.properties").write_text(LOG4J)
+        settings = connect_properties(
+            bootstrap=f"127.0.0.1:{ports['kafka']}", port=ports["connect"], host="127.0.0.1",
+            plugins=str(programs.plugins), secrets=str(folder.path / "connect.secrets"),
+        )  # fmt: skip
+        properties.write_text(rendered(settings))
+
+    return Part(
+        name="connect",
+        version=KAFKA_VERSION,
+        command=_java(
+            programs,
+            "org.apache.kafka.connect.cli.ConnectDistributed",
+            str(properties),
+            log4j=home / "log4j2.properties",
+        ),
+        port=ports["connect"],
+        prepare=prepare,
+        ready=partial(_answers, f"http://127.0.0.1:{ports['connect']}/connectors"),
+        stop_s=10.0,  # seen to hang on SIGTERM once, its task still publishing; the slot's position makes a kill safe
+    )
+
+
+def connect_properties(*, bootstrap: str, host: str, port: int, plugins: str, secrets: str) -> dict[str, str]:
+    """Return the Connect worker's configuration; docker-compose.yml holds the same values."""
+    return {
+        "bootstrap.servers": bootstrap,
+        "listeners": f"http://{host}:{port}",
+        "rest.advertised.host.name": host,
+        "rest.advertised.port": str(port),
+        "plugin.path": plugins,
+        "config.providers.file.param.allowed.paths": secrets,
+        **CONNECT_SETTINGS,
+    }
+
+
+CONNECT_SETTINGS = {
+    "group.id": "payrelay-connect",
+    "config.storage.topic": "payrelay-connect-configs",
+    "config.storage.replication.factor": "1",
+    "offset.storage.topic": "payrelay-connect-offsets",
+    "offset.storage.replication.factor": "1",
+    "offset.storage.partitions": "1",
+    "status.storage.topic": "payrelay-connect-status",
+    "status.storage.replication.factor": "1",
+    "status.storage.partitions": "1",
+    "key.converter": "org.apache.kafka.connect.storage.StringConverter",
+    "value.converter": "org.apache.kafka.connect.storage.StringConverter",
+    "plugin.discovery": "service_load",
+    "offset.flush.interval.ms": "5000",
+    "scheduled.rebalance.max.delay.ms": "0",
+    "exactly.once.source.support": "disabled",
+    "topic.creation.enable": "false",
+    "connector.client.config.override.policy": "Allowlist",
+    "connector.client.config.override.allowlist": "compression.type,linger.ms,batch.size,max.request.size,buffer.memory",
+    "config.providers": "file",
+    "config.providers.file.class": "org.apache.kafka.common.config.provider.FileConfigProvider",
+    "session.timeout.ms": "6000",
+    "heartbeat.interval.ms": "1000",
+    "rebalance.timeout.ms": "10000",
+}
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - a loopback address of ours
+            return bool(answer.status == 200)
+    except (URLError, OSError):
+        return False
+
+
+def _broker_answers(port: int) -> bool:
+    from confluent_kafka.admin import AdminClient
+
+    client = AdminClient({"bootstrap.servers": f"127.0.0.1:{port}", "log_level": 0, "socket.timeout.ms": 2000})
+    try:
+        return bool(client.list_topics(timeout=2).brokers)
+    except Exception:  # noqa: BLE001 - whatever it is, the broker does not answer
+        return False

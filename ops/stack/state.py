@@ -1,0 +1,181 @@
+"""What a stack knows of itself, as files: `.payrelay/stacks/<name>/` with ports, secrets, states, logs and data.
+
+A stack is up exactly while its supervisor holds the lock on `lock`: no process number is trusted, so neither a stale
+state file nor a reboot can mislead.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import random
+import secrets
+import socket
+from base64 import b64encode
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from outbox.settings import CONNECTOR, READER, SERVICES, Environment, Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+PORTS = range(20_000, 30_000)
+"""Below the kernel's range for outgoing connections, which could otherwise take a port between two starts."""
+
+PORT_NAMES = ("postgres", "kafka", "controller", "connect", "service:payments", "service:bank")
+
+
+@dataclass(kw_only=True)
+class PartState:
+    """One row of `payrelay status`."""
+
+    name: str
+    state: str = "stopped"
+    pid: int | None = None
+    port: int | None = None
+    version: str = ""
+    since: str = ""
+    restarts: int = 0
+    last_exit: str = ""
+    condition: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackFolder:
+    """A stack's own folder and what lies in it."""
+
+    name: str
+    home: Path = field(default_factory=lambda: (Environment().payrelay_home or ROOT / ".payrelay").resolve())
+
+    @property
+    def path(self) -> Path:
+        return self.home / "stacks" / self.name
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def conditions(self) -> Path:
+        return self.path / "conditions"
+
+    def make(self) -> None:
+        """The folder exists, readable by its owner only."""
+        for folder in (self.path, self.logs, self.conditions):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.path.chmod(0o700)
+
+    def read(self, name: str) -> dict[str, Any]:
+        """Return a JSON file's content; empty where it is missing or torn."""
+        try:
+            content = json.loads((self.path / name).read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def write(self, name: str, content: object) -> None:
+        """The file holds the content, whole or not at all, and only its owner can read it."""
+        target = self.path / name
+        scratch = target.with_name(f".{target.name}.{os.getpid()}")
+        descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(content, file, indent=1)
+        scratch.replace(target)
+
+    def lock(self) -> int | None:
+        """Return a descriptor that holds the stack's lock until it is closed; None while somebody else holds it."""
+        self.make()
+        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        return descriptor
+
+    def is_up(self) -> bool:
+        """Return whether a supervisor holds the lock."""
+        if not (self.path / "lock").exists():
+            return False
+        descriptor = self.lock()
+        if descriptor is None:
+            return True
+        os.close(descriptor)
+        return False
+
+    def ports(self) -> dict[str, int]:
+        """Return a free port for each name: the ones of the last time where they are still free."""
+        kept = self.read("ports.json")
+        ports: dict[str, int] = {}
+        for name in PORT_NAMES:
+            port = kept.get(name)
+            while not isinstance(port, int) or port in ports.values() or not _is_free(port):
+                port = random.choice(PORTS)  # noqa: S311 - no secret
+            ports[name] = port
+        self.write("ports.json", ports)
+        return ports
+
+    def secrets(self) -> dict[str, str]:
+        """Return the stack's passwords and signing secrets, made at the first call."""
+        kept = self.read("secrets.json")
+        wanted = [*SERVICES, READER, CONNECTOR, "owner"]
+        made = {name: kept.get(name) or secrets.token_urlsafe(24) for name in wanted}
+        for name in ("bank_notify", "bank_link"):
+            made[name] = kept.get(name) or "whsec_" + b64encode(secrets.token_bytes(32)).decode()
+        if made != kept:
+            self.write("secrets.json", made)
+            scratch = self.path / "connect.secrets"
+            scratch.touch(mode=0o600)
+            scratch.write_text(f"debezium={made[CONNECTOR]}\n")
+        return {str(name): str(value) for name, value in made.items()}
+
+    def settings(self, **overrides: Any) -> Settings:
+        """Return the settings of this stack's parts: its own addresses, and the environment's for all else."""
+        ports = self.read("ports.json")
+        if not ports:
+            raise FileNotFoundError(f"no stack {self.name!r} here: payrelay up")
+        keys = self.secrets()
+
+        def dsn(role: str, password: str) -> str:
+            return f"postgresql://{role}:{password}@127.0.0.1:{ports['postgres']}/payrelay"
+
+        local: dict[str, Any] = {
+            "database_url": dsn("postgres", keys["owner"]),
+            "dsn": {role: dsn(role, keys[role]) for role in (*SERVICES, READER)},
+            "connector_dsn": dsn(CONNECTOR, keys[CONNECTOR]),
+            "connector_password_ref": f"${{file:{self.path / 'connect.secrets'}:debezium}}",
+            "kafka_bootstrap": f"127.0.0.1:{ports['kafka']}",
+            "connect_url": f"http://127.0.0.1:{ports['connect']}",
+            "payments_port": ports["service:payments"],
+            "bank_port": ports["service:bank"],
+            "payments_url": f"http://127.0.0.1:{ports['service:payments']}",
+            "bank_url": f"http://127.0.0.1:{ports['service:bank']}",
+            "bank_notify_secret": keys["bank_notify"],
+            "bank_link_secret": keys["bank_link"],
+            "allow_private_receivers": True,
+            "heartbeat_interval_ms": 1_000,
+        }
+        return Settings(**{**local, **overrides})
+
+    def states(self) -> list[PartState]:
+        """Return what the supervisor last wrote of its parts; all stopped where it is gone."""
+        states = [PartState(**row) for row in self.read("state.json").get("parts", [])]
+        if not self.is_up():
+            for state in states:
+                state.state, state.pid, state.condition = "stopped", None, ""
+        return states
+
+    def write_states(self, pid: int, states: list[PartState]) -> None:
+        """The state file says what each part is doing."""
+        self.write("state.json", {"supervisor": pid, "parts": [asdict(state) for state in states]})
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True

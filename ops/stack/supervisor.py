@@ -1,0 +1,243 @@
+"""The one process that is the parent of all parts: starts them, restarts what dies, takes all of them along.
+
+    python -m ops.stack.supervisor NAME [--infrastructure]
+
+SIGTERM stops the parts and ends; SIGHUP lets failed parts try again. Killed with -9, every part dies with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from asyncio.subprocess import Process
+from collections import deque
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+from connect.apply import apply_connector
+from connect.client import ConnectClient
+from ops.stack.parts import Part, parts_of, tied
+from ops.stack.programs import installed_programs
+from ops.stack.state import PartState, StackFolder
+from ops.topics import apply_topics
+from outbox.clock import utc_now
+from outbox.migrate import migrate, owner_engine
+from outbox.partitions import make_days
+from outbox.retry import backoff_s
+from outbox.settings import SERVICES, Settings
+
+FAILURES_MAX = 5
+FAILURES_WINDOW_S = 60.0
+"""A part that ends this often within this time has failed; `payrelay up` tries it again."""
+
+POLL_S = 0.05
+READY_S = 90.0
+LOG_BYTES_MAX = 20_000_000
+UPKEEP_S = 3600.0
+
+
+class Supervisor:
+    """Keeps a stack's parts alive until it is told to end."""
+
+    def __init__(self, folder: StackFolder, *, infrastructure: bool) -> None:
+        self.folder = folder
+        ports = folder.ports()
+        folder.secrets()
+        self.settings = folder.settings()
+        programs = installed_programs(folder.home)
+        self.parts = parts_of(folder, programs, ports, infrastructure=infrastructure)
+        self.states = {
+            part.name: PartState(name=part.name, version=part.version, port=part.port) for part in self.parts
+        }
+        self.gates = {
+            name: asyncio.Event() for name in ("postgres", "kafka", "connect", "schema", "topics", "connector")
+        }
+        self.retry = asyncio.Event()
+        self.ending = asyncio.Event()
+
+    async def run(self) -> None:
+        """Every part runs until SIGTERM or SIGINT; then every part has ended."""
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self.ending.set)
+        loop.add_signal_handler(signal.SIGHUP, self._try_failed_again)
+        keepers = [asyncio.create_task(self._keep(part)) for part in self.parts]
+        steps = [
+            asyncio.create_task(self._step("schema", ("postgres",), self._schema)),
+            asyncio.create_task(self._step("topics", ("kafka",), self._topics)),
+            asyncio.create_task(self._step("connector", ("schema", "topics", "connect"), self._connector)),
+            asyncio.create_task(self._upkeep()),
+        ]
+        self._tell()
+        await self.ending.wait()
+        for step in steps:
+            step.cancel()
+        # Workers and services first, so that they leave their groups and finish their transactions.
+        infrastructure = {"postgres", "kafka", "connect"}
+        for names in ({part.name for part in self.parts} - infrastructure, {"connect"}, {"kafka", "postgres"}):
+            doomed = [keeper for part, keeper in zip(self.parts, keepers, strict=True) if part.name in names]
+            for keeper in doomed:
+                keeper.cancel()
+            await asyncio.gather(*doomed, return_exceptions=True)
+        self._tell()
+
+    async def _keep(self, part: Part) -> None:
+        for gate in part.needs:
+            await self.gates[gate].wait()
+        failures: deque[float] = deque(maxlen=FAILURES_MAX)
+        while True:
+            try:
+                await self._live(part)
+            except asyncio.CancelledError:
+                self._set(part, "stopped", pid=None)
+                raise
+            except Exception as error:  # noqa: BLE001 - a part that cannot even be prepared is a part that ended
+                self.states[part.name].last_exit = f"{type(error).__name__}: {error}"
+            failures.append(time.monotonic())
+            self.states[part.name].restarts += 1
+            if len(failures) == FAILURES_MAX and failures[-1] - failures[0] < FAILURES_WINDOW_S:
+                self._set(part, "failed", pid=None)
+                self.retry.clear()
+                await self.retry.wait()
+                failures.clear()
+                continue
+            self._set(part, "restarting", pid=None)
+            await asyncio.sleep(backoff_s(len(failures), first_s=0.2))
+
+    async def _live(self, part: Part) -> None:
+        """The part's process was started, found ready, and has ended."""
+        await asyncio.to_thread(part.prepare)
+        with self._log(part) as log:
+            process = await asyncio.create_subprocess_exec(
+                *tied(part.command, mode=part.mode, death_signal=part.death_signal),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **part.environment},
+                cwd=Path(__file__).parents[2],
+                start_new_session=True,
+            )
+        try:
+            self._set(part, "starting", pid=process.pid)
+            ready = asyncio.create_task(self._ready(part))
+            ended = asyncio.create_task(process.wait())
+            await asyncio.wait((ready, ended), return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                ready.cancel()
+            elif not ready.result():
+                self.states[part.name].last_exit = f"not ready within {READY_S:.0f} s"
+                return
+            else:
+                self._set(part, "running", pid=process.pid)
+                if part.name in self.gates:
+                    self.gates[part.name].set()
+            code = await ended
+            self.states[part.name].last_exit = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
+        finally:
+            await _end(process, part)
+
+    async def _ready(self, part: Part) -> bool:
+        deadline = time.monotonic() + READY_S
+        while time.monotonic() < deadline:
+            if await asyncio.to_thread(part.ready):
+                return True
+            await asyncio.sleep(POLL_S)
+        return False
+
+    async def _step(self, name: str, needs: tuple[str, ...], act: Callable[[], None]) -> None:
+        """The gate is open: what the step does was done. Tried until it succeeds."""
+        for gate in needs:
+            await self.gates[gate].wait()
+        for attempt in range(1, 1_000_000):
+            try:
+                await asyncio.to_thread(act)
+            except Exception as error:  # noqa: BLE001 - the parts it needs may be away: try again
+                print(f"{utc_now():%H:%M:%S} {name}: {error}", file=sys.stderr, flush=True)
+                await asyncio.sleep(backoff_s(attempt))
+                continue
+            self.gates[name].set()
+            return
+
+    def _schema(self) -> None:
+        migrate(self.settings, today=datetime.now(UTC).date())
+
+    def _topics(self) -> None:
+        apply_topics(self.settings, execute=True)
+
+    def _connector(self) -> None:
+        apply_connector(ConnectClient(self.settings.connect_url), self.settings)
+
+    async def _upkeep(self) -> None:
+        """Days are made ahead, for as long as the stack is up."""
+        await self.gates["schema"].wait()
+        while True:
+            await asyncio.sleep(UPKEEP_S)
+            with contextlib.suppress(Exception):  # the next hour tries again; doctor alarms long before it matters
+                await asyncio.to_thread(_make_days, self.settings)
+
+    def _try_failed_again(self) -> None:
+        self.retry.set()
+
+    def _log(self, part: Part) -> IO[bytes]:
+        path = self.folder.logs / f"{part.name.replace(':', '-')}.log"
+        if path.exists() and path.stat().st_size > LOG_BYTES_MAX:
+            path.replace(path.with_suffix(".log.1"))
+        return path.open("ab")
+
+    def _set(self, part: Part, state: str, *, pid: int | None) -> None:
+        row = self.states[part.name]
+        row.state, row.pid, row.since = state, pid, utc_now().isoformat(timespec="milliseconds")
+        self._tell()
+
+    def _tell(self) -> None:
+        self.folder.write_states(os.getpid(), list(self.states.values()))
+
+
+def _make_days(settings: Settings) -> None:
+    engine = owner_engine(settings)
+    try:
+        make_days(engine, SERVICES, today=datetime.now(UTC).date())
+    finally:
+        engine.dispose()
+
+
+async def _end(process: Process, part: Part) -> None:
+    """The process has ended: asked first, killed when it takes too long."""
+    if process.returncode is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(part.stop_signal)
+        process.send_signal(signal.SIGCONT)
+    try:
+        await asyncio.wait_for(process.wait(), part.stop_s)
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+def main() -> None:
+    name, *options = sys.argv[1:]
+    folder = StackFolder(name=name)
+    lock = folder.lock()
+    if lock is None:
+        raise SystemExit(f"the stack {name!r} has a supervisor already")
+    try:
+        supervisor = Supervisor(folder, infrastructure="--infrastructure" in options)
+        asyncio.run(supervisor.run())
+    except Exception:  # noqa: BLE001 - whoever waits for the stack must be told
+        traceback.print_exc()
+        folder.write("state.json", {"error": json.dumps(traceback.format_exc().splitlines()[-1])})
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Time enters here. Functions that decide take `now`; edges call `utc_now`."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from uuid import UUID
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def utc_now() -> datetime:
+    """Return the present instant, with its zone."""
+    return datetime.now(UTC)
+
+
+def time_of(identity: UUID) -> datetime | None:
+    """Return the instant inside a UUIDv7, to the millisecond; None for any other version.
+
+    Source: RFC 9562, section 5.7: the first 48 bits are Unix milliseconds.
+    >>> time_of(UUID("019ab0e8-a400-7000-8000-000000000000")).isoformat()
+    '2025-11-23T13:30:27.712000+00:00'
+    """
+    if identity.version != 7:
+        return None
+    return EPOCH + timedelta(milliseconds=identity.int >> 80)
+
+
+def first_id_at(instant: datetime) -> UUID:
+    """Return the smallest UUID whose time is the instant's millisecond.
+
+    >>> str(first_id_at(datetime(2026, 1, 1, tzinfo=UTC)))
+    '019b76da-a800-0000-0000-000000000000'
+    """
+    return UUID(int=(instant - EPOCH) // timedelta(milliseconds=1) << 80)
+
+
+def first_id_of(day: date) -> UUID:
+    """Return the smallest UUID whose time lies on or after the UTC day's first millisecond."""
+    return first_id_at(datetime(day.year, day.month, day.day, tzinfo=UTC))

@@ -1,0 +1,48 @@
+"""How a process says how it is, to whoever watches it: a small file that `payrelay status` reads."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from threading import Lock
+
+RUNNING = "running"
+
+log = logging.getLogger(__name__)
+
+
+class Condition:
+    """What a process has to say, by subject; written at each change, whole or not at all. Safe between threads."""
+
+    def __init__(self, file: Path | None, name: str) -> None:
+        self._file = file
+        self._name = name
+        self._said: dict[str, str] = {}
+        self._lock = Lock()
+
+    def tell(self, about: str, condition: str) -> None:
+        """The subject's condition is known; an empty one takes the last word back."""
+        with self._lock:
+            if self._said.get(about, "") == condition:
+                return
+            if condition:
+                log.warning("condition about=%s %s", about, condition)
+                self._said[about] = condition
+            else:
+                log.warning("condition about=%s over", about)
+                del self._said[about]
+            self._write()
+
+    def ready(self) -> None:
+        """The process does its work."""
+        with self._lock:
+            self._write()
+
+    def _write(self) -> None:
+        if self._file is None:
+            return
+        content = {self._name: RUNNING} if not self._said else {f"{key}": text for key, text in self._said.items()}
+        scratch = self._file.with_suffix(".tmp")
+        scratch.write_text(json.dumps(content))
+        scratch.replace(self._file)

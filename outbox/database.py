@@ -1,0 +1,39 @@
+"""Engines: one per role and process. Connections give up what they hold when their worker is frozen or cut off."""
+
+from __future__ import annotations
+
+from sqlalchemy import Engine, create_engine, make_url
+
+LOCK_TIMEOUT_S = 5
+
+
+def engine_for(dsn: str, *, name: str, session_timeout_s: float = 10.0, pool_size: int = 5) -> Engine:
+    """Return an engine whose sessions end what they hold well before Kafka's session time-out passes.
+
+    A process frozen inside its transaction would otherwise keep `progress` and account rows locked
+    while Kafka hands its partitions to a sibling.
+    """
+    limit_ms = int(session_timeout_s * 1000)
+    options = {
+        "idle_in_transaction_session_timeout": limit_ms // 2,
+        "transaction_timeout": limit_ms * 2,
+        "statement_timeout": limit_ms * 2,
+        "lock_timeout": LOCK_TIMEOUT_S * 1000,
+        "tcp_user_timeout": limit_ms,
+    }
+    url = make_url(dsn).set(drivername="postgresql+psycopg")
+    return create_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=30,
+        pool_pre_ping=False,
+        connect_args={
+            "application_name": f"payrelay {name}",
+            "connect_timeout": 5,
+            "options": " ".join(f"-c {key}={value}" for key, value in options.items()),
+            "keepalives_idle": 5,
+            "keepalives_interval": 2,
+            "keepalives_count": 3,
+        },
+    )

@@ -1,0 +1,76 @@
+"""Bring the database to what this version needs: schemas, roles' passwords, days ahead, publication and slot."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+
+import alembic.command
+from alembic.config import Config
+from psycopg import sql
+from sqlalchemy import Connection, Engine, create_engine, make_url, text
+
+from outbox.migrations.versions.m0003_publication import publication
+from outbox.partitions import make_days
+from outbox.settings import CONNECTOR, READER, SERVICES, Settings
+
+PUBLICATION = "payrelay_outbox"
+
+
+def owner_engine(settings: Settings) -> Engine:
+    """Return an engine of the schemas' owner."""
+    url = make_url(settings.database_url.get_secret_value()).set(drivername="postgresql+psycopg")
+    return create_engine(url, connect_args={"application_name": "payrelay owner", "connect_timeout": 5})
+
+
+def migrate(settings: Settings, *, today: date) -> None:
+    """The database is as this version needs it, before the first event is written. Own transactions; may be repeated."""
+    engine = owner_engine(settings)
+    try:
+        with engine.connect() as connection:
+            _upgrade(connection)
+        with engine.begin() as connection:
+            set_passwords(connection, settings)
+        make_days(engine, SERVICES, today=today)
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            ensure_slot(connection, settings.slot)
+    finally:
+        engine.dispose()
+
+
+def set_passwords(connection: Connection, settings: Settings) -> None:
+    """Each role logs in with the password of its DSN. Transaction: the caller's, as an owner of the roles."""
+    dsns = {role: dsn.get_secret_value() for role, dsn in settings.dsn.items()}
+    if settings.connector_dsn.get_secret_value():
+        dsns[CONNECTOR] = settings.connector_dsn.get_secret_value()
+    for role, dsn in dsns.items():
+        if role not in (*SERVICES, READER, CONNECTOR):
+            raise ValueError(f"no role {role!r}; roles are {', '.join((*SERVICES, READER, CONNECTOR))}")
+        statement = sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(role), make_url(dsn).password)
+        cursor = connection.connection.cursor()
+        cursor.execute(statement)
+
+
+def ensure_slot(connection: Connection, slot: str) -> bool:
+    """The logical replication slot exists; returns whether this call made it. Needs a connection in autocommit."""
+    exists = connection.execute(text("SELECT 1 FROM pg_replication_slots WHERE slot_name = :slot"), {"slot": slot})
+    if exists.first():
+        return False
+    connection.execute(text("SELECT pg_create_logical_replication_slot(:slot, 'pgoutput')"), {"slot": slot})
+    return True
+
+
+def ensure_publication(connection: Connection) -> bool:
+    """The publication exists; returns whether this call made it. Transaction: the caller's, as the tables' owner."""
+    exists = connection.execute(text("SELECT 1 FROM pg_publication WHERE pubname = :name"), {"name": PUBLICATION})
+    if exists.first():
+        return False
+    connection.execute(text(publication(PUBLICATION)))
+    return True
+
+
+def _upgrade(connection: Connection) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    alembic.command.upgrade(config, "head")

@@ -1,0 +1,194 @@
+"""Day partitions of outbox and inbox: made ahead, removed safely, never in the way of an insert.
+
+A day is made as a stand-alone table and ATTACHed, and removed by DETACH CONCURRENTLY and then dropped, each under a
+lock time-out: a plain CREATE TABLE … PARTITION OF waits behind one open insert and makes every other insert wait.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable
+from datetime import UTC, date, datetime, timedelta
+
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import OperationalError, ProgrammingError
+
+from outbox.clock import first_id_of
+from outbox.errors import NotReady
+from outbox.retry import backoff_s
+from outbox.tables import PARTITIONED
+
+DAYS_AHEAD = 14
+DAYS_AHEAD_MIN = 7
+"""Below this many days ahead `payrelay doctor` alarms."""
+
+LOCK_TIMEOUT_MS = 1_000
+TRIES_MAX = 30
+
+_NAME = re.compile(r"(outbox|inbox)_(\d{4})(\d\d)(\d\d)")
+
+
+def day_table(table: str, day: date) -> str:
+    """Return the name of a day's partition.
+
+    >>> day_table("outbox", date(2026, 1, 2))
+    'outbox_20260102'
+    """
+    return f"{table}_{day:%Y%m%d}"
+
+
+def days_of(connection: Connection, schema: str, table: str) -> list[date]:
+    """Return the days attached to a partitioned table, oldest first."""
+    names = connection.execute(
+        text("""SELECT child.relname FROM pg_inherits
+                JOIN pg_class child ON child.oid = inhrelid
+                WHERE inhparent = CAST(:parent AS regclass) ORDER BY 1"""),
+        {"parent": f'"{schema}".{table}'},
+    ).scalars()
+    return [date(*map(int, match.groups()[1:])) for name in names if (match := _NAME.fullmatch(name))]
+
+
+def make_days(engine: Engine, schemas: Iterable[str], *, today: date, days_ahead: int = DAYS_AHEAD) -> list[str]:
+    """Every schema's outbox and inbox has its days from yesterday to `days_ahead` days after today.
+
+    Own transactions, one a day, as the tables' owner; may be repeated and run beside itself. Returns what was made.
+    Raises NotReady where a lock was not to be had in time.
+    """
+    wanted = [today + timedelta(days=offset) for offset in range(-1, days_ahead + 1)]
+    made = []
+    for schema in schemas:
+        for table in PARTITIONED:
+            with engine.connect() as connection:
+                present = set(days_of(connection, schema, table))
+            missing = [day for day in wanted if day not in present]
+            made += [f"{schema}.{day_table(table, day)}" for day in missing if _attach(engine, schema, table, day)]
+    return made
+
+
+def drop_days(engine: Engine, schema: str, table: str, *, before: date, slot: str) -> tuple[list[str], dict[str, str]]:
+    """Days older than `before` are gone, except those something may still need. Returns the dropped, and why the others stay.
+
+    Own transactions, as the tables' owner; may be repeated: a half-removed day is finished. An outbox day stays while the
+    slot has not passed its highest lsn or a transaction is older; an inbox day stays while an outbox day as old is kept
+    or a parked event is as old.
+    """
+    dropped, kept = [], {}
+    with engine.connect() as connection:
+        days = [day for day in days_of(connection, schema, table) if day < before]
+    for day in days:
+        name = day_table(table, day)
+        with engine.connect() as connection:
+            reason = _needed(connection, schema, table, day, slot)
+        if reason:
+            kept[name] = reason
+            continue
+        _detach(engine, schema, table, name)
+        dropped.append(f"{schema}.{name}")
+    for name in _detached(engine, schema, table):
+        _patiently(engine, f'DROP TABLE "{schema}".{name}')
+    return dropped, kept
+
+
+def _attach(engine: Engine, schema: str, table: str, day: date) -> bool:
+    """Return whether this call, and no other one beside it, has attached the day."""
+    name = day_table(table, day)
+    low, high = first_id_of(day), first_id_of(day + timedelta(days=1))
+    with engine.begin() as connection:
+        connection.execute(
+            text(f'CREATE TABLE IF NOT EXISTS "{schema}".{name} (LIKE "{schema}".{table} INCLUDING ALL)')
+        )
+        if table == "outbox":
+            connection.execute(text(f'GRANT SELECT ON "{schema}".{name} TO debezium, ops'))
+        else:
+            connection.execute(text(f'GRANT SELECT ON "{schema}".{name} TO ops'))
+    statement = (
+        f"ALTER TABLE \"{schema}\".{table} ATTACH PARTITION \"{schema}\".{name} FOR VALUES FROM ('{low}') TO ('{high}')"
+    )
+    try:
+        _patiently(engine, statement)
+    except ProgrammingError as error:
+        if getattr(error.orig, "sqlstate", None) != "42809":  # already a partition: made beside us
+            raise
+        return False
+    return True
+
+
+def _detach(engine: Engine, schema: str, table: str, name: str) -> None:
+    """The day belongs to no parent any more. A DETACH that was cut off half-way is finished."""
+    for _ in range(TRIES_MAX):
+        with engine.connect() as connection:
+            pending = connection.execute(
+                text("SELECT inhdetachpending FROM pg_inherits WHERE inhrelid = CAST(:child AS regclass)"),
+                {"child": f'"{schema}".{name}'},
+            ).scalar()
+        if pending is None:
+            return
+        how = "FINALIZE" if pending else "CONCURRENTLY"
+        _try(engine, f'ALTER TABLE "{schema}".{table} DETACH PARTITION "{schema}".{name} {how}')
+    raise NotReady(f"{schema}.{name} could not be detached: end the long transactions")
+
+
+def _needed(connection: Connection, schema: str, table: str, day: date, slot: str) -> str | None:
+    """Return why a day must stay, or None."""
+    end = datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)
+    if table == "inbox":
+        if (oldest := next(iter(days_of(connection, schema, "outbox")), None)) and oldest <= day:
+            return "an outbox day as old is kept"
+        parked = connection.execute(
+            text(f'SELECT count(*) FROM "{schema}".parked WHERE event_id < :high'),  # noqa: S608 - a schema of ours
+            {"high": first_id_of(day + timedelta(days=1))},
+        ).scalar_one()
+        return f"{parked} parked events are as old" if parked else None
+    behind = connection.execute(
+        text(f"""SELECT max(lsn) >= (SELECT restart_lsn - CAST('0/0' AS pg_lsn) FROM pg_replication_slots
+                                     WHERE slot_name = :slot)
+                 FROM "{schema}".{day_table(table, day)}"""),  # noqa: S608
+        {"slot": slot},
+    ).scalar_one()
+    slot_exists = connection.execute(
+        text("SELECT count(*) FROM pg_replication_slots WHERE slot_name = :slot AND restart_lsn IS NOT NULL"),
+        {"slot": slot},
+    ).scalar_one()
+    if not slot_exists:
+        return "the replication slot is lost: payrelay doctor --repair-slot"
+    if behind:
+        return "the replication slot has not passed it"
+    older = connection.execute(
+        text("SELECT count(*) FROM pg_stat_activity WHERE xact_start < :end AND pid <> pg_backend_pid()"), {"end": end}
+    ).scalar_one()
+    return f"{older} open transactions are older" if older else None
+
+
+def _detached(engine: Engine, schema: str, table: str) -> list[str]:
+    """Return the day tables that belong to no parent any more."""
+    with engine.connect() as connection:
+        names = connection.execute(
+            text("""SELECT relname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+                    WHERE nspname = :schema AND relkind = 'r' AND NOT relispartition AND relname LIKE :like"""),
+            {"schema": schema, "like": f"{table}\\_%"},
+        ).scalars()
+        return [name for name in names if _NAME.fullmatch(name)]
+
+
+def _patiently(engine: Engine, statement: str) -> None:
+    for attempt in range(1, TRIES_MAX + 1):
+        if _try(engine, statement):
+            return
+        time.sleep(backoff_s(attempt, cap_s=1.0))
+    raise NotReady(f"no lock for {statement.split(' FOR ')[0]!r} after {TRIES_MAX} tries: end the long transactions")
+
+
+def _try(engine: Engine, statement: str) -> bool:
+    """Return whether the statement got its lock and ran, by itself, without holding others up beyond the time-out."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text(f"SET lock_timeout = {LOCK_TIMEOUT_MS}"))
+        try:
+            connection.execute(text(statement))
+        except OperationalError as error:
+            if getattr(error.orig, "sqlstate", None) != "55P03":
+                raise
+            return False
+        finally:
+            connection.execute(text("RESET lock_timeout"))
+    return True

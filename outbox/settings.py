@@ -1,0 +1,98 @@
+"""Settings: the only place that reads the environment. Every name below is `PAYRELAY_<NAME>` there.
+
+Service addresses in `dsn` are `PAYRELAY_DSN__<SERVICE>`. DSNs are of the form postgresql://role:password@host:port/database.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+SERVICES = ("shop", "payments", "bank", "funds", "points", "accounting", "notification")
+"""Each has a schema and a login role of its own name; a role can touch its own schema only."""
+
+READER = "ops"
+"""The role that reads every service's rows and writes none."""
+
+CONNECTOR = "debezium"
+"""The role of Kafka Connect: REPLICATION, SELECT on the outbox tables, UPDATE on the heartbeat."""
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class Settings(BaseSettings):
+    """Where the parts are and how they behave; validated once, at the edge, and passed down."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PAYRELAY_", env_nested_delimiter="__", extra="forbid", hide_input_in_errors=True
+    )
+
+    # PostgreSQL. The owner's DSN is for migrations only; services use their own.
+    database_url: SecretStr = SecretStr("")
+    dsn: dict[str, SecretStr] = {}
+
+    # Kafka and Kafka Connect
+    kafka_bootstrap: str = ""
+    connect_url: str = ""
+    topic_prefix: str = ""
+    group_prefix: str = ""
+    connector: str = "payrelay-outbox"
+    slot: str = "payrelay_outbox"
+    connector_poll_interval_ms: Annotated[int, Field(ge=1, le=60_000)] = 5
+    heartbeat_interval_ms: Annotated[int, Field(ge=100, le=60_000)] = 5_000
+    connector_password_ref: str = ""
+    """How the connector's configuration refers to the role's password, e.g. ${file:/path:debezium}; never the password."""
+    connector_dsn: SecretStr = SecretStr("")
+    replication_factor: Annotated[int, Field(ge=1, le=9)] = 1
+
+    # HTTP services
+    host: str = "127.0.0.1"
+    payments_port: Port = 8601
+    bank_port: Port = 8602
+    payments_url: str = "http://127.0.0.1:8601"
+    bank_url: str = "http://127.0.0.1:8602"
+    bank_notify_secret: SecretStr = SecretStr("")
+    """whsec_… of the bank's notifications (Standard Webhooks)."""
+    bank_link_secret: SecretStr = SecretStr("")
+    """whsec_… of the payment links that the platform hands to payers."""
+    zone: str = "Asia/Shanghai"
+    """Days and months of payment limits are days and months of this zone."""
+    order_ttl_s: Annotated[int, Field(ge=1)] = 900
+    allow_private_receivers: bool = False
+    """Whether merchants' addresses may be private or loopback ones; for local stacks only."""
+
+    # Processors
+    batch_max: Annotated[int, Field(ge=1, le=10_000)] = 500
+    session_timeout_s: Annotated[float, Field(ge=1, le=300)] = 10.0
+    max_poll_interval_s: Annotated[float, Field(ge=1, le=3600)] = 300.0
+    metadata_max_age_s: Annotated[float, Field(ge=0.1, le=3600)] = 5.0
+
+    # Retention
+    outbox_days: Annotated[int, Field(ge=1)] = 14
+    inbox_days: Annotated[int, Field(ge=2)] = 45
+
+    def dsn_of(self, role: str) -> str:
+        """Return the DSN of a service (or of `ops`); raises KeyError naming the setting that is missing."""
+        try:
+            return self.dsn[role].get_secret_value()
+        except KeyError:
+            raise KeyError(f"PAYRELAY_DSN__{role.upper()} is not set") from None
+
+
+class Environment(BaseSettings):
+    """What the machine's environment says, beside payrelay's own settings."""
+
+    model_config = SettingsConfigDict(extra="ignore")
+
+    payrelay_home: Path | None = None
+    """Where stacks and programs lie; `.payrelay/` of the checkout by default."""
+    payrelay_stack: str = "local"
+    """Which stack the commands mean."""
+    payrelay_condition_file: Path | None = None
+    """Where a part tells its supervisor how it is."""
+    java_home: Path | None = None
+    maven_repo_url: str = ""
+    path: str = ""

@@ -1,0 +1,77 @@
+"""The kernel's tables. Every service schema has the same four, found through the role's search_path.
+
+outbox    what the service tells others; insert-only, one partition a UTC day by the id's own time
+inbox     which events a consumer has applied; same days
+progress  how far a consumer has come in each log: the truth, of which Kafka's committed offset is the mirror
+parked    events a consumer could not apply, and the later events of their keys, in order
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Column, DateTime, Integer, LargeBinary, MetaData, Table, Text, Uuid
+from sqlalchemy.dialects.postgresql import JSONB
+
+metadata = MetaData()
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("topic", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("correlation", Text, nullable=False),
+    Column("causation", Text),
+    Column("traceparent", Text),
+    Column("payload", Text, nullable=False),
+    Column("lsn", BigInteger, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False),
+)
+
+inbox = Table(
+    "inbox",
+    metadata,
+    Column("consumer", Text, primary_key=True),
+    Column("event_id", Uuid, primary_key=True),
+    Column("topic", Text, nullable=False),
+    Column("partition", Integer, nullable=False),
+    Column("offset", BigInteger, nullable=False),
+    Column("applied_at", DateTime(timezone=True), nullable=False),
+)
+
+progress = Table(
+    "progress",
+    metadata,
+    Column("consumer", Text, primary_key=True),
+    Column("cluster_id", Text, primary_key=True),
+    Column("topic", Text, primary_key=True),
+    Column("topic_id", Text, primary_key=True),
+    Column("partition", Integer, primary_key=True),
+    Column("next_offset", BigInteger, nullable=False),
+    Column("mirrored_offset", BigInteger),
+    Column("updated_at", DateTime(timezone=True), nullable=False),
+)
+
+parked = Table(
+    "parked",
+    metadata,
+    Column("id", BigInteger, primary_key=True),
+    Column("consumer", Text, nullable=False),
+    Column("event_id", Uuid),
+    Column("topic", Text, nullable=False),
+    Column("topic_id", Text, nullable=False),
+    Column("partition", Integer, nullable=False),
+    Column("offset", BigInteger, nullable=False),
+    Column("key", LargeBinary),
+    Column("type", Text),
+    Column("version", BigInteger),
+    Column("headers", JSONB, nullable=False),
+    Column("value", LargeBinary),
+    Column("cause", Text, nullable=False),
+    Column("error", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("parked_at", DateTime(timezone=True), nullable=False),
+)
+
+PARTITIONED = (outbox.name, inbox.name)

@@ -1,0 +1,223 @@
+"""Scene 2: a payment is opened within the payer's limits, in one local transaction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from hashlib import sha256
+from typing import Annotated, Any
+from uuid import uuid4
+from zoneinfo import ZoneInfo
+
+import msgspec
+from msgspec import Meta, Struct
+from sqlalchemy import Connection, Row, func, literal, select
+from sqlalchemy.dialects.postgresql import insert
+
+from outbox.errors import Refused
+from producers.payments.tables import account, limit_use, merchant, payment
+from schemas.events import Amount, Number
+
+EXPIRE_BATCH = 200
+
+
+class PaymentRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a merchant asks for."""
+
+    payer_no: Number
+    amount_fen: Amount
+    currency: Annotated[str, Meta(pattern="^CNY$")] = "CNY"
+    order_no: Number
+
+
+class OrderConflict(Refused):
+    """The order number was used before, with another body."""
+
+
+class LimitExceeded(Refused):
+    """A limit of the payer's account does not allow the amount."""
+
+
+class NoAccount(Refused):
+    """There is no open account of this payer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A payment that waits for the payer at the bank."""
+
+    payment_no: str
+    account_no: str
+    amount_fen: int
+    currency: str
+    expires_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What an account may pay: in one payment, in a day, in a calendar month."""
+
+    single_fen: int
+    daily_fen: int
+    monthly_fen: int
+
+
+def broken_limit(limits: Limits, *, amount_fen: int, day_fen: int, month_fen: int) -> str | None:
+    """Return the limit that an amount would break, given what the day and the month hold already; None if none.
+
+    >>> limits = Limits(single_fen=500, daily_fen=800, monthly_fen=1000)
+    >>> broken_limit(limits, amount_fen=500, day_fen=300, month_fen=500)
+    >>> broken_limit(limits, amount_fen=501, day_fen=0, month_fen=0)
+    'single'
+    >>> broken_limit(limits, amount_fen=400, day_fen=401, month_fen=401), broken_limit(limits, amount_fen=101, day_fen=0, month_fen=900)
+    ('daily', 'monthly')
+    """
+    if amount_fen > limits.single_fen:
+        return "single"
+    if day_fen + amount_fen > limits.daily_fen:
+        return "daily"
+    if month_fen + amount_fen > limits.monthly_fen:
+        return "monthly"
+    return None
+
+
+def open_payment(
+    connection: Connection, merchant_no: str, request: PaymentRequest, *, now: datetime, zone: ZoneInfo, ttl: timedelta
+) -> Opened:
+    """The payment exists and uses its part of the payer's limits, if the caller commits.
+
+    Transaction: the caller's. Repeatable: the same order number with the same body gets the first answer. Raises
+    OrderConflict, NoAccount, LimitExceeded; the caller must then roll back.
+    """
+    digest = sha256(msgspec.json.encode(request)).digest()
+    day = now.astimezone(zone).date()
+    inserted = connection.execute(
+        insert(payment)
+        .from_select(
+            ["payment_no", "merchant_no", "order_no", "payer_no", "amount_fen", "currency", "request_sha256", "status",
+             "limit_day", "created_at", "expires_at"],
+            select(
+                *map(literal, (f"P{uuid4().hex}", merchant_no, request.order_no)),
+                account.c.payer_no,
+                *map(literal, (request.amount_fen, request.currency, digest, "CREATED", day, now, now + ttl)),
+            ).where(account.c.payer_no == request.payer_no, account.c.open),
+        )
+        .on_conflict_do_nothing(index_elements=["merchant_no", "order_no"])
+        .returning(payment.c.payment_no, payment.c.expires_at)
+    ).first()  # fmt: skip
+    if inserted is None:
+        return _opened_before(connection, merchant_no, request, digest)
+    held = connection.execute(
+        select(account).where(account.c.payer_no == request.payer_no).with_for_update()
+    ).one()  # fmt: skip
+    _use_limit(connection, held, request.amount_fen, day)
+    return Opened(
+        payment_no=inserted.payment_no,
+        account_no=held.bank_account_no,
+        amount_fen=request.amount_fen,
+        currency=request.currency,
+        expires_at=inserted.expires_at,
+    )
+
+
+def _opened_before(connection: Connection, merchant_no: str, request: PaymentRequest, digest: bytes) -> Opened:
+    first = connection.execute(
+        select(payment, account.c.bank_account_no)
+        .join(account, account.c.payer_no == payment.c.payer_no)
+        .where(payment.c.merchant_no == merchant_no, payment.c.order_no == request.order_no)
+    ).first()
+    if first is None:
+        raise NoAccount(f"there is no open account of payer {request.payer_no!r}")
+    if first.request_sha256 != digest:
+        raise OrderConflict(f"order {request.order_no!r} was asked for before, with another body")
+    return Opened(
+        payment_no=first.payment_no,
+        account_no=first.bank_account_no,
+        amount_fen=first.amount_fen,
+        currency=first.currency,
+        expires_at=first.expires_at,
+    )
+
+
+def _use_limit(connection: Connection, held: Row[Any], amount_fen: int, day: date) -> None:
+    """The amount counts against the payer's day, whose account row the caller has locked."""
+    used = connection.execute(
+        select(
+            func.coalesce(func.sum(limit_use.c.used_fen).filter(limit_use.c.day == day), 0),
+            func.coalesce(func.sum(limit_use.c.used_fen), 0),
+        ).where(limit_use.c.payer_no == held.payer_no, limit_use.c.day >= day.replace(day=1), limit_use.c.day <= day)
+    ).one()
+    limits = Limits(
+        single_fen=held.single_limit_fen, daily_fen=held.daily_limit_fen, monthly_fen=held.monthly_limit_fen
+    )
+    if name := broken_limit(limits, amount_fen=amount_fen, day_fen=used[0], month_fen=used[1]):
+        raise LimitExceeded(f"the {name} limit of payer {held.payer_no!r} does not allow {amount_fen} fen")
+    statement = insert(limit_use).values(payer_no=held.payer_no, day=day, used_fen=amount_fen)
+    connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=["payer_no", "day"], set_={"used_fen": limit_use.c.used_fen + amount_fen}
+        )
+    )
+
+
+def free_limit(connection: Connection, payer_no: str, day: date, amount_fen: int) -> None:
+    """The amount counts no more against the payer's day. Transaction: the caller's. Not repeatable."""
+    connection.execute(
+        limit_use.update()
+        .where(limit_use.c.payer_no == payer_no, limit_use.c.day == day)
+        .values(used_fen=limit_use.c.used_fen - amount_fen)
+    )
+
+
+def expire_payments(connection: Connection, *, now: datetime) -> int:
+    """Up to 200 payments whose time is over are EXPIRED and free their limits; returns how many. The caller's transaction."""
+    due = connection.execute(
+        select(payment.c.payment_no, payment.c.payer_no, payment.c.limit_day, payment.c.amount_fen)
+        .where(payment.c.status == "CREATED", payment.c.expires_at <= now)
+        .order_by(payment.c.payer_no, payment.c.payment_no)
+        .limit(EXPIRE_BATCH)
+        .with_for_update(skip_locked=True)
+    ).all()
+    for row in due:
+        connection.execute(
+            payment.update()
+            .where(payment.c.payment_no == row.payment_no)
+            .values(status="EXPIRED", finished_at=now, reason="not paid in time")
+        )
+        free_limit(connection, row.payer_no, row.limit_day, row.amount_fen)
+    return len(due)
+
+
+def find_payment(connection: Connection, merchant_no: str, payment_no: str) -> dict[str, Any] | None:
+    """Return a merchant's own payment as the merchant may see it."""
+    row = connection.execute(
+        select(payment).where(payment.c.merchant_no == merchant_no, payment.c.payment_no == payment_no)
+    ).first()
+    if row is None:
+        return None
+    names = ("payment_no", "order_no", "payer_no", "amount_fen", "currency", "status", "fee_fen", "points", "reason")
+    times = {name: getattr(row, name) for name in ("created_at", "expires_at", "finished_at")}
+    return {name: getattr(row, name) for name in names} | {
+        name: at.isoformat() if at else None for name, at in times.items()
+    }
+
+
+def register_merchant(connection: Connection, merchant_no: str, *, api_key: str, secret: str, fee_rate_bp: int) -> None:
+    """The merchant may ask for payments with this key and secret. May be repeated: the last one holds."""
+    row = {"merchant_no": merchant_no, "api_key": api_key, "secret": secret, "fee_rate_bp": fee_rate_bp}
+    statement = insert(merchant).values(row)
+    connection.execute(statement.on_conflict_do_update(index_elements=["merchant_no"], set_=row))
+
+
+def open_account(connection: Connection, payer_no: str, *, bank_account_no: str, limits: Limits) -> None:
+    """The payer has an account with these limits. May be repeated: the last one holds."""
+    row = {
+        "payer_no": payer_no,
+        "bank_account_no": bank_account_no,
+        "single_limit_fen": limits.single_fen,
+        "daily_limit_fen": limits.daily_fen,
+        "monthly_limit_fen": limits.monthly_fen,
+        "open": True,
+    }
+    statement = insert(account).values(row)
+    connection.execute(statement.on_conflict_do_update(index_elements=["payer_no"], set_=row))

@@ -1,0 +1,53 @@
+"""What platform and bank say to each other over HTTP: the payment link and the bank's notification."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+from urllib.parse import urlencode
+
+import msgspec
+from msgspec import Meta, Struct
+
+from schemas.events import Amount, Currency, Number, Reason
+from schemas.signature import ID, SIGNATURE, TIMESTAMP, signed_at, signed_headers
+
+
+class BankNotification(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The bank's answer to a payment. FAILED moved no money and says why."""
+
+    transaction_no: Number
+    payment_no: Number
+    amount_fen: Amount
+    currency: Currency
+    status: Literal["SUCCESS", "FAILED"]
+    reason: Reason | None = None
+
+
+class PaymentLink(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the platform asks the bank to debit, once the payer follows the link."""
+
+    payment_no: Number
+    account_no: Number
+    amount_fen: Amount
+    currency: Currency
+    expires_at: Annotated[int, Meta(gt=0, description="Unix seconds")]
+
+
+def link_address(bank_url: str, secret: str, link: PaymentLink) -> str:
+    """Return the bank's address for a payment; the same for the same link, so that it can be given again."""
+    body = msgspec.json.encode(link)
+    at = datetime.fromtimestamp(link.expires_at, UTC)
+    headers = signed_headers(secret, message_id=link.payment_no, at=at, body=body)
+    query = urlencode({"link": body.decode(), "signature": headers[SIGNATURE]})
+    return f"{bank_url.rstrip('/')}/pay?{query}"
+
+
+def read_link(secret: str, text: str, signature: str) -> PaymentLink | None:
+    """Return the link that the platform signed; None where it did not."""
+    try:
+        link = msgspec.json.decode(text.encode(), type=PaymentLink)
+    except (msgspec.DecodeError, UnicodeEncodeError):
+        return None
+    headers = {ID: link.payment_no, TIMESTAMP: str(link.expires_at), SIGNATURE: signature}
+    return link if signed_at(secret, headers, text.encode()) else None

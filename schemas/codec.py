@@ -1,0 +1,71 @@
+"""Events to text and back: the only place that knows the wire format (JSON text, attributes in headers)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from uuid import UUID
+
+import msgspec
+
+from schemas.events import EVENTS, Event
+
+ID = "ce_id"
+TYPE = "ce_type"
+VERSION = "aggregate_version"
+CORRELATION = "correlation"
+CAUSATION = "causation"
+TRACEPARENT = "traceparent"
+LSN = "lsn"
+
+PAYLOAD_BYTES_MAX = 256 * 1024
+
+
+class Undecodable(ValueError):
+    """The record is no event of ours: a header is missing or the body does not fit its type."""
+
+
+class UnknownType(ValueError):
+    """No event of this type and version is known here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
+    """What travels beside the body: an event as it was recorded."""
+
+    id: UUID
+    version: int
+    """The aggregate's own counter: a gap or a repeat shows."""
+    correlation: str
+    event: Event
+
+
+def encode(event: Event) -> str:
+    """Return an event's body as JSON text."""
+    return msgspec.json.encode(event).decode()
+
+
+def decode(headers: Mapping[str, bytes], value: bytes | None) -> Envelope:
+    """Return the event of a record; raises Undecodable or UnknownType, and nothing else."""
+    try:
+        name = headers[TYPE].decode()
+        identity = UUID(headers[ID].decode())
+        version = int(headers[VERSION])
+        correlation = headers[CORRELATION].decode()
+    except (KeyError, ValueError) as error:
+        raise Undecodable(f"header: {error!r}") from error
+    if name not in EVENTS:
+        raise UnknownType(name[:100])
+    if value is None or len(value) > PAYLOAD_BYTES_MAX:
+        raise Undecodable("no body" if value is None else f"body of {len(value)} bytes")
+    try:
+        event = _decoder(name)(value)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Undecodable(f"body: {error}") from error
+    return Envelope(id=identity, version=version, correlation=correlation, event=event)
+
+
+@cache
+def _decoder(name: str) -> Callable[[bytes], Event]:
+    return msgspec.json.Decoder(EVENTS[name]).decode

@@ -1,0 +1,94 @@
+"""Events: one struct per type and version. Only optional fields may be added to a version; a break is a new version.
+
+Amounts are integers of fen. Everything that decides money is in the event: a handler reads no clock, rate or setting.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, ClassVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from schemas.topics import PAYMENT_ORDER, Topic
+
+Amount = Annotated[int, Meta(gt=0, le=10**15, description="fen")]
+AmountOrZero = Annotated[int, Meta(ge=0, le=10**15, description="fen")]
+Count = Annotated[int, Meta(ge=0, le=10**15)]
+Number = Annotated[str, Meta(min_length=1, max_length=64)]
+Currency = Annotated[str, Meta(pattern="^[A-Z]{3}$")]
+Reason = Annotated[str, Meta(min_length=1, max_length=200)]
+Instant = Annotated[datetime, Meta(tz=True)]
+
+
+class Event(Struct, frozen=True, kw_only=True):
+    """A fact, in the past tense."""
+
+    type: ClassVar[str]
+    """Stable name with version; travels in the `ce_type` header."""
+    topic: ClassVar[Topic]
+
+    @property
+    def key(self) -> str:
+        """Return the aggregate's number, the record key."""
+        return str(getattr(self, self.topic.key))
+
+
+class PaymentSettled(Event, frozen=True, kw_only=True):
+    """The bank has taken the payer's money and the order accepted it. Decided once, never again."""
+
+    type: ClassVar[str] = "payment.settled.v1"
+    topic: ClassVar[Topic] = PAYMENT_ORDER
+
+    payment_no: Number
+    order_no: Number
+    merchant_no: Number
+    payer_no: Number
+    amount_fen: Amount
+    currency: Currency
+    fee_fen: AmountOrZero
+    fee_rule: Annotated[str, Meta(max_length=64, description="the rule that gave the fee, for the record")]
+    points: Count
+    bank_transaction_no: Number
+    settled_at: Instant
+
+
+class PaymentFailed(Event, frozen=True, kw_only=True):
+    """The bank has refused the payment: no money moved."""
+
+    type: ClassVar[str] = "payment.failed.v1"
+    topic: ClassVar[Topic] = PAYMENT_ORDER
+
+    payment_no: Number
+    order_no: Number
+    merchant_no: Number
+    payer_no: Number
+    amount_fen: Amount
+    currency: Currency
+    reason: Reason
+    failed_at: Instant
+
+
+class SuspenseRecorded(Event, frozen=True, kw_only=True):
+    """The bank has taken money that no order can accept: it waits in suspense for an operator."""
+
+    type: ClassVar[str] = "payment.suspense_recorded.v1"
+    topic: ClassVar[Topic] = PAYMENT_ORDER
+
+    payment_no: Number
+    """As the bank named it; the order may not exist."""
+    amount_fen: Amount
+    currency: Currency
+    bank_transaction_no: Number
+    reason: Reason
+    recorded_at: Instant
+
+
+EVENTS: dict[str, type[Event]] = {event.type: event for event in (PaymentSettled, PaymentFailed, SuspenseRecorded)}
+
+
+def json_schema(event: type[Event]) -> dict[str, object]:
+    """Return the JSON Schema (2020-12) of an event's body."""
+    schema = msgspec.json.schema(event)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": event.type, **schema}
