@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from ops.cli import connect, local, pipeline
+from ops.cli import connect, demo, local, pipeline
 from ops.cli.output import say
 from outbox.errors import PayrelayError
 
@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     add_completion=True,
 )
-for module in (local, pipeline):
+for module in (local, pipeline, demo):
     for command in module.COMMANDS:
         app.command()(command)
 app.add_typer(pipeline.topics, name="topics")

@@ -24,7 +24,10 @@ class Format(StrEnum):
 
 Output = Annotated[Format, typer.Option("-o", "--output", help="table, json or csv")]
 
-console = Console(soft_wrap=True)
+PIPE_WIDTH = 240
+"""Columns where standard output is no terminal: nothing is cut that a program or a file is to read."""
+
+console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, soft_wrap=True)
 errors = Console(stderr=True, soft_wrap=True)
 
 

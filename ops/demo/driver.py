@@ -1,0 +1,240 @@
+"""Drives payments through the real HTTP services, as merchants and payers would."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from base64 import b64encode
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+import msgspec
+from aiohttp import web
+from sqlalchemy import create_engine, make_url
+from sqlalchemy.pool import NullPool
+
+from consumers.notification.records import register_receiver
+from ops.demo.journal import Intent, JournalWriter, Merchant, Payer
+from outbox.clock import utc_now
+from outbox.errors import NotReady
+from outbox.retry import backoff_s
+from outbox.settings import Settings
+from producers.bank.transactions import open_account as open_bank_account
+from producers.payments.orders import Limits, open_account, register_merchant
+from schemas.bank import BankNotification
+from schemas.money import CNY
+from schemas.signature import is_fresh, signed_at, signed_headers
+
+MERCHANTS = 8
+PAYERS = 40
+POOR_PAYERS = 2
+FAILING_SHARE = 0.05
+REPEATED_SHARE = 0.10
+AMOUNT_FEN_MAX = 50_000
+PATIENCE_S = 90.0
+"""How long one request is tried again while a part is away."""
+CONCURRENCY = 24
+RICH_FEN = 10**14
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The cast of a run, made from its seed: secrets and receivers beside what the journal holds."""
+
+    name: str
+    merchants: list[Merchant]
+    payers: list[Payer]
+    poor: list[Payer]
+    secrets: dict[str, str]
+
+
+def cast(run: str, seed: int) -> Run:
+    """Return merchants and payers of a run; the same for the same seed but for their secrets."""
+    draw = random.Random(f"cast {seed}")
+    merchants = [
+        Merchant(merchant_no=f"{run}-M{number:02d}", fee_rate_bp=draw.choice([0, 38, 60, 60, 100]))
+        for number in range(MERCHANTS)
+    ]
+
+    def payer(number: int, balance_fen: int) -> Payer:
+        return Payer(payer_no=f"{run}-U{number:02d}", account_no=f"{run}-A{number:02d}", balance_fen=balance_fen)
+
+    return Run(
+        name=run,
+        merchants=merchants,
+        payers=[payer(number, RICH_FEN) for number in range(PAYERS)],
+        poor=[payer(PAYERS + number, 0) for number in range(POOR_PAYERS)],
+        secrets={merchant.merchant_no: f"whsec_{_secret()}" for merchant in merchants},
+    )
+
+
+def intents(run: Run, orders: int, seed: int) -> list[Intent]:
+    """Return what the driver will send, in order: the same for the same seed."""
+    draw = random.Random(f"intents {seed}")
+    return [
+        Intent(
+            order_no=f"{run.name}-O{number:06d}",
+            merchant_no=draw.choice(run.merchants).merchant_no,
+            payer_no=draw.choice(run.poor if draw.random() < FAILING_SHARE else run.payers).payer_no,
+            amount_fen=draw.randint(1, AMOUNT_FEN_MAX),
+            repeats=draw.choice([1, 2]) if draw.random() < REPEATED_SHARE else 0,
+        )
+        for number in range(orders)
+    ]
+
+
+def enrol(settings: Settings, run: Run, sink_url: str) -> None:
+    """Merchants, payers, bank accounts and receivers exist: each in its service, by the service's own function and role."""
+    unlimited = Limits(single_fen=RICH_FEN, daily_fen=RICH_FEN * 100, monthly_fen=RICH_FEN * 100)
+
+    def engine(service: str) -> Any:
+        return create_engine(
+            make_url(settings.dsn_of(service)).set(drivername="postgresql+psycopg"), poolclass=NullPool
+        ).begin()
+
+    with engine("payments") as connection:
+        for merchant in run.merchants:
+            number, secret = merchant.merchant_no, run.secrets[merchant.merchant_no]
+            register_merchant(connection, number, api_key=number, secret=secret, fee_rate_bp=merchant.fee_rate_bp)
+        for payer in (*run.payers, *run.poor):
+            open_account(connection, payer.payer_no, bank_account_no=payer.account_no, limits=unlimited)
+    with engine("bank") as connection:
+        for payer in (*run.payers, *run.poor):
+            open_bank_account(connection, payer.account_no, balance_fen=payer.balance_fen, currency=CNY)
+    with engine("notification") as connection:
+        for merchant in run.merchants:
+            number = merchant.merchant_no
+            register_receiver(connection, number, url=f"{sink_url}/{number}", secret=run.secrets[number])
+
+
+class Sink:
+    """The merchants' side: verifies each notification, answers `success`, counts by notification id."""
+
+    def __init__(self, secrets: dict[str, str]) -> None:
+        self.received: dict[str, int] = {}
+        self.orders: set[str] = set()
+        self._secrets = secrets
+
+    @contextlib.asynccontextmanager
+    async def listening(self) -> AsyncGenerator[str]:
+        """Listen on the loopback; gives the address."""
+        app = web.Application()
+        app.router.add_post("/{merchant}", self._take)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        try:
+            yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+        finally:
+            await runner.cleanup()
+
+    async def _take(self, request: web.Request) -> web.Response:
+        body = await request.read()
+        at = signed_at(self._secrets[request.match_info["merchant"]], request.headers, body)
+        if at is None or not is_fresh(at, utc_now()):
+            return web.Response(status=401)
+        identity = request.headers["webhook-id"]
+        self.received[identity] = self.received.get(identity, 0) + 1
+        self.orders.add(msgspec.json.decode(body)["order_no"])
+        return web.Response(text="success")
+
+
+class Driver:
+    """Sends intents; each is in the journal before its first request."""
+
+    def __init__(self, settings: Settings, run: Run, journal: JournalWriter, done: Callable[[], None]) -> None:
+        self._settings = settings
+        self._run = run
+        self._journal = journal
+        self._done = done
+        self._bank_secret = settings.bank_notify_secret.get_secret_value()
+        self.starts: list[float] = []
+
+    async def drive(self, wanted: list[Intent], *, rate: float | None) -> None:
+        """Every intent has been paid, or refused by the bank. With a rate, each starts at its time, whatever the others do."""
+        connector = aiohttp.TCPConnector(limit=0 if rate else CONCURRENCY)
+        timeout = aiohttp.ClientTimeout(total=30)
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False) as session:
+            if rate:
+                await self._open_loop(session, wanted, rate)
+            else:
+                await self._closed_loop(session, wanted)
+
+    async def _open_loop(self, session: aiohttp.ClientSession, wanted: list[Intent], rate: float) -> None:
+        begin = time.monotonic() + 0.1
+        async with asyncio.TaskGroup() as group:
+            for number, intent in enumerate(wanted):
+                await asyncio.sleep(max(0.0, begin + number / rate - time.monotonic()))
+                group.create_task(self._pay(session, intent))
+
+    async def _closed_loop(self, session: aiohttp.ClientSession, wanted: list[Intent]) -> None:
+        waiting = iter(wanted)
+
+        async def one_after_another() -> None:
+            for intent in waiting:
+                await self._pay(session, intent)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(CONCURRENCY):
+                group.create_task(one_after_another())
+
+    async def _pay(self, session: aiohttp.ClientSession, intent: Intent) -> None:
+        self.starts.append(time.monotonic())
+        self._journal.write(intent)
+        body = msgspec.json.encode(
+            {"payer_no": intent.payer_no, "amount_fen": intent.amount_fen, "order_no": intent.order_no}
+        )
+        secret = self._run.secrets[intent.merchant_no]
+
+        def headers() -> dict[str, str]:
+            signed = signed_headers(secret, message_id=intent.order_no, at=utc_now(), body=body)
+            return {**signed, "merchant-key": intent.merchant_no}
+
+        opened = await self._post(session, f"{self._settings.payments_url}/payments", body, headers)
+        result = await self._post(session, opened["bank_address"], b"", dict)
+        for number in range(intent.repeats):
+            await self._repeat(session, result, same_id=number == 0)
+        self._done()
+
+    async def _repeat(self, session: aiohttp.ClientSession, result: dict[str, Any], *, same_id: bool) -> None:
+        """The bank's notification comes in once more: under its own id, or under another one."""
+        body = msgspec.json.encode(msgspec.convert(result, BankNotification))
+        message_id = result["transaction_no"] if same_id else f"again-{result['transaction_no']}"
+
+        def headers() -> dict[str, str]:
+            return signed_headers(self._bank_secret, message_id=message_id, at=utc_now(), body=body)
+
+        await self._post(session, f"{self._settings.payments_url}/bank/notifications", body, headers)
+
+    async def _post(
+        self, session: aiohttp.ClientSession, url: str, body: bytes, headers: Callable[[], dict[str, str]]
+    ) -> dict[str, Any]:
+        """Return the answer of a request that may be repeated: tried again while the service is away."""
+        deadline = time.monotonic() + PATIENCE_S
+        problem = ""
+        for attempt in range(1, 1_000):
+            try:
+                async with session.post(url, data=body, headers=headers()) as answer:
+                    if answer.ok:
+                        is_json = answer.content_type == "application/json"
+                        content: dict[str, Any] = await answer.json() if is_json else {}
+                        return content
+                    problem = f"{answer.status} {(await answer.text())[:300]}"
+                    if answer.status < 500:
+                        raise NotReady(f"{url.partition('?')[0]}: {problem}")
+            except (aiohttp.ClientError, TimeoutError) as error:
+                problem = repr(error)
+            if time.monotonic() > deadline:
+                break
+            await asyncio.sleep(backoff_s(attempt, first_s=0.05, cap_s=1.0))
+        raise NotReady(f"{url.partition('?')[0]}: no answer in {PATIENCE_S:.0f} s: {problem}")
+
+
+def _secret() -> str:
+    return b64encode(uuid4().bytes + uuid4().bytes).decode()

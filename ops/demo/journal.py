@@ -1,0 +1,88 @@
+"""What the driver meant to do, in a file outside the database, written before each request."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merchant:
+    """A merchant of the run."""
+
+    merchant_no: str
+    fee_rate_bp: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Payer:
+    """A payer of the run, and what the bank account held at first."""
+
+    payer_no: str
+    account_no: str
+    balance_fen: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intent:
+    """An order that the driver is about to send. A poor payer's fails at the bank; `repeats` notifications are sent again."""
+
+    order_no: str
+    merchant_no: str
+    payer_no: str
+    amount_fen: int
+    repeats: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Journal:
+    """A run as it was meant."""
+
+    run: str
+    merchants: dict[str, Merchant]
+    payers: dict[str, Payer]
+    intents: list[Intent]
+
+
+class JournalWriter:
+    """Appends lines that are on disk before the request they tell of is sent."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def write(self, *entries: Merchant | Payer | Intent) -> None:
+        """The entries are in the journal."""
+        lines = "".join(json.dumps({"kind": type(entry).__name__, **asdict(entry)}) + "\n" for entry in entries)
+        os.write(self._descriptor, lines.encode())
+
+    def close(self) -> None:
+        """The journal is on disk."""
+        os.fsync(self._descriptor)
+        os.close(self._descriptor)
+
+
+def read_journal(path: Path) -> Journal:
+    """Return the run that a journal holds; a torn last line was no intent yet."""
+    merchants, payers, intents = {}, {}, []
+    for kind, entry in _lines(path):
+        if kind == Merchant.__name__:
+            merchants[entry["merchant_no"]] = Merchant(**entry)
+        elif kind == Payer.__name__:
+            payers[entry["payer_no"]] = Payer(**entry)
+        else:
+            intents.append(Intent(**entry))
+    return Journal(run=path.stem, merchants=merchants, payers=payers, intents=intents)
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for line in path.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            return
+        yield entry.pop("kind"), entry

@@ -1,0 +1,251 @@
+"""The proof: journal, bank debits, orders, effects, and balances recomputed from the journal, held against each other.
+
+Each service's rows are read by themselves; they are joined here, by payment and account.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from ops.demo.journal import Intent, Journal
+from ops.health import reader_engine
+from outbox.settings import SERVICES, Settings
+from schemas.money import fee_at_rate, points_of
+
+EFFECTS = ("funds", "points", "accounting", "notification")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What the tables say of a run, as read."""
+
+    bank: list[Any]
+    """transaction_no, payment_no, account_no, amount_fen, status"""
+    bank_balances: dict[str, int]
+    payments: list[Any]
+    """payment_no, order_no, merchant_no, payer_no, amount_fen, status"""
+    funds: list[Any]
+    """payment_no, account_no, amount"""
+    funds_balances: dict[str, int]
+    points: list[Any]
+    points_balances: dict[str, int]
+    vouchers: list[Any]
+    """business_no, account, side, amount"""
+    records: list[Any]
+    """payment_no, status"""
+    parked: int
+    ledger: list[str]
+    """What is wrong inside the whole ledger."""
+
+
+@dataclass(kw_only=True)
+class Proof:
+    """How a run stands. It holds where `holds` says so; `findings` name everything that does not."""
+
+    orders: int
+    settled: int
+    failed: int
+    unsettled: int
+    effects: dict[str, int]
+    delivered: int
+    lost: int
+    doubled: int
+    parked: int
+    ledger_balanced: bool
+    findings: list[str] = field(default_factory=list)
+
+    @property
+    def holds(self) -> bool:
+        return (
+            not (self.unsettled or self.lost or self.doubled or self.parked)
+            and self.ledger_balanced
+            and not self.findings
+        )
+
+
+def prove(settings: Settings, journal: Journal, *, delivered: int | None = None) -> Proof:
+    """Return how the run stands, from its journal and the services' tables. Reads only; may be repeated."""
+    with reader_engine(settings).connect() as connection:
+        facts = read_facts(connection, journal)
+    return judge(journal, facts, delivered=delivered)
+
+
+def read_facts(connection: Connection, journal: Journal) -> Facts:
+    """Return what the tables say of a run. One statement a service; the ledger is read whole."""
+    run = {"like": journal.run.replace("_", r"\_") + "-%"}
+
+    def rows(statement: str) -> list[Any]:
+        return list(connection.execute(text(statement), run))
+
+    def balances(statement: str) -> dict[str, int]:
+        return {row[0]: int(row[1]) for row in rows(statement)}
+
+    payments = rows("""SELECT payment_no, order_no, merchant_no, payer_no, amount_fen, status FROM payments.payment
+                       WHERE merchant_no LIKE :like""")
+    return Facts(
+        bank=rows("""SELECT transaction_no, payment_no, account_no, amount_fen, status FROM bank.transaction
+                     WHERE account_no LIKE :like"""),
+        bank_balances=balances("SELECT account_no, balance_fen FROM bank.account WHERE account_no LIKE :like"),
+        payments=payments,
+        funds=rows("SELECT payment_no, account_no, amount_fen AS amount FROM funds.entry WHERE account_no LIKE :like"),
+        funds_balances=balances("SELECT account_no, balance_fen FROM funds.account WHERE account_no LIKE :like"),
+        points=rows("SELECT payment_no, account_no, points AS amount FROM points.entry WHERE account_no LIKE :like"),
+        points_balances=balances("SELECT account_no, balance FROM points.account WHERE account_no LIKE :like"),
+        vouchers=rows("""SELECT business_no, account, side, amount_fen AS amount FROM accounting.voucher
+                         JOIN accounting.entry USING (voucher_no) WHERE kind = 'settlement'
+                         AND business_no IN (SELECT v.business_no FROM accounting.voucher v
+                                             JOIN accounting.entry e USING (voucher_no)
+                                             WHERE e.account LIKE 'merchant_payable:' || :like)"""),
+        records=rows("SELECT payment_no, status FROM notification.notify_record WHERE merchant_no LIKE :like"),
+        parked=sum(rows(f"SELECT count(*) FROM {service}.parked")[0][0] for service in SERVICES),  # noqa: S608
+        ledger=ledger_problems(connection),
+    )
+
+
+def ledger_problems(connection: Connection) -> list[str]:
+    """Return what is wrong inside the ledger: vouchers out of balance, balances that are not their entries' sums."""
+    unbalanced = connection.execute(
+        text("""SELECT voucher_no, business_no FROM accounting.voucher LEFT JOIN accounting.entry USING (voucher_no)
+                GROUP BY voucher_no HAVING coalesce(sum(CASE side WHEN 'D' THEN amount_fen ELSE -amount_fen END), 1) <> 0
+                ORDER BY voucher_no LIMIT 20""")
+    )
+    problems = [f"voucher {row.voucher_no} of {row.business_no} is out of balance" for row in unbalanced]
+    off = connection.execute(
+        text("""SELECT account, currency, coalesce(kept.debit, 0) AS kept_debit, coalesce(kept.credit, 0) AS kept_credit,
+                       coalesce(entered.debit, 0) AS debit, coalesce(entered.credit, 0) AS credit
+                FROM (SELECT account, currency, sum(debit_fen) AS debit, sum(credit_fen) AS credit
+                      FROM accounting.balance GROUP BY account, currency) AS kept
+                FULL JOIN (SELECT account, currency, sum(amount_fen) FILTER (WHERE side = 'D') AS debit,
+                                  sum(amount_fen) FILTER (WHERE side = 'C') AS credit
+                           FROM accounting.entry JOIN accounting.voucher USING (voucher_no)
+                           GROUP BY account, currency) AS entered USING (account, currency)
+                WHERE (coalesce(kept.debit, 0), coalesce(kept.credit, 0))
+                      IS DISTINCT FROM (coalesce(entered.debit, 0), coalesce(entered.credit, 0))
+                ORDER BY account LIMIT 20""")
+    )
+    problems += [
+        f"ledger balance of {row.account} is {row.kept_debit} debit, {row.kept_credit} credit; "
+        f"its entries are {row.debit}, {row.credit}"
+        for row in off
+    ]
+    return problems
+
+
+def judge(journal: Journal, facts: Facts, *, delivered: int | None = None) -> Proof:
+    """Return what the facts mean. Pure."""
+    intents = {intent.order_no: intent for intent in journal.intents}
+    orders = {row.payment_no: row for row in facts.payments}
+    findings: list[str] = []
+    lost: set[str] = set()
+    doubled = 0
+
+    debits = {row.payment_no: row for row in facts.bank if row.status == "SUCCESS"}
+    unsettled = 0
+    for row in debits.values():
+        order = orders.get(row.payment_no)
+        if order is None or order.status not in ("SETTLED", "FAILED"):
+            unsettled += 1
+            state = order.status if order else "missing"
+            findings.append(f"bank debit {row.transaction_no} of {row.amount_fen}: order {row.payment_no} is {state}")
+    for row in facts.payments:
+        findings += _order_problems(row, intents.get(row.order_no), debits.get(row.payment_no))
+    opened = {row.order_no for row in facts.payments}
+    findings += [f"order {order_no} of the journal was never opened" for order_no in intents if order_no not in opened]
+
+    settled = [row for row in facts.payments if row.status == "SETTLED"]
+    told = [row for row in facts.payments if row.status in ("SETTLED", "FAILED")]
+    counts = {
+        "funds": Counter(row.payment_no for row in facts.funds),
+        "points": Counter(row.payment_no for row in facts.points),
+        "accounting": Counter(row.business_no for row in facts.vouchers if row.side == "D"),
+        "notification": Counter(row.payment_no for row in facts.records if row.status == "SUCCESS"),
+    }
+    for name, found in counts.items():
+        for row in told if name == "notification" else settled:
+            if not found[row.payment_no]:
+                lost.add(row.payment_no)
+                findings.append(f"payment {row.payment_no} of order {row.order_no} has no {name} effect")
+        for payment_no, count in found.items():
+            if count > 1:
+                doubled += count - 1
+                findings.append(f"payment {payment_no} has {count} {name} effects")
+            if payment_no not in orders:
+                doubled += 1
+                findings.append(f"{name} effect of payment {payment_no}, which has no order")
+
+    for subject, expected, actual in _balances(journal, facts):
+        for account in sorted(expected.keys() | actual.keys()):
+            want, have = expected.get(account, 0), actual.get(account, 0)
+            if want == have:
+                continue
+            findings.append(f"{subject} balance of {account} is {have}, the journal makes it {want}")
+            # More than one movement where balances grow, or less money left than one debit leaves.
+            if (have > want) != (subject == "bank"):
+                doubled += 1
+            else:
+                lost.add(account)
+    findings += facts.ledger
+    if facts.parked:
+        findings.append(f"{facts.parked} events are parked: payrelay parked list")
+    if delivered is not None and delivered < len(told):
+        findings.append(f"{len(told) - delivered} notifications did not reach their merchants")
+    return Proof(
+        orders=len(intents),
+        settled=len(settled),
+        failed=sum(row.status == "FAILED" for row in facts.payments),
+        unsettled=unsettled,
+        effects={
+            name: sum(bool(found[row.payment_no]) for row in (told if name == "notification" else settled))
+            for name, found in counts.items()
+        },
+        delivered=len(told) if delivered is None else delivered,
+        lost=len(lost),
+        doubled=doubled,
+        parked=facts.parked,
+        ledger_balanced=not facts.ledger,
+        findings=findings,
+    )
+
+
+def _order_problems(row: Any, intent: Intent | None, debit: Any) -> Iterable[str]:
+    if intent is None:
+        yield f"order {row.order_no} is in no journal"
+        return
+    if (row.merchant_no, row.payer_no, row.amount_fen) != (intent.merchant_no, intent.payer_no, intent.amount_fen):
+        yield f"order {row.order_no} is not what the journal asked for"
+    if row.status == "SETTLED" and (debit is None or debit.amount_fen != row.amount_fen):
+        yield f"order {row.order_no} is SETTLED without the bank's debit of {row.amount_fen}"
+    if row.status not in ("SETTLED", "FAILED"):
+        yield f"order {row.order_no} is {row.status}"
+    if row.status == "FAILED" and debit is not None:
+        yield f"order {row.order_no} is FAILED, but the bank has debited {debit.amount_fen}"
+
+
+def _balances(journal: Journal, facts: Facts) -> Iterable[tuple[str, Mapping[str, int], Mapping[str, int]]]:
+    """Give subject, balances as the journal makes them, balances as kept. Poor payers' orders move nothing."""
+    bank = {payer.account_no: payer.balance_fen for payer in journal.payers.values()}
+    funds: Counter[str] = Counter()
+    points: Counter[str] = Counter()
+    payable: Counter[str] = Counter()
+    for intent in journal.intents:
+        payer = journal.payers[intent.payer_no]
+        if payer.balance_fen == 0:
+            continue
+        fee_fen = fee_at_rate(intent.amount_fen, journal.merchants[intent.merchant_no].fee_rate_bp)
+        bank[payer.account_no] -= intent.amount_fen
+        funds[intent.merchant_no] += intent.amount_fen - fee_fen
+        points[intent.payer_no] += points_of(intent.amount_fen)
+        payable[intent.merchant_no] += intent.amount_fen - fee_fen
+    kept: Counter[str] = Counter()
+    for row in facts.vouchers:
+        if row.account.startswith("merchant_payable:"):
+            kept[row.account.removeprefix("merchant_payable:")] += row.amount if row.side == "C" else -row.amount
+    yield "bank", bank, facts.bank_balances
+    yield "funds", funds, facts.funds_balances
+    yield "points", points, facts.points_balances
+    yield "ledger", payable, kept
