@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from outbox.clock import first_id_at, time_of
-from outbox.inbox import Arrival, Log, advance, arrive, horizon, lock_progress
+from outbox.inbox import Arrival, Log, arrive, claim_slice, horizon
 from outbox.parking import Cause, Parked, park, parked_keys
 from schemas.codec import TYPE, Envelope, Undecodable, UnknownType, decode
 from schemas.topics import Topic
@@ -70,6 +70,10 @@ class Braked(Exception):
     """Nothing passes: rather than parked one by one, the events wait where they are."""
 
 
+class _Failed(Exception):
+    """Something in the run fails."""
+
+
 class Unexpected(Exception):
     """The batch does not follow on the progress: it is dropped and fetched again from there."""
 
@@ -113,7 +117,6 @@ class Delivered:
     repeated: int
     parked: int
     skipped: int
-    next_offset: int
 
 
 class Delivery:
@@ -135,45 +138,64 @@ class Delivery:
         Own transaction. May be repeated at any point. Raises Braked and Unexpected, having changed nothing, and whatever
         the database raises that `is_transient` knows: try again.
         """
+        try:
+            return self._attempt(batch, _Outcome(bisects=False))
+        except _Failed:  # something in it fails: find out what, under savepoints
+            return self._attempt(batch, _Outcome(bisects=True))
+
+    def _attempt(self, batch: Slice, outcome: _Outcome) -> Delivered:
         with self._engine.begin() as connection:
-            next_offset = lock_progress(connection, self.consumer, batch.log)
-            if next_offset is None or next_offset < batch.start:
-                raise Unexpected(f"{batch.log}: progress is at {next_offset}, the slice begins at {batch.start}")
-            if next_offset >= batch.end:
-                return Delivered(applied=0, repeated=0, parked=0, skipped=len(batch.records), next_offset=next_offset)
-            records = [record for record in batch.records if record.offset >= next_offset]
-            outcome = self._apply(connection, batch.log, records)
+            claim = claim_slice(
+                connection,
+                self.consumer,
+                batch.log,
+                start=batch.start,
+                end=batch.end,
+                mirrored=self.mirrored.get(batch.log),
+            )
+            if claim is None:
+                raise Unexpected(f"{batch.log}: the slice begins at {batch.start}, ahead of progress")
+            records = [record for record in batch.records if record.offset >= claim.begin]
+            if claim.has_parked:
+                keys = {record.key for record in records if record.key is not None}
+                outcome.blocked = parked_keys(connection, self.consumer, keys)
+            self._apply(connection, batch.log, records, outcome)
             self._brake.judge(outcome.poison, outcome.passed_types)
             parked = [_parked(poison) for poison in (*outcome.poison, *outcome.behind)]
             parked.sort(key=lambda event: event.offset)
             park(connection, self.consumer, batch.log, parked)
-            mirrored = self.mirrored.get(batch.log)
-            advance(connection, self.consumer, batch.log, next_offset=batch.end, mirrored_offset=mirrored)
         self._brake.passed(outcome.poison, outcome.passed_types)
         return Delivered(
             applied=outcome.applied,
             repeated=len(records) - outcome.applied - len(parked),
             parked=len(parked),
             skipped=len(batch.records) - len(records),
-            next_offset=batch.end,
         )
 
-    def _apply(self, connection: Connection, log: Log, records: Sequence[Record]) -> _Outcome:
+    def _apply(self, connection: Connection, log: Log, records: Sequence[Record], outcome: _Outcome) -> None:
         low, high = self._bounds(connection)
-        read = [_read(record, low, high) for record in records]
-        keys = {record.key for record in records if record.key is not None}
-        outcome = _Outcome(blocked=parked_keys(connection, self.consumer, keys) if keys else set())
         # Runs of events between unreadable records, so that what follows on a parked key sees it parked.
         run: list[_Event] = []
-        for item in read:
+        for item in [_read(record, low, high) for record in records]:
             if isinstance(item, _Event):
                 run.append(item)
                 continue
-            self._bisect(connection, log, run, outcome)
+            self._run(connection, log, run, outcome)
             run = []
             outcome.reject(item)
-        self._bisect(connection, log, run, outcome)
-        return outcome
+        self._run(connection, log, run, outcome)
+
+    def _run(self, connection: Connection, log: Log, events: Sequence[_Event], outcome: _Outcome) -> None:
+        """Every event of the run is applied or rejected. As a whole first; under savepoints only once that has failed."""
+        if outcome.bisects:
+            self._bisect(connection, log, events, outcome)
+            return
+        try:
+            outcome.passed(self._handle(connection, log, outcome.unblocked(events)))
+        except Exception as error:
+            if is_transient(error):
+                raise
+            raise _Failed from error
 
     def _bisect(self, connection: Connection, log: Log, events: Sequence[_Event], outcome: _Outcome) -> None:
         """Every event is applied, or is alone found to be what fails. Each attempt has a savepoint of its own."""
@@ -195,10 +217,11 @@ class Delivery:
             self._bisect(connection, log, events[:middle], outcome)
             self._bisect(connection, log, events[middle:], outcome)
         else:
-            outcome.applied += len(fresh)
-            outcome.passed_types |= {event.event.type for event in fresh}
+            outcome.passed(fresh)
 
     def _handle(self, connection: Connection, log: Log, events: Sequence[_Event]) -> list[Envelope]:
+        if not events:
+            return []
         arrivals = [Arrival(event_id=event.envelope.id, offset=event.record.offset) for event in events]
         new = arrive(connection, self.consumer, log, arrivals)
         once = {event.envelope.id: event.envelope for event in reversed(events)}
@@ -217,12 +240,18 @@ class Delivery:
 class _Outcome:
     """What has become of the records so far."""
 
-    def __init__(self, *, blocked: set[bytes]) -> None:
-        self.blocked = blocked
+    def __init__(self, *, bisects: bool) -> None:
+        self.bisects = bisects
+        self.blocked: set[bytes] = set()
         self.poison: list[_Poison] = []
         self.behind: list[_Poison] = []
         self.applied = 0
         self.passed_types: set[str] = set()
+
+    def passed(self, events: Sequence[Envelope]) -> None:
+        """The events were applied."""
+        self.applied += len(events)
+        self.passed_types |= {event.event.type for event in events}
 
     def reject(self, poison: _Poison) -> None:
         """The record is poison, or parks behind its key's; later ones of its key park behind it."""

@@ -40,10 +40,10 @@ BATCHES_MAX = 2
 """Batches of one partition that wait in the stream, beside the one that aiokafka holds ready."""
 BYTES_MAX = 64 * 1024 * 1024
 """Of all partitions together."""
-FETCH_WAIT_MS = 500
+FETCH_WAIT_MS = 100
 """Faust's 1500 would hold up the look-ups of offsets, which queue behind the long poll."""
 POLL_S = 1.0
-MIRROR_S = 0.2
+MIRROR_S = 1.0
 MIRROR_TIMEOUT_S = 3.0
 GRACE_S = 8.0
 """How long a batch in hand may take to commit when partitions are revoked or the process ends."""

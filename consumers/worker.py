@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import faust
+import uvloop
 
 from consumers.accounting.agent import PROCESSOR as ACCOUNTING
 from consumers.app import FAILED, PipelineApp, wait_for_broker
@@ -22,6 +24,9 @@ from outbox.condition import Condition
 from outbox.settings import Environment, Settings
 
 PROCESSORS = {processor.name: processor for processor in (FUNDS, POINTS, ACCOUNTING, NOTIFICATION)}
+
+SWITCH_S = 0.0005
+"""Python's 5 ms would make the database's thread wait for the loop's at each of its round trips."""
 
 HUNG_TICKS = 90
 """Seconds that one turn to the database may take; its own time-outs end it long before."""
@@ -44,6 +49,8 @@ def run(processors: Sequence[Processor], settings: Settings) -> None:
         stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
     logging.getLogger("consumers").setLevel(logging.INFO)
+    sys.setswitchinterval(SWITCH_S)
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
     condition = Condition(Environment().payrelay_condition_file, processors[0].name)
     wait_for_broker(settings, condition)
     apps = [PipelineApp(processor, settings, condition) for processor in processors]

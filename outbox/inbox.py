@@ -36,16 +36,21 @@ class Arrival:
 
 _LOG = "cluster_id = :cluster_id AND topic = :topic AND topic_id = :topic_id AND partition = :partition"
 
-_LOCK = text(f"SELECT next_offset FROM progress WHERE consumer = :consumer AND {_LOG} FOR UPDATE")  # noqa: S608
+_CLAIM = text(f"""
+    UPDATE progress SET next_offset = :end, mirrored_offset = :mirrored, updated_at = clock_timestamp()
+    WHERE consumer = :consumer AND {_LOG} AND next_offset = :start
+    RETURNING has_parked""")  # noqa: S608
 
-_ADVANCE = text(f"""
-    UPDATE progress SET next_offset = :next_offset, mirrored_offset = :mirrored_offset, updated_at = clock_timestamp()
-    WHERE consumer = :consumer AND {_LOG}""")  # noqa: S608
+_LOCK = text(f"""
+    SELECT next_offset, has_parked FROM progress WHERE consumer = :consumer AND {_LOG} FOR UPDATE""")  # noqa: S608
 
 _BEGIN = text("""
-    INSERT INTO progress (consumer, cluster_id, topic, topic_id, partition, next_offset)
-    VALUES (:consumer, :cluster_id, :topic, :topic_id, :partition, :next_offset)
+    INSERT INTO progress (consumer, cluster_id, topic, topic_id, partition, next_offset, has_parked)
+    SELECT :consumer, :cluster_id, :topic, :topic_id, :partition, :next_offset,
+           EXISTS (SELECT FROM parked WHERE consumer = :consumer)
     ON CONFLICT DO NOTHING""")
+
+_HAS_PARKED = text(f"UPDATE progress SET has_parked = true WHERE consumer = :consumer AND {_LOG}")  # noqa: S608
 
 _ARRIVE = text("""
     INSERT INTO inbox (consumer, event_id, topic, partition, "offset")
@@ -84,16 +89,38 @@ def begin_log(connection: Connection, consumer: str, log: Log, *, next_offset: i
     connection.execute(_BEGIN, {**_keys(consumer, log), "next_offset": next_offset})
 
 
-def lock_progress(connection: Connection, consumer: str, log: Log) -> int | None:
-    """Return the consumer's next offset, locked until the caller's transaction ends; None where it never began."""
-    offset: int | None = connection.execute(_LOCK, _keys(consumer, log)).scalar()
-    return offset
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A slice of a log whose records from `begin` on are the caller's to apply, until its transaction ends."""
+
+    begin: int
+    """Below it everything was done before."""
+    has_parked: bool
+    """Whether keys of this log may be in the parking lot."""
 
 
-def advance(connection: Connection, consumer: str, log: Log, *, next_offset: int, mirrored_offset: int | None) -> None:
-    """Everything below `next_offset` is done, if the caller commits. Call it under `lock_progress`."""
-    parameters = {**_keys(consumer, log), "next_offset": next_offset, "mirrored_offset": mirrored_offset}
-    connection.execute(_ADVANCE, parameters)
+def claim_slice(
+    connection: Connection, consumer: str, log: Log, *, start: int, end: int, mirrored: int | None
+) -> Claim | None:
+    """Progress stands at `end`, locked, if the caller commits; None, and nothing changed, where the slice lies ahead of it.
+
+    Progress beyond `end` stays where it is: nothing of the slice is left to do. `mirrored` is the offset last written to Kafka.
+    """
+    keys = _keys(consumer, log)
+    follows = connection.execute(_CLAIM, {**keys, "start": start, "end": end, "mirrored": mirrored}).first()
+    if follows is not None:  # the usual case: one statement locks, fences and advances
+        return Claim(begin=start, has_parked=follows.has_parked)
+    row = connection.execute(_LOCK, keys).first()
+    if row is None or row.next_offset < start:
+        return None
+    if row.next_offset < end:
+        connection.execute(_CLAIM, {**keys, "start": row.next_offset, "end": end, "mirrored": mirrored})
+    return Claim(begin=row.next_offset, has_parked=row.has_parked)
+
+
+def note_parked(connection: Connection, consumer: str, log: Log) -> None:
+    """Whoever claims a slice of this log next looks into the parking lot. Transaction: the caller's."""
+    connection.execute(_HAS_PARKED, _keys(consumer, log))
 
 
 def arrive(connection: Connection, consumer: str, log: Log, arrivals: Sequence[Arrival]) -> set[UUID]:

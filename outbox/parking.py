@@ -13,7 +13,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from outbox.inbox import Log
+from outbox.inbox import Log, note_parked
 
 ERROR_LENGTH_MAX = 2_000
 
@@ -54,9 +54,10 @@ _PARK = text("""
 
 
 def park(connection: Connection, consumer: str, log: Log, events: Sequence[Parked]) -> None:
-    """The events are in the parking lot, each once, if the caller commits. May be repeated."""
+    """The events are in the parking lot, each once, and the log is known to have some, if the caller commits. Repeatable."""
     if not events:
         return
+    note_parked(connection, consumer, log)
     connection.execute(
         _PARK,
         [

@@ -4,14 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
-from collections.abc import Generator, Sequence
+import sys
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import uvicorn
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+import uvloop
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Lifespan
+
+from outbox.database import engine_for
 
 BODY_BYTES_MAX = 64 * 1024
+THREADS = 8
+"""Transactions at once, each with a connection of its own."""
+
+SWITCH_S = 0.0005
+"""Python's 5 ms would make a request wait for other threads at each of its round trips to the database."""
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class HttpError(Exception):
@@ -24,19 +45,45 @@ class HttpError(Exception):
         self.message = message
 
 
-def service(title: str) -> FastAPI:
-    """Return an application with a health page and the answers to errors."""
-    app = FastAPI(title=title, docs_url=None, redoc_url=None)
+def service(routes: Sequence[Route], lifespan: Lifespan[Starlette]) -> Starlette:
+    """Return an application with these routes, a health page, and the answers to errors."""
 
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        return {"status": "up"}
+    async def health(_: Request) -> Response:
+        return JSONResponse({"status": "up"})
 
-    @app.exception_handler(HttpError)
-    async def told(_: Request, error: HttpError) -> JSONResponse:
+    async def told(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HttpError)
         return JSONResponse({"error": error.code, "message": error.message}, status_code=error.status)
 
-    return app
+    return Starlette(
+        routes=[*routes, Route("/health", health)], lifespan=lifespan, exception_handlers={HttpError: told}
+    )
+
+
+class Database:
+    """Whole transactions on a few threads of their own, so that the event loop never waits for the database."""
+
+    def __init__(self, dsn: str, *, name: str) -> None:
+        self._engine = engine_for(dsn, name=f"service {name}", pool_size=THREADS)
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix=name)
+
+    async def transact(self, act: Callable[[Connection], T]) -> T:
+        """Return what the act returns, committed. An error of the database becomes HttpError 503: asking again is safe."""
+
+        def whole() -> T:
+            with self._engine.begin() as connection:
+                return act(connection)
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, whole)
+        except SQLAlchemyError as error:
+            log.warning("transaction failed: %s %s", type(error).__name__, getattr(error, "orig", ""))
+            raise HttpError(503, "unavailable", "the database does not answer; ask again, the same way") from error
+
+    def close(self) -> None:
+        """Open transactions are finished, connections closed."""
+        self._threads.shutdown()
+        self._engine.dispose()
 
 
 async def read_body(request: Request) -> bytes:
@@ -56,7 +103,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-def serve(apps: Sequence[tuple[FastAPI, str, int]]) -> None:
+def serve(apps: Sequence[tuple[Starlette, str, int]]) -> None:
     """Serve applications at their hosts and ports in one process, until SIGTERM or Ctrl-C; open requests are answered."""
 
     async def until_told() -> None:
@@ -68,6 +115,7 @@ def serve(apps: Sequence[tuple[FastAPI, str, int]]) -> None:
                     port=port,
                     log_level="warning",
                     access_log=False,
+                    proxy_headers=False,
                     server_header=False,
                     timeout_graceful_shutdown=10,
                     limit_concurrency=500,
@@ -85,4 +133,5 @@ def serve(apps: Sequence[tuple[FastAPI, str, int]]) -> None:
             asyncio.get_running_loop().add_signal_handler(signum, end)
         await asyncio.gather(*(server.serve() for server in servers))
 
-    asyncio.run(until_told())
+    sys.setswitchinterval(SWITCH_S)
+    uvloop.run(until_told())

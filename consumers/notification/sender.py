@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 import aiohttp
+import uvloop
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -118,4 +119,4 @@ def run(settings: Settings) -> None:
             asyncio.get_running_loop().add_signal_handler(signum, sender.ending.set)
         await sender.run()
 
-    asyncio.run(until_told())
+    uvloop.run(until_told())

@@ -14,7 +14,7 @@ app = typer.Typer(
     name="payrelay",
     help="An event-driven payment pipeline that never loses money and never moves it twice.",
     no_args_is_help=True,
-    pretty_exceptions_show_locals=False,
+    pretty_exceptions_enable=False,
     add_completion=True,
 )
 for module in (local, pipeline, demo):

@@ -161,10 +161,10 @@ class Driver:
         connector = aiohttp.TCPConnector(limit=0 if rate else CONCURRENCY)
         timeout = aiohttp.ClientTimeout(total=30)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False) as session:
-            if rate:
-                await self._open_loop(session, wanted, rate)
-            else:
-                await self._closed_loop(session, wanted)
+            try:
+                await (self._open_loop(session, wanted, rate) if rate else self._closed_loop(session, wanted))
+            except ExceptionGroup as group:  # one of them says enough
+                raise group.exceptions[0] from None
 
     async def _open_loop(self, session: aiohttp.ClientSession, wanted: list[Intent], rate: float) -> None:
         begin = time.monotonic() + 0.1

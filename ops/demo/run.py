@@ -9,7 +9,8 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import text
+import uvloop
+from sqlalchemy import Connection, text
 
 from ops.demo.driver import Driver, Sink, cast, enrol, intents
 from ops.demo.journal import JournalWriter, read_journal
@@ -32,7 +33,7 @@ def run_demo(
     settings: Settings, folder: StackFolder, *, orders: int, seed: int, rate: float | None, watch: Watch
 ) -> tuple[Proof, dict[str, Any]]:
     """Every order is driven and its effects are in, or nothing moved for a minute; returns the proof and the figures."""
-    return asyncio.run(_run(settings, folder, orders=orders, seed=seed, rate=rate, watch=watch))
+    return uvloop.run(_run(settings, folder, orders=orders, seed=seed, rate=rate, watch=watch))
 
 
 async def _run(
@@ -70,8 +71,9 @@ async def _settle_down(settings: Settings, run: str, orders: int, sink: Sink, wa
     """Every order is final with its effects in, or nothing has moved for a minute."""
     seen: tuple[int, ...] = ()
     moved = time.monotonic()
+    connection = reader_engine(settings).connect().execution_options(isolation_level="AUTOCOMMIT")
     while time.monotonic() - moved < STILL_S:
-        counts = await asyncio.to_thread(_counts, settings, run)
+        counts = await asyncio.to_thread(_counts, connection, run)
         final, settled = counts[0], counts[1]
         watch("settled", final, orders)
         effects = min(counts[2:5], default=0)
@@ -79,14 +81,15 @@ async def _settle_down(settings: Settings, run: str, orders: int, sink: Sink, wa
         watch("told", len(sink.orders), orders)
         # A marked record and no effect missing; the sink may hear of one before the sender has marked it.
         if final == orders and all(count >= settled for count in counts[2:5]) and counts[5] >= final:
-            return
+            break
         now = (*counts, len(sink.orders))
         if now != seen:
             seen, moved = now, time.monotonic()
         await asyncio.sleep(POLL_S)
+    connection.close()
 
 
-def _counts(settings: Settings, run: str) -> tuple[int, ...]:
+def _counts(connection: Connection, run: str) -> tuple[int, ...]:
     statements = (
         "SELECT count(*) FROM payments.payment WHERE merchant_no LIKE :like AND status IN ('SETTLED', 'FAILED')",
         "SELECT count(*) FROM payments.payment WHERE merchant_no LIKE :like AND status = 'SETTLED'",
@@ -95,8 +98,7 @@ def _counts(settings: Settings, run: str) -> tuple[int, ...]:
         "SELECT count(*) FROM accounting.entry WHERE account LIKE 'merchant_payable:' || :like",
         "SELECT count(*) FROM notification.notify_record WHERE merchant_no LIKE :like AND status = 'SUCCESS'",
     )
-    with reader_engine(settings).connect() as connection:
-        return tuple(connection.execute(text(one), {"like": f"{run}-%"}).scalar_one() for one in statements)
+    return tuple(connection.execute(text(one), {"like": f"{run}-%"}).scalar_one() for one in statements)
 
 
 def _figures(settings: Settings, begun: datetime, seconds: float, starts: list[float], proof: Proof) -> dict[str, Any]:

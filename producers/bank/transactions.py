@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import uuid4
 
 import msgspec
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, text
 from sqlalchemy.dialects.postgresql import insert
 
 from outbox.retry import backoff_s
-from producers.bank.tables import account, notification, transaction
+from producers.bank.tables import account
 from schemas.bank import BankNotification, PaymentLink
 
 LEASE_S = 20.0
@@ -26,10 +27,8 @@ def execute_transaction(connection: Connection, link: PaymentLink, *, now: datet
     Transaction: the caller's. Repeatable: a payment that was executed before gets the first result.
     """
     # The account first: its lock puts concurrent executions of one payment in a row.
-    held = connection.execute(
-        select(account).where(account.c.account_no == link.account_no).with_for_update()
-    ).first()  # fmt: skip
-    before = connection.execute(select(transaction).where(transaction.c.payment_no == link.payment_no)).first()
+    held = connection.execute(_LOCK_ACCOUNT, {"account_no": link.account_no}).first()
+    before = connection.execute(_BEFORE, {"payment_no": link.payment_no}).first()
     if before is not None:
         return BankNotification(
             transaction_no=before.transaction_no,
@@ -47,11 +46,7 @@ def execute_transaction(connection: Connection, link: PaymentLink, *, now: datet
     elif held.balance_fen < link.amount_fen:
         reason = "insufficient balance"
     else:
-        connection.execute(
-            account.update()
-            .where(account.c.account_no == link.account_no)
-            .values(balance_fen=account.c.balance_fen - link.amount_fen)
-        )
+        connection.execute(_DEBIT, {"account_no": link.account_no, "amount_fen": link.amount_fen})
     result = BankNotification(
         transaction_no=f"B{uuid4().hex}",
         payment_no=link.payment_no,
@@ -60,15 +55,24 @@ def execute_transaction(connection: Connection, link: PaymentLink, *, now: datet
         status="FAILED" if reason else "SUCCESS",
         reason=reason,
     )
-    connection.execute(
-        insert(transaction).values(**msgspec.structs.asdict(result), account_no=link.account_no, created_at=now)
-    )
-    connection.execute(
-        insert(notification).values(
-            transaction_no=result.transaction_no, body=msgspec.json.encode(result).decode(), attempts=0, due_at=now
-        )
-    )
+    body = msgspec.json.encode(result).decode()
+    values = {**msgspec.structs.asdict(result), "account_no": link.account_no, "now": now, "body": body}
+    connection.execute(_WRITE, values)
     return result
+
+
+_LOCK_ACCOUNT = text("SELECT * FROM account WHERE account_no = :account_no FOR NO KEY UPDATE")
+
+_BEFORE = text("SELECT * FROM transaction WHERE payment_no = :payment_no")
+
+_DEBIT = text("UPDATE account SET balance_fen = balance_fen - :amount_fen WHERE account_no = :account_no")
+
+_WRITE = text("""
+    WITH written AS (
+      INSERT INTO transaction (transaction_no, payment_no, account_no, amount_fen, currency, status, reason, created_at)
+      VALUES (:transaction_no, :payment_no, :account_no, :amount_fen, :currency, :status, :reason, :now)
+      RETURNING transaction_no)
+    INSERT INTO notification (transaction_no, body, due_at) SELECT transaction_no, :body, :now FROM written""")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,21 +98,24 @@ def claim_notifications(connection: Connection, *, limit: int) -> list[Due]:
     return [Due(transaction_no=row.transaction_no, body=row.body, attempts=row.attempts) for row in rows]
 
 
-def mark_answered(connection: Connection, transaction_no: str, *, now: datetime) -> None:
-    """The platform has the notification: it is not sent again."""
+def mark(connection: Connection, results: Sequence[tuple[Due, bool]], *, now: datetime) -> None:
+    """Answered notifications are not sent again; the others are due after 0.5, 1, 2, 4 … 60 seconds, without end."""
+    delays = [backoff_s(due.attempts, first_s=RETRY_FIRST_S, cap_s=RETRY_CAP_S) for due, _ in results]
     connection.execute(
-        notification.update().where(notification.c.transaction_no == transaction_no).values(answered_at=now)
+        _MARK,
+        {
+            "transactions": [due.transaction_no for due, _ in results],
+            "answered": [now if answered else None for _, answered in results],
+            "due": [now + timedelta(seconds=delay_s) for delay_s in delays],
+        },
     )
 
 
-def postpone(connection: Connection, due: Due, *, now: datetime) -> None:
-    """The notification is due again after 0.5, 1, 2, 4 … 60 seconds, without end: the platform must know."""
-    delay_s = backoff_s(due.attempts, first_s=RETRY_FIRST_S, cap_s=RETRY_CAP_S)
-    connection.execute(
-        notification.update()
-        .where(notification.c.transaction_no == due.transaction_no)
-        .values(due_at=now + timedelta(seconds=delay_s))
-    )
+_MARK = text("""
+    UPDATE notification SET answered_at = result.answered_at, due_at = result.due_at
+    FROM unnest(CAST(:transactions AS text[]), CAST(:answered AS timestamptz[]), CAST(:due AS timestamptz[]))
+         AS result (transaction_no, answered_at, due_at)
+    WHERE notification.transaction_no = result.transaction_no""")
 
 
 def open_account(connection: Connection, account_no: str, *, balance_fen: int, currency: str) -> None:

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import TypeVar
 from zoneinfo import ZoneInfo
 
 import msgspec
-from fastapi import FastAPI, Request
-from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from sqlalchemy import Connection, select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Connection, text
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
 
 from outbox.clock import utc_now
-from outbox.database import engine_for
 from outbox.settings import Settings
-from producers.http import HttpError, read_body, service
+from producers.http import Database, HttpError, read_body, service
 from producers.payments.orders import (
     LimitExceeded,
     NoAccount,
@@ -32,42 +29,25 @@ from producers.payments.orders import (
     open_payment,
 )
 from producers.payments.settlement import REFUSED, Answer, receive_notification
-from producers.payments.tables import merchant
 from schemas.bank import PaymentLink, link_address
 from schemas.signature import ID, is_fresh, signed_at
 
 EXPIRY_S = 1.0
-POOL = 20
 
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
+_MERCHANT = text("SELECT merchant_no, secret FROM merchant WHERE api_key = :key")
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings) -> Starlette:
     """Return the payments service."""
-    engine = engine_for(settings.dsn_of("payments"), name="service payments", pool_size=POOL)
+    database = Database(settings.dsn_of("payments"), name="payments")
     zone, ttl = ZoneInfo(settings.zone), timedelta(seconds=settings.order_ttl_s)
     bank_secret = settings.bank_notify_secret.get_secret_value()
     link_secret = settings.bank_link_secret.get_secret_value()
 
-    async def transact(act: Callable[[Connection], T]) -> T:
-        def whole() -> T:
-            with engine.begin() as connection:
-                return act(connection)
-
-        try:
-            return await run_in_threadpool(whole)
-        except SQLAlchemyError as error:
-            log.warning("transaction failed: %s", type(error).__name__)
-            raise HttpError(
-                503, "unavailable", "the database does not answer; ask again, with the same order"
-            ) from error
-
     def merchant_of(connection: Connection, request: Request, body: bytes) -> str:
         """Return the merchant that signed the request; raises HttpError 401, whichever check failed."""
         key = request.headers.get("merchant-key", "")
-        row = connection.execute(select(merchant).where(merchant.c.api_key == key)).first()
+        row = connection.execute(_MERCHANT, {"key": key}).first()
         # An unknown key costs as much as a wrong signature.
         secret = row.secret if row is not None else link_secret
         at = signed_at(secret, request.headers, body)
@@ -79,20 +59,16 @@ def create_app(settings: Settings) -> FastAPI:
         while True:
             await asyncio.sleep(EXPIRY_S)
             with contextlib.suppress(HttpError):  # the next round tries again
-                while await transact(lambda connection: expire_payments(connection, now=utc_now())):
+                while await database.transact(lambda connection: expire_payments(connection, now=utc_now())):
                     pass
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+    async def lifespan(_: Starlette) -> AsyncGenerator[None]:
         expiry = asyncio.create_task(expire())
         yield
         expiry.cancel()
-        engine.dispose()
+        database.close()
 
-    app = service("payrelay payments")
-    app.router.lifespan_context = lifespan
-
-    @app.post("/payments", status_code=201)
     async def post_payment(request: Request) -> Response:
         """Open a payment. Same order number and body: the first answer again."""
         body = await read_body(request)
@@ -125,11 +101,11 @@ def create_app(settings: Settings) -> FastAPI:
             }
             return JSONResponse(content, status_code=201)
 
-        return await transact(opened)
+        return await database.transact(opened)
 
-    @app.get("/payments/{payment_no}")
-    async def get_payment(payment_no: str, request: Request) -> Response:
+    async def get_payment(request: Request) -> Response:
         """Show a merchant's own payment. Signed like a request with an empty body."""
+        payment_no = request.path_params["payment_no"]
 
         def found(connection: Connection) -> JSONResponse:
             row = find_payment(connection, merchant_of(connection, request, b""), payment_no)
@@ -137,9 +113,8 @@ def create_app(settings: Settings) -> FastAPI:
                 raise HttpError(404, "no_payment", f"no payment {payment_no!r} of yours")
             return JSONResponse(row)
 
-        return await transact(found)
+        return await database.transact(found)
 
-    @app.post("/bank/notifications")
     async def post_notification(request: Request) -> Response:
         """Take in the bank's result of a payment."""
         body = await read_body(request)
@@ -151,9 +126,16 @@ def create_app(settings: Settings) -> FastAPI:
         def received(connection: Connection) -> Answer:
             return receive_notification(connection, webhook_id=webhook_id, signed_at=at, body=body, now=utc_now())
 
-        return _plain(await transact(received))
+        return _plain(await database.transact(received))
 
-    return app
+    return service(
+        [
+            Route("/payments", post_payment, methods=["POST"]),
+            Route("/payments/{payment_no}", get_payment),
+            Route("/bank/notifications", post_notification, methods=["POST"]),
+        ],
+        lifespan,
+    )
 
 
 def _plain(answer: Answer) -> PlainTextResponse:

@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 from msgspec import Meta, Struct
-from sqlalchemy import Connection, Row, func, literal, select
+from sqlalchemy import Connection, Row, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from outbox.errors import Refused
@@ -92,24 +92,20 @@ def open_payment(
     digest = sha256(msgspec.json.encode(request)).digest()
     day = now.astimezone(zone).date()
     inserted = connection.execute(
-        insert(payment)
-        .from_select(
-            ["payment_no", "merchant_no", "order_no", "payer_no", "amount_fen", "currency", "request_sha256", "status",
-             "limit_day", "created_at", "expires_at"],
-            select(
-                *map(literal, (f"P{uuid4().hex}", merchant_no, request.order_no)),
-                account.c.payer_no,
-                *map(literal, (request.amount_fen, request.currency, digest, "CREATED", day, now, now + ttl)),
-            ).where(account.c.payer_no == request.payer_no, account.c.open),
-        )
-        .on_conflict_do_nothing(index_elements=["merchant_no", "order_no"])
-        .returning(payment.c.payment_no, payment.c.expires_at)
-    ).first()  # fmt: skip
+        _INSERT,
+        {
+            "payment_no": f"P{uuid4().hex}",
+            "merchant_no": merchant_no,
+            **msgspec.structs.asdict(request),
+            "digest": digest,
+            "day": day,
+            "now": now,
+            "expires_at": now + ttl,
+        },
+    ).first()
     if inserted is None:
         return _opened_before(connection, merchant_no, request, digest)
-    held = connection.execute(
-        select(account).where(account.c.payer_no == request.payer_no).with_for_update()
-    ).one()  # fmt: skip
+    held = connection.execute(_LOCK_ACCOUNT, {"payer_no": request.payer_no}).one()
     _use_limit(connection, held, request.amount_fen, day)
     return Opened(
         payment_no=inserted.payment_no,
@@ -141,23 +137,35 @@ def _opened_before(connection: Connection, merchant_no: str, request: PaymentReq
 
 def _use_limit(connection: Connection, held: Row[Any], amount_fen: int, day: date) -> None:
     """The amount counts against the payer's day, whose account row the caller has locked."""
-    used = connection.execute(
-        select(
-            func.coalesce(func.sum(limit_use.c.used_fen).filter(limit_use.c.day == day), 0),
-            func.coalesce(func.sum(limit_use.c.used_fen), 0),
-        ).where(limit_use.c.payer_no == held.payer_no, limit_use.c.day >= day.replace(day=1), limit_use.c.day <= day)
-    ).one()
+    used = connection.execute(_USED, {"payer_no": held.payer_no, "month": day.replace(day=1), "day": day}).one()
     limits = Limits(
         single_fen=held.single_limit_fen, daily_fen=held.daily_limit_fen, monthly_fen=held.monthly_limit_fen
     )
-    if name := broken_limit(limits, amount_fen=amount_fen, day_fen=used[0], month_fen=used[1]):
+    if name := broken_limit(limits, amount_fen=amount_fen, day_fen=used.day_fen, month_fen=used.month_fen):
         raise LimitExceeded(f"the {name} limit of payer {held.payer_no!r} does not allow {amount_fen} fen")
-    statement = insert(limit_use).values(payer_no=held.payer_no, day=day, used_fen=amount_fen)
-    connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=["payer_no", "day"], set_={"used_fen": limit_use.c.used_fen + amount_fen}
-        )
-    )
+    connection.execute(_USE, {"payer_no": held.payer_no, "day": day, "amount_fen": amount_fen})
+
+
+_INSERT = text("""
+    INSERT INTO payment (payment_no, merchant_no, order_no, payer_no, amount_fen, currency, request_sha256, status,
+                         limit_day, created_at, expires_at)
+    SELECT :payment_no, :merchant_no, :order_no, payer_no, :amount_fen, :currency, :digest, 'CREATED',
+           :day, :now, :expires_at
+    FROM account WHERE payer_no = :payer_no AND open
+    ON CONFLICT (merchant_no, order_no) DO NOTHING
+    RETURNING payment_no, expires_at""")
+
+# NO KEY: the foreign keys of payment and limit_use hold a share of the row already, in transactions beside us too.
+_LOCK_ACCOUNT = text("SELECT * FROM account WHERE payer_no = :payer_no FOR NO KEY UPDATE")
+
+_USED = text("""
+    SELECT coalesce(sum(used_fen) FILTER (WHERE day = :day), 0)::bigint AS day_fen,
+           coalesce(sum(used_fen), 0)::bigint AS month_fen
+    FROM limit_use WHERE payer_no = :payer_no AND day BETWEEN :month AND :day""")
+
+_USE = text("""
+    INSERT INTO limit_use (payer_no, day, used_fen) VALUES (:payer_no, :day, :amount_fen)
+    ON CONFLICT (payer_no, day) DO UPDATE SET used_fen = limit_use.used_fen + excluded.used_fen""")
 
 
 def free_limit(connection: Connection, payer_no: str, day: date, amount_fen: int) -> None:
@@ -176,7 +184,7 @@ def expire_payments(connection: Connection, *, now: datetime) -> int:
         .where(payment.c.status == "CREATED", payment.c.expires_at <= now)
         .order_by(payment.c.payer_no, payment.c.payment_no)
         .limit(EXPIRE_BATCH)
-        .with_for_update(skip_locked=True)
+        .with_for_update(skip_locked=True, key_share=True)
     ).all()
     for row in due:
         connection.execute(

@@ -5,18 +5,19 @@ The bank has the money even where the order cannot take it: such money goes to s
 
 from __future__ import annotations
 
+import hmac
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 from typing import Any, Literal
 
 import msgspec
-from sqlalchemy import Connection, Row, func, select
+from sqlalchemy import Connection, Row, text
 from sqlalchemy.dialects.postgresql import insert
 
 from outbox.record import Outgoing, record
 from producers.payments.orders import free_limit
-from producers.payments.tables import bank_notification, merchant, payment, suspense
+from producers.payments.tables import payment, suspense
 from schemas.bank import BankNotification
 from schemas.events import PaymentFailed, PaymentSettled, SuspenseRecorded
 from schemas.money import fee_at_rate, points_of
@@ -84,44 +85,60 @@ def receive_notification(
     Transaction: the caller's. Repeatable: the same id with the same body gets the stored answer at any time; with another
     body, or unseen and older or newer than five minutes, it is refused and nothing is stored.
     """
-    connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(webhook_id, 0))))
     digest = sha256(body).digest()
-    stored = connection.execute(select(bank_notification).where(bank_notification.c.webhook_id == webhook_id)).first()
-    if stored is not None:
-        return Answer(status=stored.answer_status, text=stored.answer) if stored.body_sha256 == digest else REFUSED
-    if not is_fresh(signed_at, now):
-        return REFUSED
-    try:
-        told = msgspec.json.decode(body, type=BankNotification)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return REFUSED
-    answer = _take(connection, told, now)
-    if answer is ACCEPTED:
-        connection.execute(
-            insert(bank_notification).values(
-                webhook_id=webhook_id, body_sha256=digest, answer_status=answer.status, answer=answer.text
-            )
-        )
-    return answer
-
-
-def _take(connection: Connection, told: BankNotification, now: datetime) -> Answer:
-    order = connection.execute(
-        select(payment).where(payment.c.payment_no == told.payment_no).with_for_update()
-    ).first()  # fmt: skip
+    told = _read(body) if is_fresh(signed_at, now) else None
+    if told is None:
+        stored = connection.execute(_STORED, {"webhook_id": webhook_id}).first()
+        return _stored_answer(stored, digest) if stored is not None else REFUSED
+    # Written first: whoever brings the same id meanwhile waits here for our answer.
+    noted = connection.execute(
+        _NOTE, {"webhook_id": webhook_id, "digest": digest, "status": ACCEPTED.status, "answer": ACCEPTED.text}
+    )
+    if not noted.rowcount:
+        return _stored_answer(connection.execute(_STORED, {"webhook_id": webhook_id}).one(), digest)
+    order = connection.execute(_ORDER, {"payment_no": told.payment_no}).first()
     decision = decide(_standing(order, now) if order is not None else None, told)
-    match decision.act:
-        case "refuse":
-            return REFUSED
-        case "settle":
-            assert order is not None
+    match decision.act, order:
+        case "settle", Row():
             settle_payment(connection, order, told, now=now)
-        case "fail":
-            assert order is not None
+        case "fail", Row():
             fail_payment(connection, order, told, now=now)
-        case "suspend":
+        case "suspend", _:
             suspend_money(connection, order, told, reason=decision.reason, now=now)
+        case "refuse", _:
+            connection.execute(_FORGET, {"webhook_id": webhook_id})
+            return REFUSED
     return ACCEPTED
+
+
+_STORED = text("SELECT * FROM bank_notification WHERE webhook_id = :webhook_id")
+
+_NOTE = text("""
+    INSERT INTO bank_notification (webhook_id, body_sha256, answer_status, answer)
+    VALUES (:webhook_id, :digest, :status, :answer) ON CONFLICT DO NOTHING""")
+
+_FORGET = text("DELETE FROM bank_notification WHERE webhook_id = :webhook_id")
+
+_ORDER = text("""
+    SELECT payment.*, merchant.fee_rate_bp FROM payment JOIN merchant USING (merchant_no)
+    WHERE payment_no = :payment_no FOR NO KEY UPDATE OF payment""")
+
+_FINISH = text("""
+    UPDATE payment SET status = :status, version = version + 1, fee_fen = :fee_fen, points = :points, reason = :reason,
+                       bank_transaction_no = :transaction_no, finished_at = :now
+    WHERE payment_no = :payment_no""")
+
+
+def _read(body: bytes) -> BankNotification | None:
+    try:
+        return msgspec.json.decode(body, type=BankNotification)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _stored_answer(stored: Row[Any], digest: bytes) -> Answer:
+    same = hmac.compare_digest(bytes(stored.body_sha256), digest)
+    return Answer(status=stored.answer_status, text=stored.answer) if same else REFUSED
 
 
 def _standing(order: Row[Any], now: datetime) -> Standing:
@@ -139,10 +156,7 @@ def settle_payment(connection: Connection, order: Row[Any], told: BankNotificati
 
     Transaction: the caller's. Not repeatable by itself: `decide` sees to it.
     """
-    rate_bp = connection.execute(
-        select(merchant.c.fee_rate_bp).where(merchant.c.merchant_no == order.merchant_no)
-    ).scalar_one()  # fmt: skip
-    fee_fen, points = fee_at_rate(order.amount_fen, rate_bp), points_of(order.amount_fen)
+    fee_fen, points = fee_at_rate(order.amount_fen, order.fee_rate_bp), points_of(order.amount_fen)
     _finish(connection, order, told, now, status="SETTLED", fee_fen=fee_fen, points=points)
     event = PaymentSettled(
         payment_no=order.payment_no,
@@ -152,7 +166,7 @@ def settle_payment(connection: Connection, order: Row[Any], told: BankNotificati
         amount_fen=order.amount_fen,
         currency=order.currency,
         fee_fen=fee_fen,
-        fee_rule=f"rate {rate_bp} bp",
+        fee_rule=f"rate {order.fee_rate_bp} bp",
         points=points,
         bank_transaction_no=told.transaction_no,
         settled_at=now,
@@ -212,9 +226,26 @@ def suspend_money(
     record(connection, [Outgoing(event=event, version=version, correlation=correlation)])
 
 
-def _finish(connection: Connection, order: Row[Any], told: BankNotification, now: datetime, **values: Any) -> None:
+def _finish(
+    connection: Connection,
+    order: Row[Any],
+    told: BankNotification,
+    now: datetime,
+    *,
+    status: str,
+    fee_fen: int | None = None,
+    points: int | None = None,
+    reason: str | None = None,
+) -> None:
     connection.execute(
-        payment.update()
-        .where(payment.c.payment_no == order.payment_no)
-        .values(version=order.version + 1, bank_transaction_no=told.transaction_no, finished_at=now, **values)
+        _FINISH,
+        {
+            "payment_no": order.payment_no,
+            "status": status,
+            "fee_fen": fee_fen,
+            "points": points,
+            "reason": reason,
+            "transaction_no": told.transaction_no,
+            "now": now,
+        },
     )

@@ -81,6 +81,7 @@ def _kernel(service: str, database: str) -> None:
           partition       integer     NOT NULL,
           next_offset     bigint      NOT NULL CHECK (next_offset >= 0),
           mirrored_offset bigint,
+          has_parked      boolean     NOT NULL DEFAULT false,
           updated_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
           PRIMARY KEY (consumer, cluster_id, topic, topic_id, partition)
         ) WITH (fillfactor = 50)""")

@@ -74,7 +74,8 @@ CREATE TABLE payments.suspense (
   recorded_at         timestamptz NOT NULL
 );
 GRANT SELECT, INSERT, UPDATE ON payments.merchant, payments.account, payments.limit_use, payments.payment TO payments;
-GRANT SELECT, INSERT ON payments.bank_notification, payments.suspense TO payments"""
+GRANT SELECT, INSERT, DELETE ON payments.bank_notification TO payments;
+GRANT SELECT, INSERT ON payments.suspense TO payments"""
 
 BANK = """
 CREATE TABLE bank.account (
