@@ -220,7 +220,7 @@ def _postgres_answers(folder: StackFolder, port: int) -> bool:
     return True
 
 
-JVM_FLAGS = ["-XX:+UseSerialGC", "-Xms128m", "-Xmx512m", "-Xshare:auto"]
+JVM_FLAGS = ["-XX:+UseSerialGC", "-Xms128m", "-Xmx512m", "-XX:TieredStopAtLevel=1", "-Xshare:auto"]
 
 
 def _java(programs: Programs, main: str, *arguments: str, log4j: Path | None = None) -> list[str]:

@@ -1,0 +1,96 @@
+"""One real stack per run; a topic and group prefix per test."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Generator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from ops.stack.control import down
+from ops.stack.state import StackFolder
+from outbox.settings import Settings
+from tests.pipeline import Pipeline
+from tests.providers import PROVIDERS, Stack
+
+BUDGET_S = 240.0
+LIMIT_S = 360.0
+
+_spent: dict[str, float] = defaultdict(float)
+_begun = 0.0
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--stack", default="embedded", choices=sorted(PROVIDERS), help="what the tests run on")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Quick tests first; what needs the stack is marked."""
+    order = ["unit", "contract", "integration", "e2e", "faults"]
+    items.sort(key=lambda item: order.index(_group(item.nodeid)))
+    for item in items:
+        if "stack" in getattr(item, "fixturenames", ()):
+            item.add_marker("stack")
+
+
+def pytest_sessionstart() -> None:
+    global _begun
+    _begun = time.monotonic()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    _spent[_group(report.nodeid)] += report.duration
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    total_s = time.monotonic() - _begun
+    groups = "  ".join(f"{name} {spent_s:.0f} s" for name, spent_s in _spent.items())
+    terminalreporter.write_line(f"time: {groups}  in all {total_s:.0f} s (budget {BUDGET_S:.0f}, limit {LIMIT_S:.0f})")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A run that takes too long has failed."""
+    if time.monotonic() - _begun > LIMIT_S and session.exitstatus == 0:
+        session.exitstatus = 1
+
+
+def _group(nodeid: str) -> str:
+    return nodeid.split("/")[1]
+
+
+@pytest.fixture(scope="session")
+def stack(request: pytest.FixtureRequest) -> Generator[Stack]:
+    """The real stack: PostgreSQL, Kafka, Kafka Connect with the connector, services and workers."""
+    yield from PROVIDERS[request.config.getoption("--stack")]()
+
+
+@pytest.fixture
+def settings(stack: Stack) -> Settings:
+    return stack.settings
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"t{uuid4().hex[:8]}-"
+
+
+@pytest.fixture
+def pipeline(settings: Settings, prefix: str, tmp_path: Path) -> Generator[Pipeline]:
+    """A stretch of pipeline for one test: its own topic and group on the shared stack."""
+    own = settings.model_copy(update={"topic_prefix": prefix, "group_prefix": prefix, "metadata_max_age_s": 1.0})
+    made = Pipeline(own, tmp_path)
+    made.make_topic()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def spare_stack() -> Generator[StackFolder]:
+    """A stack of the test's own, not started; wiped afterwards."""
+    folder = StackFolder(name=f"spare-{os.getpid()}-{uuid4().hex[:6]}")
+    yield folder
+    down(folder, wipe=True)

@@ -1,0 +1,16 @@
+"""The examples in docstrings are true."""
+
+import doctest
+import importlib
+
+import pytest
+
+MODULES = ["schemas.money", "outbox.clock", "outbox.retry", "outbox.partitions", "connect.client", "connect.connector",
+           "producers.payments.orders", "consumers.notification.guard", "ops.demo.latency"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.attempted
+    assert not result.failed

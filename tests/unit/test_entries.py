@@ -1,0 +1,33 @@
+"""Vouchers balance, whatever the event; a replay in a year gives the same entries."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consumers.accounting.entries import Entry, Voucher, voucher_of
+from tests.factories import AT, ID, envelope, failed, settled, suspense
+
+
+@given(st.integers(1, 10**12), st.data())
+def test_a_settlement_balances(amount_fen: int, data: st.DataObject) -> None:
+    fee_fen = data.draw(st.integers(0, amount_fen))
+    event = envelope(settled(amount_fen=amount_fen, fee_fen=fee_fen))
+    voucher = voucher_of(event)
+    assert voucher is not None
+    assert sum(e.amount_fen for e in voucher.entries if e.side == "D") == amount_fen
+    assert voucher == voucher_of(event)
+
+
+def test_money_in_suspense_has_a_voucher_and_a_failed_payment_none() -> None:
+    voucher = voucher_of(envelope(suspense()))
+    assert voucher is not None
+    assert [(e.account, e.side) for e in voucher.entries] == [("bank_clearing", "D"), ("suspense", "C")]
+    assert voucher_of(envelope(failed())) is None
+
+
+def test_a_voucher_out_of_balance_cannot_be_made() -> None:
+    lines = (Entry(account="a", side="D", amount_fen=2), Entry(account="b", side="C", amount_fen=1))
+    with pytest.raises(ValueError, match="debit 2, credit 1"):
+        Voucher(business_no="x", kind="settlement", event_id=ID, currency="CNY", occurred_at=AT, entries=lines)
