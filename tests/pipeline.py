@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -97,7 +98,7 @@ class Pipeline:
     def consumer(self) -> str:
         return self.settings.group_prefix + self.name
 
-    @property
+    @cached_property
     def admin(self) -> Any:
         return AdminClient({"bootstrap.servers": self.settings.kafka_bootstrap, "log_level": 0})
 

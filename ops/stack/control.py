@@ -20,6 +20,9 @@ UP_S = 120.0
 DOWN_S = 60.0
 POLL_S = 0.05
 
+_started: dict[Path, subprocess.Popen[bytes]] = {}
+"""Supervisors that this process has started, to be waited for when they end."""
+
 
 def up(
     folder: StackFolder,
@@ -65,6 +68,8 @@ def down(folder: StackFolder, *, wipe: bool = False) -> bool:
                 _signal_supervisor(folder, signal.SIGKILL)  # the parts die with it
                 deadline = time.monotonic() + DOWN_S
             time.sleep(POLL_S)
+    if (supervisor := _started.pop(folder.path, None)) is not None:
+        supervisor.wait()
     if wipe:
         shutil.rmtree(PostgresPlace.of(folder).data, ignore_errors=True)
         shutil.rmtree(folder.path, ignore_errors=True)
@@ -99,6 +104,7 @@ def _start_supervisor(folder: StackFolder, *, infrastructure: bool, with_parent:
             env={**os.environ, "PAYRELAY_HOME": str(folder.home)},
             start_new_session=True,
         )
+    _started[folder.path] = process
     deadline = time.monotonic() + UP_S
     while not folder.read("state.json"):
         if process.poll() is not None or time.monotonic() > deadline:

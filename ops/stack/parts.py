@@ -270,6 +270,7 @@ BROKER_SETTINGS = {
     "share.coordinator.state.topic.min.isr": "1",
     "share.coordinator.state.topic.num.partitions": "1",
     "group.initial.rebalance.delay.ms": "0",
+    "group.min.session.timeout.ms": "2000",
     "log.message.timestamp.type": "LogAppendTime",
     "log.cleaner.dedupe.buffer.size": "16777216",
     "message.max.bytes": "2097152",

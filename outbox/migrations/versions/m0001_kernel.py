@@ -21,6 +21,7 @@ def upgrade() -> None:
     for service in SERVICES:
         _kernel(service, database)
     op.execute("ALTER ROLE ops SET default_transaction_read_only = on")
+    op.execute("GRANT pg_monitor TO ops")
 
 
 def _uuidv7_where_missing() -> None:
