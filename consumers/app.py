@@ -17,13 +17,14 @@ from confluent_kafka.admin import AdminClient
 from faust.app.base import BootStrategy
 from faust.types import TP
 from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from consumers.delivery import Braked, Delivery, Processor, Unexpected, is_transient
 from consumers.transport import Batch, BatchSchema, Opening, require_versions
 from outbox.clock import utc_now
 from outbox.condition import Condition
 from outbox.database import engine_for
-from outbox.inbox import Log, begin_log, positions
+from outbox.inbox import Log, begin_log, note_mirrored, positions
 from outbox.retry import backoff_s
 from outbox.settings import Settings
 
@@ -120,9 +121,16 @@ class PipelineApp(faust.App):  # type: ignore[misc]
             finally:
                 self.busy_since.rest()
 
-    def mirrored(self, offsets: Mapping[Log | None, int]) -> None:
-        """The transport has written these offsets to Kafka."""
-        self.delivery.mirrored.update({log: at for log, at in offsets.items() if log is not None})
+    async def mirrored(self, offsets: Mapping[Log, int]) -> None:
+        """These offsets were written to Kafka: remembered, so that somebody else's commit can be told from ours."""
+        await asyncio.get_running_loop().run_in_executor(self.database, self._note_mirrored, offsets)
+
+    def _note_mirrored(self, offsets: Mapping[Log, int]) -> None:
+        try:
+            with self.engine.begin() as connection:
+                note_mirrored(connection, self.consumer_name, offsets)
+        except SQLAlchemyError as error:  # the next mirror will tell
+            log.warning("mirror not noted: %s", _told(error))
 
 
 class Pulse:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -27,6 +27,9 @@ from schemas.topics import Topic
 PARKED_KEYS_MAX = 20
 PARKED_WINDOW_S = 60.0
 """More keys than this within this time are no poison but a broken handler: the brake holds."""
+
+WAITING_MAX = 10_000
+"""Events whose first failure is remembered."""
 
 CLOCK_TOLERANCE = timedelta(minutes=5)
 HORIZON_S = 60.0
@@ -125,8 +128,6 @@ class Delivery:
     def __init__(self, processor: Processor, engine: Engine, *, consumer: str, clock: Callable[[], datetime]) -> None:
         self.processor = processor
         self.consumer = consumer
-        self.mirrored: dict[Log, int] = {}
-        """The offsets last mirrored to Kafka, kept so that somebody else's commit can be told from ours."""
         self._engine = engine
         self._clock = clock
         self._horizon: tuple[float, UUID, UUID] | None = None
@@ -139,20 +140,18 @@ class Delivery:
         the database raises that `is_transient` knows: try again.
         """
         try:
-            return self._attempt(batch, _Outcome(bisects=False))
-        except _Failed:  # something in it fails: find out what, under savepoints
-            return self._attempt(batch, _Outcome(bisects=True))
+            return self._attempt(batch, bisects=False)
+        except (_Failed, Braked):  # something in it fails: find out what, under savepoints
+            pass
+        try:
+            return self._attempt(batch, bisects=True)
+        except Braked:  # a second look knows what passes
+            return self._attempt(batch, bisects=True)
 
-    def _attempt(self, batch: Slice, outcome: _Outcome) -> Delivered:
+    def _attempt(self, batch: Slice, *, bisects: bool) -> Delivered:
+        outcome = _Outcome(self._brake, bisects=bisects)
         with self._engine.begin() as connection:
-            claim = claim_slice(
-                connection,
-                self.consumer,
-                batch.log,
-                start=batch.start,
-                end=batch.end,
-                mirrored=self.mirrored.get(batch.log),
-            )
+            claim = claim_slice(connection, self.consumer, batch.log, start=batch.start, end=batch.end)
             if claim is None:
                 raise Unexpected(f"{batch.log}: the slice begins at {batch.start}, ahead of progress")
             records = [record for record in batch.records if record.offset >= claim.begin]
@@ -160,11 +159,11 @@ class Delivery:
                 keys = {record.key for record in records if record.key is not None}
                 outcome.blocked = parked_keys(connection, self.consumer, keys)
             self._apply(connection, batch.log, records, outcome)
-            self._brake.judge(outcome.poison, outcome.passed_types)
+            self._brake.judge(outcome.poison)
             parked = [_parked(poison) for poison in (*outcome.poison, *outcome.behind)]
             parked.sort(key=lambda event: event.offset)
             park(connection, self.consumer, batch.log, parked)
-        self._brake.passed(outcome.poison, outcome.passed_types)
+        self._brake.parked(outcome.poison)
         return Delivered(
             applied=outcome.applied,
             repeated=len(records) - outcome.applied - len(parked),
@@ -240,18 +239,18 @@ class Delivery:
 class _Outcome:
     """What has become of the records so far."""
 
-    def __init__(self, *, bisects: bool) -> None:
+    def __init__(self, brake: Brake, *, bisects: bool) -> None:
         self.bisects = bisects
+        self._brake = brake
         self.blocked: set[bytes] = set()
         self.poison: list[_Poison] = []
         self.behind: list[_Poison] = []
         self.applied = 0
-        self.passed_types: set[str] = set()
 
     def passed(self, events: Sequence[Envelope]) -> None:
         """The events were applied."""
         self.applied += len(events)
-        self.passed_types |= {event.event.type for event in events}
+        self._brake.saw_pass({event.event.type for event in events})
 
     def reject(self, poison: _Poison) -> None:
         """The record is poison, or parks behind its key's; later ones of its key park behind it."""
@@ -259,6 +258,7 @@ class _Outcome:
             self.behind.append(poison)
             return
         self.poison.append(poison)
+        self._brake.saw_failure(poison)
         if len(self.poison) > PARKED_KEYS_MAX and not self.applied:  # no need to try the rest of them one by one
             raise Braked(f"nothing passes; the last is {poison.cause} {poison.error[:300]}")
         if poison.record.key is not None:
@@ -276,47 +276,65 @@ class _Outcome:
 
 
 class Brake:
-    """Tells poison from a broken handler: poison is alone in what it fails at.
+    """Tells poison from a broken handler: poison fails while others pass.
 
-    A rejected event is parked once an event of its type has passed since it was first seen failing, in the same slice or
-    another one; an unreadable one once any event has. Until then it waits, and so does everything if too many keys fail.
+    A rejected event is parked if an event of its type has passed since it was first seen failing, and it then failed again;
+    an unreadable one, if any event has. So a handler that is mended half-way through a slice parks nothing. Until then the
+    event waits, and so does everything if too many keys would be parked. What was rolled back is a witness all the same.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self._failing_since: dict[tuple[bytes | None, int], float] = {}
-        self._passed_at: dict[str, float] = {}
+        self._tick = 0
+        self._failed: dict[tuple[bytes | None, int], int] = {}
+        """First failure of each event that waits."""
+        self._witnessed: set[tuple[bytes | None, int]] = set()
+        """Events that failed again after others had passed."""
+        self._passed: dict[str, int] = {}
+        """Last pass of each type."""
         self._parked: deque[tuple[float, bytes | None]] = deque()
 
-    def judge(self, poison: Sequence[_Poison], passed_types: set[str]) -> None:
+    def saw_pass(self, types: Collection[str]) -> None:
+        """Events of these types went through the handler."""
+        self._tick += 1
+        self._passed.update(dict.fromkeys(types, self._tick))
+
+    def saw_failure(self, poison: _Poison) -> None:
+        """The event failed, alone."""
+        self._tick += 1
+        first = self._failed.setdefault(_place(poison), self._tick)
+        if len(self._failed) > WAITING_MAX:  # the oldest begins anew
+            self._failed.pop(next(iter(self._failed)))
+        if poison.cause is Cause.REJECTED and poison.envelope is not None:
+            witnesses = [self._passed.get(poison.envelope.event.type, 0)]
+        else:
+            witnesses = list(self._passed.values())
+        if any(passed > first for passed in witnesses):
+            self._witnessed.add(_place(poison))
+
+    def judge(self, poison: Sequence[_Poison]) -> None:
         """Return if the poison may be parked; raises Braked if it must wait."""
-        now = self._now()
         for item in poison:
-            since = self._failing_since.setdefault((item.record.key, item.record.offset), now)
-            if item.cause is not Cause.DUPLICATE_FACT and not self._works(item, since, passed_types):
+            if item.cause is not Cause.DUPLICATE_FACT and _place(item) not in self._witnessed:
                 raise Braked(f"nothing passes; the first is {item.cause} {item.error[:300]}")
+        now = self._now()
         while self._parked and now - self._parked[0][0] > PARKED_WINDOW_S:
             self._parked.popleft()
         keys = {key for _, key in self._parked} | {item.record.key for item in poison}
         if poison and len(keys) > PARKED_KEYS_MAX:
             raise Braked(f"{len(keys)} keys would be parked within a minute, the last for {poison[-1].error[:300]}")
 
-    def passed(self, poison: Sequence[_Poison], passed_types: set[str]) -> None:
-        """The slice is committed: what passed is known to work, what was parked is counted."""
+    def parked(self, poison: Sequence[_Poison]) -> None:
+        """The poison is parked, and counted."""
         now = self._now()
-        self._passed_at.update(dict.fromkeys(passed_types, now))
-        self._parked.extend((now, item.record.key) for item in poison)
-        if not poison:
-            horizon_s = now - 10 * PARKED_WINDOW_S
-            self._failing_since = {key: at for key, at in self._failing_since.items() if at > horizon_s}
         for item in poison:
-            self._failing_since.pop((item.record.key, item.record.offset), None)
+            self._parked.append((now, item.record.key))
+            self._failed.pop(_place(item), None)
+            self._witnessed.discard(_place(item))
 
-    def _works(self, item: _Poison, since: float, passed_types: set[str]) -> bool:
-        if item.cause is not Cause.REJECTED or item.envelope is None:
-            return bool(passed_types) or any(at > since for at in self._passed_at.values())
-        name = item.envelope.event.type
-        return name in passed_types or self._passed_at.get(name, since) > since
+
+def _place(poison: _Poison) -> tuple[bytes | None, int]:
+    return poison.record.key, poison.record.offset
 
 
 def is_transient(error: BaseException) -> bool:

@@ -458,12 +458,13 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
         offsets, self._mirrored = self._mirrored, {}
         if not offsets:
             return
+        logs = {tp: lane.log for tp, lane in self.lanes.items() if lane.log is not None}
         try:
             await asyncio.wait_for(self._in_thread(self._commit_mine(offsets)), MIRROR_TIMEOUT_S)
+            written = {logs[tp]: at for tp, at in offsets.items() if tp in logs}
+            await asyncio.wait_for(self.app.mirrored(written), MIRROR_TIMEOUT_S)
         except (KafkaError, IllegalStateError, TimeoutError, RuntimeError) as error:
             log.warning("mirror not written, progress stands: %r", error)
-            return
-        self.app.mirrored({self.lanes[tp].log: at for tp, at in offsets.items() if tp in self.lanes})
 
     async def _commit_mine(self, offsets: Mapping[TP, int]) -> None:
         consumer = self._thread._ensure_consumer()

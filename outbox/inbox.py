@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from uuid import UUID
@@ -37,7 +37,7 @@ class Arrival:
 _LOG = "cluster_id = :cluster_id AND topic = :topic AND topic_id = :topic_id AND partition = :partition"
 
 _CLAIM = text(f"""
-    UPDATE progress SET next_offset = :end, mirrored_offset = :mirrored, updated_at = clock_timestamp()
+    UPDATE progress SET next_offset = :end, updated_at = clock_timestamp()
     WHERE consumer = :consumer AND {_LOG} AND next_offset = :start
     RETURNING has_parked""")  # noqa: S608
 
@@ -49,6 +49,8 @@ _BEGIN = text("""
     SELECT :consumer, :cluster_id, :topic, :topic_id, :partition, :next_offset,
            EXISTS (SELECT FROM parked WHERE consumer = :consumer)
     ON CONFLICT DO NOTHING""")
+
+_MIRRORED = text(f"UPDATE progress SET mirrored_offset = :offset WHERE consumer = :consumer AND {_LOG}")  # noqa: S608
 
 _HAS_PARKED = text(f"UPDATE progress SET has_parked = true WHERE consumer = :consumer AND {_LOG}")  # noqa: S608
 
@@ -99,23 +101,27 @@ class Claim:
     """Whether keys of this log may be in the parking lot."""
 
 
-def claim_slice(
-    connection: Connection, consumer: str, log: Log, *, start: int, end: int, mirrored: int | None
-) -> Claim | None:
+def claim_slice(connection: Connection, consumer: str, log: Log, *, start: int, end: int) -> Claim | None:
     """Progress stands at `end`, locked, if the caller commits; None, and nothing changed, where the slice lies ahead of it.
 
-    Progress beyond `end` stays where it is: nothing of the slice is left to do. `mirrored` is the offset last written to Kafka.
+    Progress beyond `end` stays where it is: nothing of the slice is left to do.
     """
     keys = _keys(consumer, log)
-    follows = connection.execute(_CLAIM, {**keys, "start": start, "end": end, "mirrored": mirrored}).first()
+    follows = connection.execute(_CLAIM, {**keys, "start": start, "end": end}).first()
     if follows is not None:  # the usual case: one statement locks, fences and advances
         return Claim(begin=start, has_parked=follows.has_parked)
     row = connection.execute(_LOCK, keys).first()
     if row is None or row.next_offset < start:
         return None
     if row.next_offset < end:
-        connection.execute(_CLAIM, {**keys, "start": row.next_offset, "end": end, "mirrored": mirrored})
+        connection.execute(_CLAIM, {**keys, "start": row.next_offset, "end": end})
     return Claim(begin=row.next_offset, has_parked=row.has_parked)
+
+
+def note_mirrored(connection: Connection, consumer: str, offsets: Mapping[Log, int]) -> None:
+    """It is known what we have written to Kafka, so that somebody else's commit can be told from ours. May be repeated."""
+    for log, offset in offsets.items():
+        connection.execute(_MIRRORED, {**_keys(consumer, log), "offset": offset})
 
 
 def note_parked(connection: Connection, consumer: str, log: Log) -> None:

@@ -6,16 +6,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
-from confluent_kafka import Consumer, TopicPartition
 from sqlalchemy import text
 
 from ops.health import reader_engine
+from ops.records import event_times
 from outbox.clock import first_id_at
 from outbox.settings import Settings
-from schemas.codec import ID
 from schemas.topics import PAYMENT_ORDER
-
-READ_S = 30.0
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -54,28 +51,8 @@ def _commits(settings: Settings, table: str, column: str, since: datetime, *, co
 
 def _append_times(settings: Settings, wanted: set[UUID], since: datetime) -> dict[UUID, float]:
     """Return when the broker appended each event's first record, in seconds."""
-    topic = settings.topic_prefix + PAYMENT_ORDER.name
-    consumer = Consumer(
-        {"bootstrap.servers": settings.kafka_bootstrap, "group.id": "payrelay-measure", "enable.auto.commit": False,
-         "log_level": 0, "auto.offset.reset": "earliest"}
-    )  # fmt: skip
     found: dict[UUID, float] = {}
-    try:
-        at_ms = int(since.timestamp() * 1000)
-        starts = consumer.offsets_for_times(
-            [TopicPartition(topic, partition, at_ms) for partition in range(PAYMENT_ORDER.partitions)], timeout=READ_S
-        )
-        consumer.assign(starts)
-        while len(found) < len(wanted):
-            records = consumer.consume(5_000, timeout=2.0)
-            if not records:
-                break
-            for record in records:
-                if record.error():
-                    continue
-                identity = UUID(dict(record.headers() or [])[ID].decode())
-                if identity in wanted:
-                    found.setdefault(identity, record.timestamp()[1] / 1000)
-    finally:
-        consumer.close()
+    for identity, at in event_times(settings, [settings.topic_prefix + PAYMENT_ORDER.name], since=since):
+        if identity in wanted:
+            found.setdefault(identity, at)
     return found

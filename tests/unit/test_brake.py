@@ -23,47 +23,68 @@ class Clock:
         return self.now
 
 
-def test_a_lone_failure_waits_and_is_parked_once_another_event_of_its_type_has_passed() -> None:
-    clock = Clock()
-    brake = Brake(clock)
+SETTLED, FAILED = {"payment.settled.v1"}, {"payment.failed.v1"}
+
+
+def seen(brake: Brake, *items: _Poison) -> list[_Poison]:
+    for item in items:
+        brake.saw_failure(item)
+    return list(items)
+
+
+def test_a_lone_failure_waits_and_is_parked_once_an_event_of_its_type_passed_and_it_fails_again() -> None:
+    brake = Brake()
     with pytest.raises(Braked):
-        brake.judge([poison()], set())
-    clock.now += 1
-    brake.passed([], {"payment.failed.v1"})
+        brake.judge(seen(brake, poison()))
+    brake.saw_pass(FAILED)
     with pytest.raises(Braked):
-        brake.judge([poison()], set())
-    clock.now += 1
-    brake.passed([], {"payment.settled.v1"})
-    brake.judge([poison()], set())
+        brake.judge(seen(brake, poison()))
+    brake.saw_pass(SETTLED)
+    brake.judge(seen(brake, poison()))
 
 
 def test_what_passed_before_the_failure_proves_nothing() -> None:
-    clock = Clock()
-    brake = Brake(clock)
-    brake.passed([], {"payment.settled.v1"})
-    clock.now += 1
+    brake = Brake()
+    brake.saw_pass(SETTLED)
     with pytest.raises(Braked):
-        brake.judge([poison()], set())
+        brake.judge(seen(brake, poison()))
+
+
+def test_a_handler_mended_half_way_parks_nothing() -> None:
+    brake = Brake()
+    failed = seen(brake, poison(1), poison(2))
+    brake.saw_pass(SETTLED)
+    with pytest.raises(Braked):
+        brake.judge(failed)
 
 
 def test_an_unreadable_event_is_parked_once_any_event_has_passed() -> None:
-    brake = Brake(Clock())
+    brake = Brake()
     with pytest.raises(Braked):
-        brake.judge([poison(cause=Cause.UNDECODABLE)], set())
-    brake.judge([poison(cause=Cause.UNDECODABLE)], {"payment.failed.v1"})
+        brake.judge(seen(brake, poison(cause=Cause.UNDECODABLE)))
+    brake.saw_pass(FAILED)
+    brake.judge(seen(brake, poison(cause=Cause.UNDECODABLE)))
 
 
 def test_a_second_event_for_a_fact_needs_no_witness() -> None:
-    Brake(Clock()).judge([poison(cause=Cause.DUPLICATE_FACT)], set())
+    brake = Brake()
+    brake.judge(seen(brake, poison(cause=Cause.DUPLICATE_FACT)))
 
 
 def test_too_many_keys_within_a_minute_are_no_poison() -> None:
     clock = Clock()
     brake = Brake(clock)
+
+    def twice(number: int) -> list[_Poison]:
+        seen(brake, poison(number))
+        brake.saw_pass(SETTLED)
+        return seen(brake, poison(number))
+
     for number in range(PARKED_KEYS_MAX):
-        brake.judge([poison(number)], {"payment.settled.v1"})
-        brake.passed([poison(number)], {"payment.settled.v1"})
+        items = twice(number)
+        brake.judge(items)
+        brake.parked(items)
     with pytest.raises(Braked, match="21 keys"):
-        brake.judge([poison(99)], {"payment.settled.v1"})
+        brake.judge(twice(99))
     clock.now += 61
-    brake.judge([poison(99)], {"payment.settled.v1"})
+    brake.judge(twice(99))

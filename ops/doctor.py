@@ -1,0 +1,281 @@
+"""How the pipeline is, check by check, and the mending of a lost slot or publication."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from confluent_kafka import Consumer as KafkaConsumer
+from confluent_kafka import KafkaException, TopicPartition
+from sqlalchemy import text
+
+from connect.apply import apply_connector
+from connect.client import ConnectClient, NoConnector
+from ops.health import last_heartbeat, reader_engine, slot_state
+from ops.records import event_times
+from ops.topics import topic_states
+from outbox.clock import first_id_at
+from outbox.errors import NotReady, PayrelayError
+from outbox.migrate import PUBLICATION, ensure_publication, ensure_slot, owner_engine
+from outbox.partitions import DAYS_AHEAD_MIN, days_of
+from outbox.settings import SERVICES, Settings
+from outbox.tables import PARTITIONED
+from schemas.topics import TOPICS
+
+BEATS_MAX = 3
+"""A heartbeat older than this many intervals is an alarm."""
+RETAINED_BYTES_MAX = 1024**3
+MARGIN = timedelta(minutes=15)
+"""Longer than any transaction may be open: what was recorded this long before the last heartbeat has been published."""
+REPAIR_S = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One row of `payrelay doctor`."""
+
+    check: str
+    ok: bool
+    found: str
+    mend: str = ""
+
+
+def examine(settings: Settings, *, now: datetime) -> list[Check]:
+    """Return every check's outcome. Reads only; a part that does not answer is a finding, not an error."""
+    checks: list[tuple[str, Callable[[], Check]]] = [
+        ("heartbeat", lambda: _heartbeat(settings, now)),
+        ("slot", lambda: _slot(settings)),
+        ("publication", lambda: _publication(settings)),
+        ("connector", lambda: _connector(settings)),
+        ("topics", lambda: _topics(settings)),
+        ("days ahead", lambda: _days_ahead(settings, now)),
+        ("positions", lambda: _positions(settings)),
+        ("parked", lambda: _parked(settings)),
+    ]
+    outcomes = []
+    for name, check in checks:
+        try:
+            outcomes.append(check())
+        except (PayrelayError, KafkaException, OSError) as error:
+            outcomes.append(Check(check=name, ok=False, found=str(error), mend="payrelay status"))
+    return outcomes
+
+
+def _heartbeat(settings: Settings, now: datetime) -> Check:
+    beat_at = last_heartbeat(settings)
+    if beat_at is None:
+        return Check(check="heartbeat", ok=False, found="none", mend="payrelay connect status")
+    age_s = (now - beat_at).total_seconds()
+    limit_s = max(5.0, BEATS_MAX * settings.heartbeat_interval_ms / 1000)
+    mend = (
+        "" if age_s <= limit_s else "payrelay connect status; slot or publication lost: payrelay doctor --repair-slot"
+    )
+    return Check(check="heartbeat", ok=age_s <= limit_s, found=f"{age_s:.1f} s old, limit {limit_s:.0f} s", mend=mend)
+
+
+def _slot(settings: Settings) -> Check:
+    slot = slot_state(settings)
+    if not slot.found or slot.wal_status == "lost":
+        return Check(check="slot", ok=False, found="lost", mend="payrelay doctor --repair-slot")
+    found = f"{'active' if slot.active else 'not active'}, {slot.retained_bytes} bytes of WAL retained"
+    ok = slot.active and slot.retained_bytes <= RETAINED_BYTES_MAX
+    return Check(check="slot", ok=ok, found=found, mend="" if ok else "payrelay connect restart")
+
+
+def _publication(settings: Settings) -> Check:
+    with reader_engine(settings).connect() as connection:
+        tables = connection.execute(
+            text("SELECT count(*) FROM pg_publication_tables WHERE pubname = :name"), {"name": PUBLICATION}
+        ).scalar_one()
+    wanted = len(SERVICES) + 1
+    ok = tables == wanted
+    mend = "" if ok else "payrelay doctor --repair-slot"
+    return Check(check="publication", ok=ok, found=f"{tables} of {wanted} tables", mend=mend)
+
+
+def _connector(settings: Settings) -> Check:
+    client = ConnectClient(settings.connect_url, patience_s=3.0)
+    try:
+        status = client.status(settings.connector)
+    except NoConnector as error:
+        return Check(check="connector", ok=False, found=str(error), mend="payrelay connect apply")
+    causes = "; ".join(task.cause for task in status.tasks if task.cause)
+    found = f"{status.state}, tasks {[task.state for task in status.tasks]} {causes}".strip()
+    mend = "" if status.is_running else "payrelay connect restart, or resume"
+    return Check(check="connector", ok=status.is_running, found=found, mend=mend)
+
+
+def _topics(settings: Settings) -> Check:
+    problems = [f"{state.topic}: {problem}" for state in topic_states(settings) for problem in state.problems]
+    found = "; ".join(problems) or "as declared"
+    return Check(check="topics", ok=not problems, found=found, mend="payrelay topics apply" if problems else "")
+
+
+def _days_ahead(settings: Settings, now: datetime) -> Check:
+    with reader_engine(settings).connect() as connection:
+        last = min(
+            (days_of(connection, service, table) or [now.date()])[-1] for service in SERVICES for table in PARTITIONED
+        )
+    ahead = (last - now.date()).days
+    mend = "" if ahead >= DAYS_AHEAD_MIN else "payrelay upkeep"
+    return Check(check="days ahead", ok=ahead >= DAYS_AHEAD_MIN, found=f"{ahead}, at least {DAYS_AHEAD_MIN}", mend=mend)
+
+
+def _positions(settings: Settings) -> Check:
+    """Every consumer's progress lies inside its log, where that log still is the topic of its name."""
+    topics = {state.topic: state.topic_id for state in topic_states(settings) if state.found}
+    bounds = _bounds(settings, set(topics))
+    holes = []
+    with reader_engine(settings).connect() as connection:
+        for service in SERVICES:
+            rows = connection.execute(text(f"SELECT * FROM {service}.progress ORDER BY consumer, topic, partition"))  # noqa: S608
+            for row in rows:
+                if topics.get(row.topic) != row.topic_id:
+                    continue
+                low, high = bounds[row.topic, row.partition]
+                if not low <= row.next_offset <= high:
+                    place = f"{row.consumer} {row.topic}/{row.partition}"
+                    holes.append(f"{place} is at {row.next_offset}, the log holds {low} to {high}")
+    return Check(
+        check="positions",
+        ok=not holes,
+        found="; ".join(holes) or "inside their logs",
+        mend="the partition waits: restore the log, or have the events recorded again" if holes else "",
+    )
+
+
+def _bounds(settings: Settings, topics: set[str]) -> dict[tuple[str, int], tuple[int, int]]:
+    consumer = KafkaConsumer(
+        {"bootstrap.servers": settings.kafka_bootstrap, "group.id": "payrelay-look", "log_level": 0}
+    )
+    try:
+        listed = consumer.list_topics(timeout=10).topics
+        return {
+            (name, number): consumer.get_watermark_offsets(TopicPartition(name, number), timeout=10)
+            for name in topics
+            for number in listed[name].partitions
+        }
+    finally:
+        consumer.close()
+
+
+def _parked(settings: Settings) -> Check:
+    with reader_engine(settings).connect() as connection:
+        counts = {
+            service: connection.execute(text(f"SELECT count(*) FROM {service}.parked")).scalar_one()  # noqa: S608
+            for service in SERVICES
+        }
+    parked = {service: count for service, count in counts.items() if count}
+    return Check(
+        check="parked", ok=not parked, found=str(parked or 0), mend="look into <service>.parked" if parked else ""
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repair:
+    """What a repair of the slot would emit again."""
+
+    since: dict[str, UUID]
+    """Per outbox table, the smallest id that the snapshot reads."""
+    missing: set[UUID]
+    rows: int
+    """Rows from there on: those that are on a topic already come twice, and the inbox drops them."""
+    minutes: float
+
+
+def plan_repair(settings: Settings, *, now: datetime) -> Repair:
+    """Return what is recorded and on no topic, and from where on the snapshot must read. Reads only."""
+    beat_at = last_heartbeat(settings) or now - timedelta(days=settings.outbox_days)
+    begin = beat_at - MARGIN
+    published = {identity for identity, _ in event_times(settings, _all_topics(settings), since=begin)}
+    missing: set[UUID] = set()
+    with reader_engine(settings).connect() as connection:
+        for service in SERVICES:
+            ids = connection.execute(
+                text(f"SELECT id FROM {service}.outbox WHERE id >= :since"), {"since": first_id_at(begin)}  # noqa: S608
+            ).scalars()  # fmt: skip
+            missing |= set(ids) - published
+        # All tables from one bound: rows recorded just before the oldest missing one may have been under way too.
+        oldest = min(missing, default=first_id_at(now))
+        bound = max(UUID(int=oldest.int - _as_id_distance(MARGIN)), first_id_at(begin))
+        rows = sum(
+            connection.execute(
+                text(f"SELECT count(*) FROM {service}.outbox WHERE id >= :bound"),
+                {"bound": bound},
+            ).scalar_one()  # fmt: skip
+            for service in SERVICES
+        )
+    minutes = (first_id_at(now).int - bound.int >> 80) / 60_000
+    since = {f"{service}.outbox": bound for service in SERVICES}
+    return Repair(since=since, missing=missing, rows=rows, minutes=minutes)
+
+
+def repair_slot(settings: Settings, repair: Repair, *, say: Callable[[str], None]) -> None:
+    """Slot and publication are new, what was missing is on its topic, and the connector streams. May be repeated.
+
+    Own transactions, as the owner. The connector is stopped, and resumed with the snapshot bounded, then without the bound.
+    """
+    client = ConnectClient(settings.connect_url)
+    say("stopping the connector")
+    client.stop(settings.connector)
+    client.wait_stopped(settings.connector)
+    engine = owner_engine(settings)
+    try:
+        _drop_slot(settings)
+        with engine.begin() as connection:
+            ensure_publication(connection)
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            ensure_slot(connection, settings.slot)
+        say(f"slot and publication are new; emitting again from {min(repair.since.values())} on")
+        apply_connector(client, settings, since={table: str(bound) for table, bound in repair.since.items()})
+        client.resume(settings.connector)
+        client.wait_running(settings.connector)
+        _wait_published(settings, repair.missing)
+        say(f"{len(repair.missing)} missing events are on their topics; taking the bound away")
+        apply_connector(client, settings)
+        client.wait_running(settings.connector)
+    finally:
+        engine.dispose()
+
+
+def _drop_slot(settings: Settings) -> None:
+    """The slot is gone, whoever held it."""
+    engine = owner_engine(settings)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        slot = {"slot": settings.slot}
+        for _ in range(50):
+            connection.execute(
+                text("""SELECT pg_terminate_backend(active_pid, 2000) FROM pg_replication_slots
+                        WHERE slot_name = :slot AND active_pid IS NOT NULL"""),
+                slot,
+            )
+            gone = connection.execute(
+                text("""SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
+                        WHERE slot_name = :slot AND NOT active"""),
+                slot,
+            )
+            if gone.rowcount or not slot_state(settings).found:
+                engine.dispose()
+                return
+    raise NotReady(f"slot {settings.slot} is held and does not let go: payrelay connect status")
+
+
+def _wait_published(settings: Settings, missing: set[UUID]) -> None:
+    """The missing events are on their topics."""
+    left = set(missing)
+    deadline = datetime.now().astimezone() + timedelta(seconds=REPAIR_S)
+    begin = datetime.now().astimezone() - MARGIN
+    while left:
+        left -= {identity for identity, _ in event_times(settings, _all_topics(settings), since=begin)}
+        if left and datetime.now().astimezone() > deadline:
+            raise NotReady(f"{len(left)} events are still on no topic after {REPAIR_S:.0f} s: payrelay doctor")
+
+
+def _all_topics(settings: Settings) -> list[str]:
+    return [settings.topic_prefix + topic.name for topic in TOPICS]
+
+
+def _as_id_distance(span: timedelta) -> int:
+    return span // timedelta(milliseconds=1) << 80
