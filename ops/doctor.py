@@ -9,12 +9,13 @@ from uuid import UUID
 
 from confluent_kafka import Consumer as KafkaConsumer
 from confluent_kafka import KafkaException, TopicPartition
-from sqlalchemy import text
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import SQLAlchemyError
 
 from connect.apply import apply_connector
 from connect.client import ConnectClient, NoConnector
 from ops.health import last_heartbeat, reader_engine, slot_state
-from ops.records import event_times
+from ops.records import event_times, last_append
 from ops.topics import topic_states
 from outbox.clock import first_id_at
 from outbox.errors import NotReady, PayrelayError
@@ -58,8 +59,9 @@ def examine(settings: Settings, *, now: datetime) -> list[Check]:
     for name, check in checks:
         try:
             outcomes.append(check())
-        except (PayrelayError, KafkaException, OSError) as error:
-            outcomes.append(Check(check=name, ok=False, found=str(error), mend="payrelay status"))
+        except (PayrelayError, KafkaException, SQLAlchemyError, OSError) as error:
+            found = str(getattr(error, "orig", error)).splitlines()[0]
+            outcomes.append(Check(check=name, ok=False, found=found, mend="payrelay status"))
     return outcomes
 
 
@@ -185,10 +187,15 @@ class Repair:
     minutes: float
 
 
-def plan_repair(settings: Settings, *, now: datetime) -> Repair:
-    """Return what is recorded and on no topic, and from where on the snapshot must read. Reads only."""
-    beat_at = last_heartbeat(settings) or now - timedelta(days=settings.outbox_days)
-    begin = beat_at - MARGIN
+def plan_repair(settings: Settings, *, now: datetime, since: datetime | None = None) -> Repair:
+    """Return what is recorded and on no topic, and from where on the snapshot must read. Reads only.
+
+    Looks from 15 minutes before the last heartbeat or the last published event on, whichever is earlier: with its publication
+    gone, PostgreSQL 18 lets the slot and the heartbeat move on and publishes nothing. `since` looks from further back.
+    """
+    kept = now - timedelta(days=settings.outbox_days)
+    last = [last_heartbeat(settings), last_append(settings, _all_topics(settings)), since]
+    begin = min((at for at in last if at is not None), default=kept) - MARGIN
     published = {identity for identity, _ in event_times(settings, _all_topics(settings), since=begin)}
     missing: set[UUID] = set()
     with reader_engine(settings).connect() as connection:
@@ -202,14 +209,15 @@ def plan_repair(settings: Settings, *, now: datetime) -> Repair:
         bound = max(UUID(int=oldest.int - _as_id_distance(MARGIN)), first_id_at(begin))
         rows = sum(
             connection.execute(
-                text(f"SELECT count(*) FROM {service}.outbox WHERE id >= :bound"),
+                text(f"SELECT count(*) FROM {service}.outbox WHERE id >= :bound"),  # noqa: S608 - a schema of ours
                 {"bound": bound},
-            ).scalar_one()  # fmt: skip
+            ).scalar_one()
             for service in SERVICES
         )
     minutes = (first_id_at(now).int - bound.int >> 80) / 60_000
-    since = {f"{service}.outbox": bound for service in SERVICES}
-    return Repair(since=since, missing=missing, rows=rows, minutes=minutes)
+    return Repair(
+        since={f"{service}.outbox": bound for service in SERVICES}, missing=missing, rows=rows, minutes=minutes
+    )
 
 
 def repair_slot(settings: Settings, repair: Repair, *, say: Callable[[str], None]) -> None:
@@ -222,27 +230,23 @@ def repair_slot(settings: Settings, repair: Repair, *, say: Callable[[str], None
     client.stop(settings.connector)
     client.wait_stopped(settings.connector)
     engine = owner_engine(settings)
-    try:
-        _drop_slot(settings)
-        with engine.begin() as connection:
-            ensure_publication(connection)
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            ensure_slot(connection, settings.slot)
-        say(f"slot and publication are new; emitting again from {min(repair.since.values())} on")
-        apply_connector(client, settings, since={table: str(bound) for table, bound in repair.since.items()})
-        client.resume(settings.connector)
-        client.wait_running(settings.connector)
-        _wait_published(settings, repair.missing)
-        say(f"{len(repair.missing)} missing events are on their topics; taking the bound away")
-        apply_connector(client, settings)
-        client.wait_running(settings.connector)
-    finally:
-        engine.dispose()
+    _drop_slot(settings, engine)
+    with engine.begin() as connection:
+        ensure_publication(connection)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        ensure_slot(connection, settings.slot)
+    say(f"slot and publication are new; emitting again from {min(repair.since.values())} on")
+    apply_connector(client, settings, since={table: str(bound) for table, bound in repair.since.items()})
+    client.resume(settings.connector)
+    client.wait_running(settings.connector)
+    _wait_published(settings, repair.missing)
+    say(f"{len(repair.missing)} missing events are on their topics; taking the bound away")
+    apply_connector(client, settings)
+    client.wait_running(settings.connector)
 
 
-def _drop_slot(settings: Settings) -> None:
+def _drop_slot(settings: Settings, engine: Engine) -> None:
     """The slot is gone, whoever held it."""
-    engine = owner_engine(settings)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         slot = {"slot": settings.slot}
         for _ in range(50):
@@ -257,7 +261,6 @@ def _drop_slot(settings: Settings) -> None:
                 slot,
             )
             if gone.rowcount or not slot_state(settings).found:
-                engine.dispose()
                 return
     raise NotReady(f"slot {settings.slot} is held and does not let go: payrelay connect status")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
@@ -32,6 +33,17 @@ def event_times(settings: Settings, topics: Sequence[str], *, since: datetime) -
         consumer.close()
 
 
+def last_append(settings: Settings, topics: Sequence[str]) -> datetime | None:
+    """Return when the last event was appended to any of the topics; None while they hold none. Raises Unreachable."""
+    hour = timedelta(hours=1)
+    now = datetime.now(UTC)
+    for back in (hour, 24 * hour, 24 * 14 * hour, now - datetime(2000, 1, 1, tzinfo=UTC)):
+        times = [at for _, at in event_times(settings, topics, since=now - back)]
+        if times:
+            return datetime.fromtimestamp(max(times), UTC)
+    return None
+
+
 def _read(consumer: Consumer, topics: Sequence[str], since_ms: int) -> Iterator[tuple[UUID, float]]:
     found = consumer.list_topics(timeout=TIMEOUT_S).topics
     asked = [
@@ -46,9 +58,12 @@ def _read(consumer: Consumer, topics: Sequence[str], since_ms: int) -> Iterator[
     starts = [start for start in starts if start.offset < ends[start.topic, start.partition]]
     left = {(start.topic, start.partition) for start in starts}
     consumer.assign(starts)
+    moved = time.monotonic()
     while left:
-        records = consumer.consume(5_000, timeout=TIMEOUT_S)
-        if not records:
+        records = consumer.consume(5_000, timeout=0.1)  # waits for all 5,000 or the time-out
+        if records:
+            moved = time.monotonic()
+        elif time.monotonic() - moved > TIMEOUT_S:
             raise Unreachable(f"no record in {TIMEOUT_S:.0f} s, though {len(left)} partitions have more")
         for record in records:
             if record.error():

@@ -9,6 +9,7 @@ import alembic.command
 from alembic.config import Config
 from psycopg import sql
 from sqlalchemy import Connection, Engine, create_engine, make_url, text
+from sqlalchemy.pool import NullPool
 
 from outbox.migrations.versions.m0003_publication import publication
 from outbox.partitions import make_days
@@ -20,22 +21,21 @@ PUBLICATION = "payrelay_outbox"
 def owner_engine(settings: Settings) -> Engine:
     """Return an engine of the schemas' owner."""
     url = make_url(settings.database_url.get_secret_value()).set(drivername="postgresql+psycopg")
-    return create_engine(url, connect_args={"application_name": "payrelay owner", "connect_timeout": 5})
+    return create_engine(
+        url, poolclass=NullPool, connect_args={"application_name": "payrelay owner", "connect_timeout": 5}
+    )
 
 
 def migrate(settings: Settings, *, today: date) -> None:
     """The database is as this version needs it, before the first event is written. Own transactions; may be repeated."""
     engine = owner_engine(settings)
-    try:
-        with engine.connect() as connection:
-            _upgrade(connection)
-        with engine.begin() as connection:
-            set_passwords(connection, settings)
-        make_days(engine, SERVICES, today=today)
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            ensure_slot(connection, settings.slot)
-    finally:
-        engine.dispose()
+    with engine.connect() as connection:
+        _upgrade(connection)
+    with engine.begin() as connection:
+        set_passwords(connection, settings)
+    make_days(engine, SERVICES, today=today)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        ensure_slot(connection, settings.slot)
 
 
 def set_passwords(connection: Connection, settings: Settings) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Annotated
 
 import typer
@@ -15,6 +15,14 @@ from outbox.clock import utc_now
 
 def doctor(
     repair: Annotated[bool, typer.Option("--repair-slot", help="mend a lost slot or publication")] = False,
+    since: Annotated[
+        datetime | None,
+        typer.Option(
+            "--since",
+            formats=["%Y-%m-%dT%H:%M:%S%z"],
+            help="look for unpublished events from then on, e.g. 2026-11-23T08:00:00+0800",
+        ),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
     output: Output = Format.TABLE,
 ) -> None:
@@ -23,7 +31,7 @@ def doctor(
 
     settings = current_settings()
     if repair:
-        plan = plan_repair(settings, now=utc_now())
+        plan = plan_repair(settings, now=utc_now(), since=since)
         say(f"{len(plan.missing)} recorded events are on no topic")
         say(f"{plan.rows} rows of the last {plan.minutes:.0f} minutes will be emitted; those known already are dropped")
         if not yes:
@@ -50,7 +58,6 @@ def upkeep(output: Output = Format.TABLE) -> None:
             dropped, kept = drop_days(engine, service, table, before=before, slot=settings.slot)
             rows += [{"day": name, "outcome": "dropped"} for name in dropped]
             rows += [{"day": f"{service}.{name}", "outcome": f"kept: {reason}"} for name, reason in kept.items()]
-    engine.dispose()
     print_rows(rows, output, columns=("day", "outcome"))
 
 

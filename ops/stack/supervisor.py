@@ -202,11 +202,7 @@ class Supervisor:
 
 
 def _make_days(settings: Settings) -> None:
-    engine = owner_engine(settings)
-    try:
-        make_days(engine, SERVICES, today=datetime.now(UTC).date())
-    finally:
-        engine.dispose()
+    make_days(owner_engine(settings), SERVICES, today=datetime.now(UTC).date())
 
 
 async def _end(process: Process, part: Part) -> None:

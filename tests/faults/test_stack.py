@@ -1,0 +1,127 @@
+"""Parts of the stack killed under real payments: lost 0, doubled 0, ledger balanced; slot and publication lost and mended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import text
+
+from ops.demo.run import run_demo
+from ops.doctor import examine, plan_repair, repair_slot
+from ops.health import last_heartbeat
+from ops.records import event_times
+from ops.stack.state import StackFolder
+from outbox.clock import utc_now
+from outbox.settings import Settings
+from schemas.topics import PAYMENT_ORDER
+from tests.pipeline import Pipeline, engine_of, frozen
+from tests.providers import Stack
+from tests.waiting import eventually
+
+
+def pid_of(folder: StackFolder, part: str) -> int:
+    def running() -> int | None:
+        return next((s.pid for s in folder.states() if s.name == part and s.state == "running"), None)
+
+    return eventually(running, within_s=60, what=f"{part} running") or 0
+
+
+def healthy(settings: Settings) -> bool:
+    return all(check.ok for check in examine(settings, now=utc_now()) if check.check != "parked")
+
+
+def test_connect_broker_postgresql_a_service_and_a_worker_killed_under_payments(stack: Stack) -> None:
+    """One after the other, each once the one before is back, while payments go on."""
+    folder, begun = stack.embedded, utc_now()
+    some = threading.Event()
+
+    def watch(stage: str, done: int, _total: int) -> None:
+        if stage == "paid" and done >= 60:
+            some.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        driven = pool.submit(run_demo, stack.settings, folder, orders=600, seed=7, rate=25, watch=watch)
+        assert some.wait(60)
+        for part in ("connect", "kafka", "postgres", "service:payments", "worker:accounting"):
+            pid = pid_of(folder, part)
+            os.kill(pid, signal.SIGKILL)
+            eventually(lambda part=part, pid=pid: pid_of(folder, part) != pid, within_s=60, what=f"{part} restarted")
+        proof, _ = driven.result(150)
+    assert proof.holds, proof.findings
+    times = Counter(identity for identity, _ in event_times(stack.settings, [PAYMENT_ORDER.name], since=begun))
+    assert max(times.values()) > 1, "no duplicate arrived: this proves nothing"
+
+
+def test_postgresql_away_for_60_s_with_a_rebalance_and_a_start_falling_into_it(
+    stack: Stack, pipeline: Pipeline
+) -> None:
+    folder = stack.embedded
+    pipeline.settings = pipeline.settings.model_copy(update={"max_poll_interval_s": 10.0})
+    first = pipeline.ready(pipeline.start())
+    pipeline.send(pipeline.events(100))
+    pipeline.all_posted()
+    supervisor = folder.read("state.json")["supervisor"]
+    with frozen(supervisor):  # or it would bring PostgreSQL back at once
+        postgres = pid_of(folder, "postgres")
+        os.kill(postgres, signal.SIGQUIT)
+        begun = time.monotonic()
+        pipeline.send(pipeline.events(200))
+        eventually(
+            lambda: "waiting for the database" in first.condition(), within_s=30, what="the worker waits and says so"
+        )
+        second = pipeline.start()  # starts, and rebalances, into the outage
+        group = pipeline.consumer
+
+        def members() -> int:
+            return len(pipeline.admin.describe_consumer_groups([group])[group].result(20).members)
+
+        eventually(lambda: members() == 2, within_s=40, what="both in the group, the database away")
+        eventually(lambda: time.monotonic() - begun > 60, within_s=61)
+        assert members() == 2, "a worker left its group for the database's sake"
+    eventually(lambda: last_heartbeat(stack.settings), within_s=30, what="PostgreSQL back")
+    pipeline.all_posted()
+    pipeline.prove()
+    assert first.process.poll() is None
+    assert second.process.poll() is None
+    eventually(lambda: healthy(stack.settings), within_s=60, what="the pipeline well again")
+
+
+@pytest.mark.parametrize("lost", ["slot", "publication"])
+def test_a_lost_slot_or_publication_is_found_and_mended(stack: Stack, lost: str) -> None:
+    settings, folder = stack.settings, stack.embedded
+    eventually(lambda: healthy(settings), within_s=60)
+    owner = engine_of(settings, "owner").execution_options(isolation_level="AUTOCOMMIT")
+    with owner.connect() as connection:
+        if lost == "slot":
+            from connect.client import ConnectClient
+
+            client = ConnectClient(settings.connect_url)
+            client.stop(settings.connector)
+            client.wait_stopped(settings.connector)
+            connection.execute(text("SELECT pg_drop_replication_slot(:slot)"), {"slot": settings.slot})
+        else:
+            connection.execute(text("DROP PUBLICATION payrelay_outbox"))
+    with ThreadPoolExecutor(1) as pool:  # payments go on: their rows are committed while nothing publishes them
+        driven = pool.submit(
+            run_demo, settings, folder, orders=100, seed=9, rate=20, watch=lambda _stage, _done, _total: None
+        )  # fmt: skip
+
+        def alarmed() -> bool:
+            checks = {check.check: check.ok for check in examine(settings, now=utc_now())}
+            return not checks[lost] and (lost == "publication" or not checks["heartbeat"])
+
+        eventually(alarmed, within_s=30, what="doctor finds it")
+        eventually(
+            lambda: plan_repair(settings, now=utc_now()).missing, within_s=20, what="rows that nothing published"
+        )
+        repair_slot(settings, plan_repair(settings, now=utc_now()), say=lambda _: None)
+        proof, _ = driven.result(120)
+    assert proof.holds, proof.findings
+    eventually(lambda: healthy(settings), within_s=30, what="the pipeline well again")
+    assert not plan_repair(settings, now=utc_now()).missing
