@@ -102,7 +102,10 @@ def read_facts(connection: Connection, journal: Journal) -> Facts:
                                              JOIN accounting.entry e USING (voucher_no)
                                              WHERE e.account LIKE 'merchant_payable:' || :like)"""),
         records=rows("SELECT payment_no, status FROM notification.notify_record WHERE merchant_no LIKE :like"),
-        parked=sum(rows(f"SELECT count(*) FROM {service}.parked")[0][0] for service in SERVICES),  # noqa: S608
+        parked=sum(
+            rows(f"SELECT count(*) FROM {service}.parked WHERE headers ->> 'correlation' LIKE :like")[0][0]  # noqa: S608
+            for service in SERVICES
+        ),
         ledger=ledger_problems(connection),
     )
 

@@ -10,16 +10,16 @@ from datetime import datetime
 from typing import Any
 
 import uvloop
-from sqlalchemy import Connection, text
+from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy.exc import DBAPIError
 
 from ops.demo.driver import Driver, Sink, cast, enrol, intents
 from ops.demo.journal import JournalWriter, read_journal
 from ops.demo.latency import latencies_ms, percentile
 from ops.demo.proof import Proof, prove
-from ops.health import reader_engine
 from ops.stack.state import StackFolder
 from outbox.clock import utc_now
-from outbox.settings import Settings
+from outbox.settings import READER, Settings
 
 STILL_S = 60.0
 """If nothing moves for this long, waiting is over and the proof says what is missing."""
@@ -71,9 +71,13 @@ async def _settle_down(settings: Settings, run: str, orders: int, sink: Sink, wa
     """Every order is final with its effects in, or nothing has moved for a minute."""
     seen: tuple[int, ...] = ()
     moved = time.monotonic()
-    connection = reader_engine(settings).connect().execution_options(isolation_level="AUTOCOMMIT")
+    engine = create_engine(make_url(settings.dsn_of(READER)).set(drivername="postgresql+psycopg"), pool_size=1)
     while time.monotonic() - moved < STILL_S:
-        counts = await asyncio.to_thread(_counts, connection, run)
+        try:
+            counts = await asyncio.to_thread(_counts, engine, run)
+        except DBAPIError:  # PostgreSQL is away: a fault drill, it comes back
+            await asyncio.sleep(POLL_S)
+            continue
         final, settled = counts[0], counts[1]
         watch("settled", final, orders)
         effects = min(counts[2:5], default=0)
@@ -86,10 +90,10 @@ async def _settle_down(settings: Settings, run: str, orders: int, sink: Sink, wa
         if now != seen:
             seen, moved = now, time.monotonic()
         await asyncio.sleep(POLL_S)
-    connection.close()
+    engine.dispose()
 
 
-def _counts(connection: Connection, run: str) -> tuple[int, ...]:
+def _counts(engine: Engine, run: str) -> tuple[int, ...]:
     statements = (
         "SELECT count(*) FROM payments.payment WHERE merchant_no LIKE :like AND status IN ('SETTLED', 'FAILED')",
         "SELECT count(*) FROM payments.payment WHERE merchant_no LIKE :like AND status = 'SETTLED'",
@@ -98,7 +102,8 @@ def _counts(connection: Connection, run: str) -> tuple[int, ...]:
         "SELECT count(*) FROM accounting.entry WHERE account LIKE 'merchant_payable:' || :like",
         "SELECT count(*) FROM notification.notify_record WHERE merchant_no LIKE :like AND status = 'SUCCESS'",
     )
-    return tuple(connection.execute(text(one), {"like": f"{run}-%"}).scalar_one() for one in statements)
+    with engine.connect() as connection:
+        return tuple(connection.execute(text(one), {"like": f"{run}-%"}).scalar_one() for one in statements)
 
 
 def _figures(settings: Settings, begun: datetime, seconds: float, starts: list[float], proof: Proof) -> dict[str, Any]:

@@ -13,11 +13,10 @@ from typing import Any, Literal
 
 import msgspec
 from sqlalchemy import Connection, Row, text
-from sqlalchemy.dialects.postgresql import insert
 
 from outbox.record import Outgoing, record
 from producers.payments.orders import free_limit
-from producers.payments.tables import payment, suspense
+from producers.payments.tables import payment
 from schemas.bank import BankNotification
 from schemas.events import PaymentFailed, PaymentSettled, SuspenseRecorded
 from schemas.money import fee_at_rate, points_of
@@ -123,6 +122,10 @@ _ORDER = text("""
     SELECT payment.*, merchant.fee_rate_bp FROM payment JOIN merchant USING (merchant_no)
     WHERE payment_no = :payment_no FOR NO KEY UPDATE OF payment""")
 
+_SUSPEND = text("""
+    INSERT INTO suspense (bank_transaction_no, payment_no, amount_fen, currency, reason, recorded_at)
+    VALUES (:transaction_no, :payment_no, :amount_fen, :currency, :reason, :now) ON CONFLICT DO NOTHING""")
+
 _FINISH = text("""
     UPDATE payment SET status = :status, version = version + 1, fee_fen = :fee_fen, points = :points, reason = :reason,
                        bank_transaction_no = :transaction_no, finished_at = :now
@@ -197,16 +200,15 @@ def suspend_money(
 ) -> None:
     """The bank's transaction is in suspense, once, and accounting is told, if the caller commits. May be repeated."""
     written = connection.execute(
-        insert(suspense)
-        .values(
-            bank_transaction_no=told.transaction_no,
-            payment_no=told.payment_no,
-            amount_fen=told.amount_fen,
-            currency=told.currency,
-            reason=reason,
-            recorded_at=now,
-        )
-        .on_conflict_do_nothing()
+        _SUSPEND,
+        {
+            "transaction_no": told.transaction_no,
+            "payment_no": told.payment_no,
+            "amount_fen": told.amount_fen,
+            "currency": told.currency,
+            "reason": reason,
+            "now": now,
+        },
     )
     if not written.rowcount:
         return

@@ -1,0 +1,220 @@
+"""The kernel on real PostgreSQL: record, roles, days, tables in step with migrations."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Generator
+from datetime import date, timedelta
+
+import pytest
+from sqlalchemy import Connection, create_engine, inspect, make_url, text
+from sqlalchemy.exc import ProgrammingError
+
+import consumers.accounting.tables
+import consumers.funds.tables
+import consumers.notification.tables
+import consumers.points.tables
+import outbox.tables
+import producers.bank.tables
+import producers.payments.tables
+from outbox.clock import utc_now
+from outbox.errors import NotInTransaction, Refused
+from outbox.partitions import days_of, drop_days, make_days
+from outbox.record import Outgoing, record
+from outbox.settings import SERVICES, Settings
+from tests.factories import settled
+from tests.pipeline import ROOT, engine_of, environment
+from tests.waiting import eventually
+
+TABLES = {
+    "payments": producers.payments.tables,
+    "bank": producers.bank.tables,
+    "funds": consumers.funds.tables,
+    "points": consumers.points.tables,
+    "accounting": consumers.accounting.tables,
+    "notification": consumers.notification.tables,
+}
+
+
+@pytest.fixture
+def connection(settings: Settings) -> Generator[Connection]:
+    """A transaction of the payments service, rolled back."""
+    with engine_of(settings, "payments").connect() as connection:
+        yield connection
+        connection.rollback()
+
+
+def outgoing(number: int = 1, prefix: str = "T-") -> Outgoing:
+    return Outgoing(event=settled(number=number, prefix=prefix), version=1, correlation="O1")
+
+
+def test_record_refuses_without_a_transaction(settings: Settings) -> None:
+    engine = engine_of(settings, "payments")
+    with engine.connect() as connection, pytest.raises(NotInTransaction):
+        record(connection, [outgoing()])
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("SELECT 1"))
+        with pytest.raises(NotInTransaction):
+            record(connection, [outgoing()])
+
+
+def test_record_keeps_the_order_of_its_events(connection: Connection) -> None:
+    connection.begin()
+    ids = record(connection, [outgoing(number) for number in range(50)])
+    assert ids == sorted(ids)
+    keys = (
+        connection.execute(text("SELECT key FROM outbox WHERE id = ANY (:ids) ORDER BY id"), {"ids": ids})
+        .scalars()
+        .all()
+    )
+    assert keys == [settled(number=number).payment_no for number in range(50)]
+
+
+def test_record_refuses_a_body_above_256_kib(connection: Connection) -> None:
+    connection.begin()
+    event = settled(fee_rule="x" * 300_000)
+    with pytest.raises(Refused, match="body above"):
+        record(connection, [Outgoing(event=event, version=1, correlation="O1")])
+
+
+def test_a_transaction_rolled_back_leaves_no_outbox_row(settings: Settings, prefix: str) -> None:
+    engine = engine_of(settings, "payments")
+    event = settled(prefix=prefix)
+    with pytest.raises(RuntimeError, match="changed my mind"), engine.begin() as connection:
+        record(connection, [Outgoing(event=event, version=1, correlation="O1")])
+        raise RuntimeError("changed my mind")
+    with engine.connect() as connection:
+        assert (
+            connection.execute(text("SELECT count(*) FROM outbox WHERE key = :key"), {"key": event.key}).scalar() == 0
+        )
+
+
+KILLED_BETWEEN = """
+import os, sys
+from sqlalchemy import create_engine, make_url, text
+from outbox.record import Outgoing, record
+from outbox.settings import Settings
+from tests.factories import settled
+prefix, order = sys.argv[1:]
+engine = create_engine(make_url(Settings().dsn_of("payments")).set(drivername="postgresql+psycopg"))
+with engine.begin() as connection:
+    business = text("INSERT INTO suspense VALUES (:no, 'P', 1, 'CNY', 'test', now())")
+    steps = [lambda: connection.execute(business, {"no": prefix}),
+             lambda: record(connection, [Outgoing(event=settled(prefix=prefix), version=1, correlation=prefix)])]
+    (steps if order == "business" else steps[::-1])[0]()
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("order", ["business", "outbox"])
+def test_killed_between_its_two_inserts_it_leaves_neither(settings: Settings, prefix: str, order: str) -> None:
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_BETWEEN, prefix, order], cwd=ROOT, env=environment(settings), check=False
+    )
+    assert killed.returncode == -9
+    with engine_of(settings, "payments").connect() as connection:
+        rows = connection.execute(
+            text("SELECT (SELECT count(*) FROM outbox WHERE correlation = :no), (SELECT count(*) FROM suspense WHERE bank_transaction_no = :no)"),
+            {"no": prefix},
+        ).one()  # fmt: skip
+    assert tuple(rows) == (0, 0)
+
+
+@pytest.mark.parametrize("role", SERVICES)
+def test_a_role_can_touch_its_own_schema_only(settings: Settings, role: str) -> None:
+    with engine_of(settings, role).connect() as connection:
+        for other in SERVICES:
+            for statement in (
+                f"SELECT * FROM {other}.outbox",
+                f"DELETE FROM {other}.progress",
+                f"CREATE TABLE {other}.x ()",
+            ):
+                if other == role and statement.startswith("SELECT"):
+                    connection.execute(text(statement))
+                    continue
+                with pytest.raises(ProgrammingError, match="permission denied"):
+                    connection.execute(text(statement))
+                connection.rollback()
+
+
+def test_the_shop_cannot_write_funds(settings: Settings) -> None:
+    with (
+        engine_of(settings, "shop").connect() as connection,
+        pytest.raises(ProgrammingError, match="permission denied"),
+    ):
+        connection.execute(text("INSERT INTO funds.account VALUES ('shop', 1000000)"))
+
+
+def test_readers_cannot_write_and_the_connector_sees_outboxes_only(settings: Settings) -> None:
+    with (
+        engine_of(settings, "ops").connect() as connection,
+        pytest.raises(Exception, match=r"read-only|permission denied"),
+    ):
+        connection.execute(text("INSERT INTO funds.account VALUES ('ops', 1)"))
+    dsn = make_url(settings.connector_dsn.get_secret_value()).set(drivername="postgresql+psycopg")
+    engine = create_engine(dsn)
+    with engine.connect() as connection:
+        connection.execute(text("SELECT count(*) FROM payments.outbox"))
+        with pytest.raises(ProgrammingError, match="permission denied"):
+            connection.execute(text("SELECT secret FROM payments.merchant"))
+    engine.dispose()
+
+
+def test_tables_are_what_the_migrations_made(settings: Settings) -> None:
+    inspector = inspect(engine_of(settings, "owner"))
+    for schema, module in TABLES.items():
+        for table in (*module.metadata.tables.values(), *outbox.tables.metadata.tables.values()):
+            columns = {
+                column["name"]: column["nullable"] for column in inspector.get_columns(table.name, schema=schema)
+            }
+            assert {c.name: bool(c.nullable) for c in table.columns} == columns, f"{schema}.{table.name}"
+
+
+def test_days_are_made_while_a_long_transaction_holds_the_table_and_inserts_flow(
+    settings: Settings, prefix: str
+) -> None:
+    owner, shop = engine_of(settings, "owner"), engine_of(settings, "shop")
+    far = utc_now().date() + timedelta(days=40)
+    inserted = threading.Event()
+    with shop.connect() as long:
+        long.begin()
+        record(long, [outgoing()])  # holds its lock on the partitioned table
+        maker = threading.Thread(target=make_days, args=(owner, ["shop"]), kwargs={"today": far, "days_ahead": 0})
+        maker.start()
+        for number in range(20):
+            with shop.begin() as other:
+                record(other, [outgoing(number, prefix)])
+        inserted.set()
+        maker.join(timeout=30)
+        assert not maker.is_alive(), "a long transaction held up the making of a day"
+        long.rollback()
+    with owner.connect() as connection:
+        assert far in days_of(connection, "shop", "outbox")
+
+
+def test_days_are_dropped_while_inserts_flow_and_kept_while_needed(settings: Settings) -> None:
+    owner, shop = engine_of(settings, "owner"), engine_of(settings, "shop")
+    old = date(2020, 1, 2)
+    make_days(owner, ["shop"], today=old, days_ahead=0)
+    with shop.connect() as long:
+        long.begin()
+        record(long, [outgoing()])
+        dropped, kept = drop_days(owner, "shop", "inbox", before=date(2020, 1, 3), slot=settings.slot)
+        assert not dropped
+        assert "an outbox day as old is kept" in kept.values()
+        long.rollback()
+    dropped, kept = drop_days(owner, "shop", "outbox", before=date(2020, 1, 3), slot="no_such_slot")
+    assert not dropped
+    assert all("slot is lost" in reason for reason in kept.values())
+
+    def gone() -> bool:
+        drop_days(owner, "shop", "outbox", before=date(2020, 1, 3), slot=settings.slot)
+        with owner.connect() as connection:
+            return old not in days_of(connection, "shop", "outbox")
+
+    eventually(gone, what="old days dropped once nothing needs them")
+    drop_days(owner, "shop", "inbox", before=date(2020, 1, 3), slot=settings.slot)
+    with owner.connect() as connection:
+        assert old not in days_of(connection, "shop", "inbox")

@@ -1,0 +1,238 @@
+"""Scenes 2 to 4 inside the services: limits under concurrency, repeats, expiry, suspense."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import msgspec
+import pytest
+from sqlalchemy import Engine, text
+
+from outbox.settings import Settings
+from producers.bank.transactions import execute_transaction
+from producers.bank.transactions import open_account as open_bank_account
+from producers.payments.orders import (
+    LimitExceeded,
+    Limits,
+    NoAccount,
+    OrderConflict,
+    PaymentRequest,
+    expire_payments,
+    open_account,
+    open_payment,
+    register_merchant,
+)
+from producers.payments.settlement import ACCEPTED, REFUSED, Answer, receive_notification
+from schemas.bank import BankNotification, PaymentLink
+from tests.pipeline import engine_of
+
+NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+ZONE = ZoneInfo("Asia/Shanghai")
+
+
+class Shop:
+    """A merchant and a payer of the test's own."""
+
+    def __init__(self, engine: Engine, prefix: str) -> None:
+        self.engine, self.prefix = engine, prefix
+        with engine.begin() as connection:
+            register_merchant(
+                connection, f"{prefix}M", api_key=f"{prefix}M", secret="whsec_a2tra2tra2s=", fee_rate_bp=60
+            )
+            limits = Limits(single_fen=1_000, daily_fen=2_000, monthly_fen=2_500)
+            open_account(connection, f"{prefix}U", bank_account_no=f"{prefix}A", limits=limits)
+
+    def open(self, order: str, amount_fen: int = 500, *, now: datetime = NOW, ttl_s: int = 900, payer: str = "") -> Any:
+        request = PaymentRequest(
+            payer_no=payer or f"{self.prefix}U", amount_fen=amount_fen, order_no=f"{self.prefix}{order}"
+        )
+        with self.engine.begin() as connection:
+            return open_payment(
+                connection, f"{self.prefix}M", request, now=now, zone=ZONE, ttl=timedelta(seconds=ttl_s)
+            )
+
+    def tell(
+        self,
+        payment_no: str,
+        *,
+        status: str = "SUCCESS",
+        amount_fen: int = 500,
+        no: str = "",
+        webhook: str = "",
+        now: datetime = NOW,
+        at: datetime | None = None,
+    ) -> Answer:
+        told = BankNotification(
+            transaction_no=no or f"B{payment_no}", payment_no=payment_no, amount_fen=amount_fen, currency="CNY",
+            status=status, reason="no" if status == "FAILED" else None,  # type: ignore[arg-type]
+        )  # fmt: skip
+        with self.engine.begin() as connection:
+            return receive_notification(
+                connection,
+                webhook_id=webhook or f"w{payment_no}",
+                signed_at=at or now,
+                body=msgspec.json.encode(told),
+                now=now,
+            )
+
+    def one(self, statement: str, **parameters: Any) -> Any:
+        with self.engine.connect() as connection:
+            return connection.execute(text(statement), {"like": f"{self.prefix}%", **parameters}).scalar()
+
+    def status(self, payment_no: str) -> Any:
+        return self.one("SELECT status FROM payment WHERE payment_no = :no", no=payment_no)
+
+    def events(self, payment_no: str) -> list[str]:
+        with self.engine.connect() as connection:
+            rows = connection.execute(
+                text("SELECT type FROM outbox WHERE key = :no ORDER BY version"), {"no": payment_no}
+            )
+            return list(rows.scalars())
+
+
+@pytest.fixture
+def shop(settings: Settings, prefix: str) -> Shop:
+    return Shop(engine_of(settings, "payments"), prefix)
+
+
+def test_the_same_order_and_body_gets_the_first_answer_and_another_body_a_conflict(shop: Shop) -> None:
+    first = shop.open("O1")
+    assert shop.open("O1", now=NOW + timedelta(hours=1)) == first
+    with pytest.raises(OrderConflict):
+        shop.open("O1", 501)
+    assert shop.one("SELECT used_fen FROM limit_use WHERE payer_no LIKE :like") == 500
+
+
+def test_limits_single_daily_monthly_in_the_stated_zone(shop: Shop) -> None:
+    with pytest.raises(LimitExceeded, match="single"):
+        shop.open("O0", 1_001)
+    for order in ("O1", "O2"):
+        shop.open(order, 1_000)
+    with pytest.raises(LimitExceeded, match="daily"):
+        shop.open("O3", 1)
+    # 16:00 UTC is midnight in Shanghai: another day, the same month.
+    tomorrow = datetime(2026, 11, 23, 16, 0, tzinfo=UTC)
+    with pytest.raises(LimitExceeded, match="daily"):
+        shop.open("O4", 1, now=tomorrow - timedelta(seconds=1))
+    shop.open("O5", 500, now=tomorrow)
+    with pytest.raises(LimitExceeded, match="monthly"):
+        shop.open("O6", 1, now=tomorrow)
+    shop.open("O7", 1_000, now=datetime(2026, 11, 30, 16, 0, tzinfo=UTC))
+    with pytest.raises(NoAccount):
+        shop.open("O8", payer="nobody")
+
+
+def test_limits_hold_under_concurrency(shop: Shop) -> None:
+    def attempt(number: int) -> bool:
+        try:
+            shop.open(f"C{number}", 300)
+        except LimitExceeded:
+            return False
+        return True
+
+    with ThreadPoolExecutor(12) as pool:
+        opened = sum(pool.map(attempt, range(24)))
+    assert opened == 6  # 6 x 300 within 2000
+    assert shop.one("SELECT used_fen FROM limit_use WHERE payer_no LIKE :like") == 1_800
+
+
+def test_expiry_frees_the_limit_and_money_that_comes_late_goes_to_suspense(shop: Shop) -> None:
+    late = shop.open("O1", 500, ttl_s=1)
+    with shop.engine.begin() as connection:
+        expire_payments(connection, now=NOW + timedelta(seconds=2))
+    assert shop.status(late.payment_no) == "EXPIRED"
+    assert shop.one("SELECT used_fen FROM limit_use WHERE payer_no LIKE :like") == 0
+    assert shop.tell(late.payment_no, now=NOW + timedelta(seconds=3)) == ACCEPTED
+    assert shop.events(late.payment_no) == ["payment.suspense_recorded.v1"]
+
+
+def test_a_settlement_is_decided_once_and_repeats_change_nothing(shop: Shop) -> None:
+    opened = shop.open("O1")
+    for webhook in ("w1", "w1", "w2"):
+        assert shop.tell(opened.payment_no, webhook=shop.prefix + webhook) == ACCEPTED
+    assert shop.events(opened.payment_no) == ["payment.settled.v1"]
+    assert (
+        shop.one("SELECT (fee_fen, points)::text FROM payment WHERE payment_no = :no", no=opened.payment_no) == "(3,5)"
+    )
+
+
+def test_the_same_id_with_another_body_and_an_unseen_id_out_of_time_are_refused_and_stored_answers_are_not(
+    shop: Shop,
+) -> None:
+    opened = shop.open("O1")
+    old = NOW - timedelta(minutes=6)
+    assert shop.tell(opened.payment_no, at=old) == REFUSED
+    assert shop.status(opened.payment_no) == "CREATED"
+    assert shop.tell(opened.payment_no) == ACCEPTED
+    assert shop.tell(opened.payment_no, at=old) == ACCEPTED, "the stored answer, at any time"
+    assert shop.tell(opened.payment_no, amount_fen=499) == REFUSED
+
+
+def test_what_the_order_cannot_accept_is_in_suspense_once(shop: Shop) -> None:
+    opened = shop.open("O1")
+    for _ in range(2):
+        shop.tell(opened.payment_no, amount_fen=499, no=f"{shop.prefix}B1", webhook=f"{shop.prefix}{_}")
+    shop.tell(f"{shop.prefix}unknown", no=f"{shop.prefix}B2", webhook=f"{shop.prefix}u")
+    shop.tell(opened.payment_no, webhook=f"{shop.prefix}good")
+    shop.tell(opened.payment_no, no=f"{shop.prefix}B3", webhook=f"{shop.prefix}second")
+    assert shop.one("SELECT count(*) FROM suspense WHERE bank_transaction_no LIKE :like") == 3
+    assert shop.events(opened.payment_no) == [
+        "payment.suspense_recorded.v1",
+        "payment.settled.v1",
+        "payment.suspense_recorded.v1",
+    ]
+
+
+def test_a_failure_frees_the_limit_and_success_after_it_goes_to_suspense(shop: Shop) -> None:
+    opened = shop.open("O1")
+    assert shop.tell(opened.payment_no, status="FAILED") == ACCEPTED
+    assert shop.one("SELECT used_fen FROM limit_use WHERE payer_no LIKE :like") == 0
+    assert shop.tell(opened.payment_no, webhook=f"{shop.prefix}2") == ACCEPTED
+    assert shop.events(opened.payment_no) == ["payment.failed.v1", "payment.suspense_recorded.v1"]
+
+
+def test_fifty_equal_notifications_at_once_are_one_effect(shop: Shop) -> None:
+    opened = shop.open("O1")
+    barrier = threading.Barrier(10)
+
+    def send(number: int) -> Answer:
+        if number < 10:
+            barrier.wait(10)
+        return shop.tell(opened.payment_no, webhook=f"{shop.prefix}{number % 3}")
+
+    with ThreadPoolExecutor(10) as pool:
+        assert set(pool.map(send, range(50))) == {ACCEPTED}
+    assert shop.events(opened.payment_no) == ["payment.settled.v1"]
+
+
+def test_the_bank_debits_once_and_never_below_zero(settings: Settings, prefix: str) -> None:
+    engine = engine_of(settings, "bank")
+    with engine.begin() as connection:
+        open_bank_account(connection, f"{prefix}A", balance_fen=1_000, currency="CNY")
+
+    def pay(number: int) -> str:
+        link = PaymentLink(
+            payment_no=f"{prefix}{number % 4}",
+            account_no=f"{prefix}A",
+            amount_fen=400,
+            currency="CNY",
+            expires_at=2_000_000_000,
+        )
+        with engine.begin() as connection:
+            return execute_transaction(connection, link, now=NOW).status
+
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(pay, range(16)))
+    with engine.connect() as connection:
+        balance = connection.execute(
+            text("SELECT balance_fen FROM account WHERE account_no = :no"), {"no": f"{prefix}A"}
+        ).scalar()
+        done = connection.execute(
+            text("SELECT count(*) FROM transaction WHERE account_no = :no AND status = 'SUCCESS'"), {"no": f"{prefix}A"}
+        ).scalar()
+    assert (balance, done) == (200, 2)
+    assert results.count("SUCCESS") == 8
