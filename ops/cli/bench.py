@@ -1,0 +1,30 @@
+"""payrelay bench: measured figures."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Annotated
+
+import typer
+
+from ops.cli.output import Format, Output, print_json, print_rows, say
+
+
+def bench(
+    name: Annotated[str, typer.Argument(help="startup, latency or throughput")], output: Output = Format.TABLE
+) -> None:
+    """Run a benchmark on a stack of its own. Exit code 1 if a target is not met or the run is not valid."""
+    report = importlib.import_module("benchmarks.report")  # the layer above: it measures commands like these
+    if name not in report.NAMES:
+        raise typer.BadParameter(f"{name!r}; there are: {', '.join(report.NAMES)}")
+    outcome = report.run(name)
+    if output is Format.JSON:
+        print_json(outcome)
+    else:
+        print_rows(outcome["targets"], output)
+        say(f"{outcome['machine']}, load {outcome['load']}")
+    if not outcome.get("valid", True) or not all(row["ok"] for row in outcome["targets"]):
+        raise typer.Exit(1)
+
+
+COMMANDS = (bench,)

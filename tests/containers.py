@@ -1,0 +1,60 @@
+"""docker-compose.yml's containers under testcontainers, prepared like the embedded stack."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+import requests
+from testcontainers.compose import DockerCompose
+
+from connect.apply import apply_connector
+from connect.client import ConnectClient
+from ops.topics import apply_topics
+from outbox.clock import utc_now
+from outbox.migrate import migrate
+from outbox.settings import CONNECTOR, READER, SERVICES, Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def containers() -> Generator[Settings]:
+    """Give the settings of a stack of containers, up for this run; skipped, saying why, where no engine answers."""
+    import docker
+
+    try:
+        docker.from_env().ping()
+    except (docker.errors.DockerException, requests.RequestException) as error:
+        pytest.skip(f"--stack=docker: no Docker engine answers: {error}")
+    passwords = {name: secrets.token_urlsafe(16) for name in (*SERVICES, READER, CONNECTOR, "owner")}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "connect.secrets"
+        file.write_text(f"debezium={passwords[CONNECTOR]}\n")
+        os.environ.update(PAYRELAY_OWNER_PASSWORD=passwords["owner"], PAYRELAY_CONNECT_SECRETS=str(file))
+        with DockerCompose(str(ROOT), wait=True):
+            settings = _settings(passwords)
+            migrate(settings, today=utc_now().date())
+            apply_topics(settings, execute=True)
+            client = ConnectClient(settings.connect_url)
+            apply_connector(client, settings)
+            client.wait_running(settings.connector)
+            yield settings
+
+
+def _settings(passwords: dict[str, str]) -> Settings:
+    def dsn(role: str, password: str, host: str = "127.0.0.1") -> str:
+        return f"postgresql://{role}:{password}@{host}:5432/payrelay"
+
+    return Settings(
+        database_url=dsn("postgres", passwords["owner"]),
+        dsn={role: dsn(role, passwords[role]) for role in (*SERVICES, READER)},
+        connector_dsn=dsn(CONNECTOR, passwords[CONNECTOR], "postgres"),
+        connector_password_ref="${file:/run/secrets/connect:debezium}",
+        kafka_bootstrap="127.0.0.1:9094",
+        connect_url="http://127.0.0.1:8083",
+        heartbeat_interval_ms=1000,
+    )
