@@ -102,3 +102,10 @@ def test_sizes_functions_stay_within_the_ratchet() -> None:
                 if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                     lines = (node.end_lineno or 0) - node.lineno
                     assert lines <= known.get(node.name, 60), f"{path.relative_to(ROOT)}:{node.name} has {lines} lines"
+
+
+def test_generated_reference_pages_are_in_step() -> None:
+    from ops.cli import reference, settings_reference
+
+    for page in (reference, settings_reference):
+        assert page.TARGET.read_text() == page.rendered(), f"run: python -m {page.__name__}"
