@@ -49,7 +49,7 @@ def up(
             break
         states = folder.states()
         watch(states)
-        if states and all(state.state == "running" for state in states) and _heart_beats(folder, content["supervisor"]):
+        if states and all(state.state == "running" for state in states) and _heart_beats(folder, content["started_at"]):
             return started
         if any(state.state == "failed" for state in states):
             break
@@ -119,13 +119,12 @@ def _signal_supervisor(folder: StackFolder, signum: int) -> None:
             os.kill(pid, signum)
 
 
-def _heart_beats(folder: StackFolder, supervisor: int) -> bool:
-    """Return whether the connector has written a heartbeat since the supervisor started."""
-    from ops.health import last_heartbeat
+def _heart_beats(folder: StackFolder, since: float) -> bool:
+    """Return whether the connector has written a heartbeat since then."""
+    from ops.health import last_heartbeat  # SQLAlchemy, only once all parts run
 
     beat_at = last_heartbeat(folder.settings())
-    started_at = Path(f"/proc/{supervisor}").stat().st_mtime if Path(f"/proc/{supervisor}").exists() else 0.0
-    return beat_at is not None and beat_at.timestamp() > started_at
+    return beat_at is not None and beat_at.timestamp() > since
 
 
 def _why(folder: StackFolder) -> str:

@@ -166,9 +166,10 @@ class StackFolder:
                 state.state, state.pid, state.condition = "stopped", None, ""
         return states
 
-    def write_states(self, pid: int, states: list[PartState]) -> None:
-        """The state file says what each part is doing."""
-        self.write("state.json", {"supervisor": pid, "parts": [asdict(state) for state in states]})
+    def write_states(self, states: list[PartState], *, started_at: float) -> None:
+        """The state file says what each part is doing, and since when (Unix seconds) the calling process supervises them."""
+        parts = [asdict(state) for state in states]
+        self.write("state.json", {"supervisor": os.getpid(), "started_at": started_at, "parts": parts})
 
 
 def _is_free(port: int) -> bool:

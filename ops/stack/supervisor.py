@@ -49,6 +49,7 @@ class Supervisor:
 
     def __init__(self, folder: StackFolder, *, infrastructure: bool) -> None:
         self.folder = folder
+        self.started_at = time.time()
         ports = folder.ports()
         folder.secrets()
         self.settings = folder.settings()
@@ -198,7 +199,7 @@ class Supervisor:
         self._tell()
 
     def _tell(self) -> None:
-        self.folder.write_states(os.getpid(), list(self.states.values()))
+        self.folder.write_states(list(self.states.values()), started_at=self.started_at)
 
 
 def _make_days(settings: Settings) -> None:

@@ -1,0 +1,92 @@
+"""The local stack survives what machines do to it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ops.stack.control import down, supervisor_pid, up
+from ops.stack.programs import Programs, installed_programs, locked
+from ops.stack.state import ROOT, StackFolder
+from outbox.errors import Unreachable
+from tests.waiting import eventually
+
+
+def processes_of(folder: StackFolder) -> list[str]:
+    """Return the command lines of processes that work in the stack's folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = entry.read_bytes().decode(errors="replace").replace("\0", " ")
+        except OSError:
+            continue
+        if str(folder.path) in command:
+            found.append(command)
+    return found
+
+
+def test_a_second_up_a_killed_supervisor_a_taken_port_and_a_stale_state_file(spare_stack: StackFolder) -> None:
+    assert up(spare_stack, infrastructure=True, with_parent=True)
+    assert not up(spare_stack, infrastructure=True), "a second up does nothing"
+    assert {state.name: state.state for state in spare_stack.states()} == dict.fromkeys(
+        ["postgres", "kafka", "connect"], "running"
+    )
+    assert all(state.port for state in spare_stack.states())
+    ports = spare_stack.read("ports.json")
+    pid = supervisor_pid(spare_stack)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not spare_stack.is_up() and not processes_of(spare_stack), within_s=20, what="no orphan stays")
+    assert {state.state for state in spare_stack.states()} == {"stopped"}, "a stale state file misleads nobody"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", ports["kafka"]))
+        taken.listen()
+        assert up(spare_stack, infrastructure=True, with_parent=True)
+        assert spare_stack.read("ports.json")["kafka"] != ports["kafka"]
+        assert spare_stack.read("ports.json")["postgres"] == ports["postgres"]
+    assert down(spare_stack)
+    assert not processes_of(spare_stack)
+
+
+def test_a_damaged_download_is_fetched_again(tmp_path: Path) -> None:
+    programs = Programs(folder=tmp_path)
+    small = min(locked(), key=lambda program: program.size)
+    for program in locked():  # all but one are linked to the good ones
+        path, good = program.path(programs.repository), program.path(installed_programs(ROOT / ".payrelay").repository)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if program is small:
+            path.write_bytes(b"damaged".ljust(program.size))
+        else:
+            path.symlink_to(good)
+    assert programs.install(lambda *_: None) == 1
+    assert programs.install(lambda *_: None) == 0
+
+
+def test_without_a_network_it_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAVEN_REPO_URL", "http://127.0.0.1:9/none")
+    with pytest.raises(Unreachable, match=r"programs \(\d+ MB\) are still to be fetched.*MAVEN_REPO_URL"):
+        Programs(folder=tmp_path).install(lambda *_: None)
+
+
+def test_status_of_a_stack_that_never_was_and_an_unknown_log(tmp_path: Path) -> None:
+    environment = {**os.environ, "PAYRELAY_HOME": str(tmp_path)}
+
+    def payrelay(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "ops.cli.main", *arguments]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+    status = payrelay("status", "-o", "json")
+    assert (status.returncode, status.stdout.strip()) == (1, "[]")
+    logs = payrelay("logs", "nonsense")
+    assert logs.returncode == 1
+    assert "the stack was never up" in logs.stderr
+    assert payrelay("worker", "nonsense").returncode == 2
+    connect = payrelay("connect", "status")
+    assert connect.returncode == 1
+    assert "payrelay up" in connect.stderr
