@@ -45,6 +45,7 @@ def test_a_second_up_a_killed_supervisor_a_taken_port_and_a_stale_state_file(spa
     eventually(lambda: not spare_stack.is_up() and not processes_of(spare_stack), within_s=20, what="no orphan stays")
     assert {state.state for state in spare_stack.states()} == {"stopped"}, "a stale state file misleads nobody"
     with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(("127.0.0.1", ports["kafka"]))
         taken.listen()
         assert up(spare_stack, infrastructure=True, with_parent=True)
@@ -60,7 +61,7 @@ def test_a_damaged_download_is_fetched_again(tmp_path: Path) -> None:
     for program in locked():  # all but one are linked to the good ones
         path, good = program.path(programs.repository), program.path(installed_programs(ROOT / ".payrelay").repository)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if program is small:
+        if program == small:
             path.write_bytes(b"damaged".ljust(program.size))
         else:
             path.symlink_to(good)
