@@ -88,6 +88,8 @@ def log_path(folder: StackFolder, part: str) -> Path:
 
 
 def _start_supervisor(folder: StackFolder, *, infrastructure: bool, with_parent: bool) -> None:
+    if (earlier := _started.pop(folder.path, None)) is not None:
+        earlier.wait()
     (folder.path / "state.json").unlink(missing_ok=True)
     command = [sys.executable, "-m", "ops.stack.supervisor", folder.name]
     if infrastructure:
