@@ -28,6 +28,6 @@ class Topic:
         }
 
 
-PAYMENT_ORDER = Topic(name="payment.order", key="payment_no", partitions=6, retention_ms=FOREVER_MS)
+PAYMENT_ORDER = Topic(name="payment.order", key="payment_no", partitions=3, retention_ms=FOREVER_MS)
 
 TOPICS = (PAYMENT_ORDER,)
