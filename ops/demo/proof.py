@@ -194,7 +194,7 @@ def judge(journal: Journal, facts: Facts, *, delivered: int | None = None) -> Pr
                 lost.add(account)
     findings += facts.ledger
     if facts.parked:
-        findings.append(f"{facts.parked} events are parked: payrelay parked list")
+        findings.append(f"{facts.parked} events are parked: look into <service>.parked")
     if delivered is not None and delivered < len(told):
         findings.append(f"{len(told) - delivered} notifications did not reach their merchants")
     return Proof(
