@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import create_engine, text
 
 from benchmarks.demo import drive, warm_stack
 from benchmarks.machine import result, target
 from ops.records import event_times
 from ops.stack.state import StackFolder
 from outbox.clock import first_id_at, utc_now
+from outbox.database import driver_url
 from outbox.record import Outgoing, record
 from outbox.settings import READER
 from schemas.events import PaymentSettled
@@ -38,13 +39,13 @@ def run() -> dict[str, Any]:
 def _backlog(folder: StackFolder) -> dict[str, float]:
     """Return events a second of each stage, from the first commit to the stage's last event."""
     settings, begun = folder.settings(), utc_now()
-    engine = create_engine(make_url(settings.dsn_of("payments")).set(drivername="postgresql+psycopg"))
+    engine = create_engine(driver_url(settings.dsn_of("payments")))
     start = time.time()
     for first in range(0, EVENTS, BATCH):
         with engine.begin() as connection:
             record(connection, [_outgoing(begun.isoformat(), number) for number in range(first, first + BATCH)])
     recorded = time.time()
-    reader = create_engine(make_url(settings.dsn_of(READER)).set(drivername="postgresql+psycopg"))
+    reader = create_engine(driver_url(settings.dsn_of(READER)))
     ends = dict.fromkeys(("funds", "points", "accounting", "notification"), 0.0)
     while not all(ends.values()):
         with reader.connect() as connection:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
+from outbox.database import driver_url
 from outbox.errors import Unreachable
 from outbox.settings import READER, Settings
 
@@ -26,7 +27,7 @@ class SlotState:
 
 def reader_engine(settings: Settings) -> Engine:
     """Return an engine of the role that reads every service's rows and writes none."""
-    url = make_url(settings.dsn_of(READER)).set(drivername="postgresql+psycopg")
+    url = driver_url(settings.dsn_of(READER))
     return create_engine(url, poolclass=NullPool, connect_args={"connect_timeout": 5})
 
 

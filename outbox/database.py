@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Engine, create_engine, make_url
+from sqlalchemy import URL, Engine, create_engine, make_url
 
 LOCK_TIMEOUT_S = 5
+
+
+def driver_url(dsn: str) -> URL:
+    """Return a DSN as SQLAlchemy reads it, on the driver that payrelay uses."""
+    return make_url(dsn).set(drivername="postgresql+psycopg")
 
 
 def engine_for(dsn: str, *, name: str, session_timeout_s: float = 10.0, pool_size: int = 5) -> Engine:
@@ -21,9 +26,8 @@ def engine_for(dsn: str, *, name: str, session_timeout_s: float = 10.0, pool_siz
         "lock_timeout": LOCK_TIMEOUT_S * 1000,
         "tcp_user_timeout": limit_ms,
     }
-    url = make_url(dsn).set(drivername="postgresql+psycopg")
     return create_engine(
-        url,
+        driver_url(dsn),
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=30,

@@ -11,6 +11,7 @@ from psycopg import sql
 from sqlalchemy import Connection, Engine, create_engine, make_url, text
 from sqlalchemy.pool import NullPool
 
+from outbox.database import driver_url
 from outbox.migrations.versions.m0003_publication import publication
 from outbox.partitions import make_days
 from outbox.settings import CONNECTOR, READER, SERVICES, Settings
@@ -20,7 +21,7 @@ PUBLICATION = "payrelay_outbox"
 
 def owner_engine(settings: Settings) -> Engine:
     """Return an engine of the schemas' owner."""
-    url = make_url(settings.database_url.get_secret_value()).set(drivername="postgresql+psycopg")
+    url = driver_url(settings.database_url.get_secret_value())
     return create_engine(
         url, poolclass=NullPool, connect_args={"application_name": "payrelay owner", "connect_timeout": 5}
     )

@@ -16,13 +16,14 @@ from uuid import UUID, uuid4
 
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewPartitions
-from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 
 from ops.demo.proof import ledger_problems
 from ops.stack.parts import tied
 from ops.topics import apply_topics
 from outbox.clock import first_id_at, utc_now
+from outbox.database import driver_url
 from outbox.settings import Settings
 from schemas.codec import encode
 from schemas.events import PaymentSettled
@@ -40,7 +41,7 @@ def fresh_id() -> UUID:
 
 def engine_of(settings: Settings, role: str) -> Engine:
     dsn = settings.database_url.get_secret_value() if role == "owner" else settings.dsn_of(role)
-    return create_engine(make_url(dsn).set(drivername="postgresql+psycopg"), poolclass=NullPool)
+    return create_engine(driver_url(dsn), poolclass=NullPool)
 
 
 def environment(settings: Settings) -> dict[str, str]:

@@ -15,12 +15,13 @@ from uuid import uuid4
 import aiohttp
 import msgspec
 from aiohttp import web
-from sqlalchemy import create_engine, make_url
+from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
 from consumers.notification.records import register_receiver
 from ops.demo.journal import Intent, JournalWriter, Merchant, Payer
 from outbox.clock import utc_now
+from outbox.database import driver_url
 from outbox.errors import NotReady
 from outbox.retry import backoff_s
 from outbox.settings import Settings
@@ -93,9 +94,7 @@ def enrol(settings: Settings, run: Run, sink_url: str) -> None:
     unlimited = Limits(single_fen=RICH_FEN, daily_fen=RICH_FEN * 100, monthly_fen=RICH_FEN * 100)
 
     def engine(service: str) -> Any:
-        return create_engine(
-            make_url(settings.dsn_of(service)).set(drivername="postgresql+psycopg"), poolclass=NullPool
-        ).begin()
+        return create_engine(driver_url(settings.dsn_of(service)), poolclass=NullPool).begin()
 
     with engine("payments") as connection:
         for merchant in run.merchants:

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 import uvloop
-from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from ops.demo.driver import Driver, Sink, cast, enrol, intents
@@ -19,6 +19,7 @@ from ops.demo.latency import latencies_ms, percentile
 from ops.demo.proof import Proof, prove
 from ops.stack.state import StackFolder
 from outbox.clock import utc_now
+from outbox.database import driver_url
 from outbox.settings import READER, Settings
 
 STILL_S = 60.0
@@ -71,7 +72,7 @@ async def _settle_down(settings: Settings, run: str, orders: int, sink: Sink, wa
     """Every order is final with its effects in, or nothing has moved for a minute."""
     seen: tuple[int, ...] = ()
     moved = time.monotonic()
-    engine = create_engine(make_url(settings.dsn_of(READER)).set(drivername="postgresql+psycopg"), pool_size=1)
+    engine = create_engine(driver_url(settings.dsn_of(READER)), pool_size=1)
     while time.monotonic() - moved < STILL_S:
         try:
             counts = await asyncio.to_thread(_counts, engine, run)

@@ -9,7 +9,7 @@ from collections.abc import Generator
 from datetime import date, timedelta
 
 import pytest
-from sqlalchemy import Connection, create_engine, inspect, make_url, text
+from sqlalchemy import Connection, create_engine, inspect, text
 from sqlalchemy.exc import ProgrammingError
 
 import consumers.accounting.tables
@@ -20,6 +20,7 @@ import outbox.tables
 import producers.bank.tables
 import producers.payments.tables
 from outbox.clock import utc_now
+from outbox.database import driver_url
 from outbox.errors import NotInTransaction, Refused
 from outbox.partitions import days_of, drop_days, make_days
 from outbox.record import Outgoing, record
@@ -153,7 +154,7 @@ def test_readers_cannot_write_and_the_connector_sees_outboxes_only(settings: Set
         pytest.raises(Exception, match=r"read-only|permission denied"),
     ):
         connection.execute(text("INSERT INTO funds.account VALUES ('ops', 1)"))
-    dsn = make_url(settings.connector_dsn.get_secret_value()).set(drivername="postgresql+psycopg")
+    dsn = driver_url(settings.connector_dsn.get_secret_value())
     engine = create_engine(dsn)
     with engine.connect() as connection:
         connection.execute(text("SELECT count(*) FROM payments.outbox"))
