@@ -19,8 +19,8 @@ from faust.types import TP
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from consumers.delivery import Braked, Delivery, Processor, Unexpected, is_transient
-from consumers.transport import Batch, BatchSchema, Opening, require_versions
+from consumers.delivery import Braked, Delivered, Delivery, Processor, Unexpected, is_transient, told
+from consumers.transport import Batch, BatchSchema, Consumer, Opening, require_versions
 from outbox.clock import utc_now
 from outbox.condition import Condition
 from outbox.database import engine_for
@@ -82,10 +82,11 @@ class PipelineApp(faust.App):  # type: ignore[misc]
         source = self.topic(*names, schema=BatchSchema(), acks=False, key_serializer="raw", value_serializer="raw")
 
         @self.agent(source, name=processor.name, concurrency=1)  # type: ignore[untyped-decorator]
-        async def agent(stream: faust.StreamT[Batch]) -> None:
-            async for batch in stream:
-                async with batch:
-                    await self._until_committed(batch)
+        async def agent(stream: faust.StreamT[Consumer]) -> None:
+            async for consumer in stream:
+                while (batch := consumer.take()) is not None:
+                    async with batch:
+                        await self._until_committed(batch)
 
     async def _until_committed(self, batch: Batch) -> None:
         """The batch is committed, or it is no longer ours to commit. No exception leaves but cancellation."""
@@ -96,30 +97,37 @@ class PipelineApp(faust.App):  # type: ignore[misc]
                 return
             self.busy_since.beat()
             try:
-                outcome = await loop.run_in_executor(self.database, self.delivery.deliver, batch.content)
-            except Unexpected as error:
-                log.warning("rewind consumer=%s %s", self.consumer_name, error)
-                return
-            except Braked as error:
-                self.condition.tell(subject, f"braked on {batch.content.log} at {batch.content.start}: {error}")
-                batch.hold(min(BRAKE_S, self.conf.broker_session_timeout))
-                return
+                outcomes = await loop.run_in_executor(self.database, self.delivery.deliver, batch.slices)
             except asyncio.CancelledError:
                 raise
             except BaseException as error:
                 if not is_transient(error):
-                    log.critical("delivery failed consumer=%s", self.consumer_name, exc_info=error)
+                    log.critical("delivery failed consumer=%s", subject, exc_info=error)
                     os._exit(FAILED)
-                self.condition.tell(subject, f"waiting for the database since attempt 1: {_told(error)}")
+                self.condition.tell(subject, f"waiting for the database since attempt 1: {told(error)}")
                 await batch.pause(backoff_s(attempt, jitter=random.random()))  # noqa: S311 - no secret
             else:
-                batch.done()
                 self.condition.tell(subject, "")
-                if outcome.parked:
-                    log.warning("parked consumer=%s log=%s events=%d", subject, batch.content.log, outcome.parked)
+                for one, outcome in outcomes.items():
+                    self._settle(batch, one, outcome)
                 return
             finally:
                 self.busy_since.rest()
+
+    def _settle(self, batch: Batch, one: Log, outcome: Delivered | Braked | Unexpected) -> None:
+        """Faust's side of the log's slice follows what became of it in the database."""
+        subject = f"{self.consumer_name} {one}"
+        match outcome:
+            case Delivered():
+                batch.done(one)
+                self.condition.tell(subject, "")
+                if outcome.parked:
+                    log.warning("parked consumer=%s log=%s events=%d", self.consumer_name, one, outcome.parked)
+            case Braked():
+                self.condition.tell(subject, f"braked: {outcome}")
+                batch.hold(one, min(BRAKE_S, self.conf.broker_session_timeout))
+            case Unexpected():
+                log.warning("rewind consumer=%s %s", self.consumer_name, outcome)
 
     async def mirrored(self, offsets: Mapping[Log, int]) -> None:
         """These offsets were written to Kafka: remembered, so that somebody else's commit can be told from ours."""
@@ -130,7 +138,7 @@ class PipelineApp(faust.App):  # type: ignore[misc]
             with self.engine.begin() as connection:
                 note_mirrored(connection, self.consumer_name, offsets)
         except SQLAlchemyError as error:  # the next mirror will tell
-            log.warning("mirror not noted: %s", _told(error))
+            log.warning("mirror not noted: %s", told(error))
 
 
 class Pulse:
@@ -240,7 +248,3 @@ def wait_for_broker(settings: Settings, condition: Condition) -> None:
         else:
             condition.tell("kafka", "")
             return
-
-
-def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {getattr(error, 'orig', error)}".splitlines()[0]

@@ -1,4 +1,4 @@
-"""The one loop of all processors: a batch of one partition, applied in one database transaction.
+"""The one loop of all processors: what has come in, applied in one database transaction.
 
 progress locked -> inbox rows in id order -> the fresh events to the handler -> what is poison parked -> progress
 advanced -> commit; Kafka's committed offset follows as a mirror. Killed at any instruction, nothing is lost or doubled.
@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from outbox.clock import first_id_at, time_of
-from outbox.inbox import Arrival, Log, arrive, claim_slice, horizon
+from outbox.inbox import Arrival, Log, arrive, claim_spans, horizon
 from outbox.parking import Cause, Parked, park, parked_keys
 from schemas.codec import TYPE, Envelope, Undecodable, UnknownType, decode
 from schemas.topics import Topic
@@ -78,7 +78,7 @@ class _Failed(Exception):
 
 
 class Unexpected(Exception):
-    """The batch does not follow on the progress: it is dropped and fetched again from there."""
+    """A slice does not follow on the progress: it is dropped and fetched again from there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +98,7 @@ class Slice:
 class _Event:
     """A record that reads as an event."""
 
+    log: Log
     record: Record
     envelope: Envelope
 
@@ -106,6 +107,7 @@ class _Event:
 class _Poison:
     """A record that cannot be applied, and why."""
 
+    log: Log
     record: Record
     cause: Cause
     error: str
@@ -114,12 +116,9 @@ class _Poison:
 
 @dataclass(frozen=True, kw_only=True)
 class Delivered:
-    """What became of a slice."""
+    """What became of a slice's records: these are parked, all others applied, now or before."""
 
-    applied: int
-    repeated: int
-    parked: int
-    skipped: int
+    parked: int = 0
 
 
 class Delivery:
@@ -133,96 +132,111 @@ class Delivery:
         self._horizon: tuple[float, UUID, UUID] | None = None
         self._brake = Brake()
 
-    def deliver(self, batch: Slice) -> Delivered:
-        """Every record of the slice is applied, known as applied before, or parked; progress stands at its end.
+    def deliver(self, slices: Sequence[Slice]) -> dict[Log, Delivered | Braked | Unexpected]:
+        """Every record of a slice that is Delivered is applied, known as applied before, or parked; progress is at its end.
 
-        Own transaction. May be repeated at any point. Raises Braked and Unexpected, having changed nothing, and whatever
-        the database raises that `is_transient` knows: try again.
+        The others changed nothing. Of each log one slice. Own transaction: one for all, or, where one fails, one for each.
+        May be repeated at any point. Raises whatever the database raises that `is_transient` knows: try again.
         """
+        if len(slices) > 1:
+            try:
+                return dict(self._attempt(slices, bisects=False))
+            except (_Failed, Braked, Unexpected):  # one of them stands in the way
+                pass
+        return {one.log: self._deliver_alone(one) for one in slices}
+
+    def _deliver_alone(self, one: Slice) -> Delivered | Braked | Unexpected:
         try:
-            return self._attempt(batch, bisects=False)
+            return self._attempt([one], bisects=False)[one.log]
+        except Unexpected as error:
+            return error
         except (_Failed, Braked):  # something in it fails: find out what, under savepoints
             pass
         try:
-            return self._attempt(batch, bisects=True)
+            return self._attempt([one], bisects=True)[one.log]
+        except Unexpected as error:
+            return error
         except Braked:  # a second look knows what passes
-            return self._attempt(batch, bisects=True)
+            pass
+        try:
+            return self._attempt([one], bisects=True)[one.log]
+        except (Braked, Unexpected) as error:
+            return error
 
-    def _attempt(self, batch: Slice, *, bisects: bool) -> Delivered:
+    def _attempt(self, slices: Sequence[Slice], *, bisects: bool) -> dict[Log, Delivered]:
         outcome = _Outcome(self._brake, bisects=bisects)
         with self._engine.begin() as connection:
-            claim = claim_slice(connection, self.consumer, batch.log, start=batch.start, end=batch.end)
-            if claim is None:
-                raise Unexpected(f"{batch.log}: the slice begins at {batch.start}, ahead of progress")
-            records = [record for record in batch.records if record.offset >= claim.begin]
-            if claim.has_parked:
-                keys = {record.key for record in records if record.key is not None}
+            spans = {one.log: range(one.start, one.end) for one in slices}
+            claims = claim_spans(connection, self.consumer, spans)
+            if ahead := spans.keys() - claims.keys():
+                raise Unexpected(f"the slice begins ahead of progress: {', '.join(str(log) for log in ahead)}")
+            records = [
+                (one.log, record) for one in slices for record in one.records if record.offset >= claims[one.log].begin
+            ]
+            if any(claim.has_parked for claim in claims.values()):
+                keys = {record.key for _, record in records if record.key is not None}
                 outcome.blocked = parked_keys(connection, self.consumer, keys)
-            self._apply(connection, batch.log, records, outcome)
+            self._apply(connection, records, outcome)
             self._brake.judge(outcome.poison)
-            parked = [_parked(poison) for poison in (*outcome.poison, *outcome.behind)]
-            parked.sort(key=lambda event: event.offset)
-            park(connection, self.consumer, batch.log, parked)
+            aside = sorted((*outcome.poison, *outcome.behind), key=lambda poison: poison.record.offset)
+            parked = {one.log: [_parked(poison) for poison in aside if poison.log == one.log] for one in slices}
+            for log, events in parked.items():
+                park(connection, self.consumer, log, events)
         self._brake.parked(outcome.poison)
-        return Delivered(
-            applied=outcome.applied,
-            repeated=len(records) - outcome.applied - len(parked),
-            parked=len(parked),
-            skipped=len(batch.records) - len(records),
-        )
+        return {log: Delivered(parked=len(events)) for log, events in parked.items()}
 
-    def _apply(self, connection: Connection, log: Log, records: Sequence[Record], outcome: _Outcome) -> None:
+    def _apply(self, connection: Connection, records: Sequence[tuple[Log, Record]], outcome: _Outcome) -> None:
         low, high = self._bounds(connection)
         # Runs of events between unreadable records, so that what follows on a parked key sees it parked.
         run: list[_Event] = []
-        for item in [_read(record, low, high) for record in records]:
+        for item in [_read(log, record, low, high) for log, record in records]:
             if isinstance(item, _Event):
                 run.append(item)
                 continue
-            self._run(connection, log, run, outcome)
+            self._run(connection, run, outcome)
             run = []
             outcome.reject(item)
-        self._run(connection, log, run, outcome)
+        self._run(connection, run, outcome)
 
-    def _run(self, connection: Connection, log: Log, events: Sequence[_Event], outcome: _Outcome) -> None:
+    def _run(self, connection: Connection, events: Sequence[_Event], outcome: _Outcome) -> None:
         """Every event of the run is applied or rejected. As a whole first; under savepoints only once that has failed."""
         if outcome.bisects:
-            self._bisect(connection, log, events, outcome)
+            self._bisect(connection, events, outcome)
             return
         try:
-            outcome.passed(self._handle(connection, log, outcome.unblocked(events)))
+            outcome.passed(self._handle(connection, outcome.unblocked(events)))
         except Exception as error:
             if is_transient(error):
                 raise
             raise _Failed from error
 
-    def _bisect(self, connection: Connection, log: Log, events: Sequence[_Event], outcome: _Outcome) -> None:
+    def _bisect(self, connection: Connection, events: Sequence[_Event], outcome: _Outcome) -> None:
         """Every event is applied, or is alone found to be what fails. Each attempt has a savepoint of its own."""
         events = outcome.unblocked(events)
         if not events:
             return
         try:
             with connection.begin_nested():
-                fresh = self._handle(connection, log, events)
+                fresh = self._handle(connection, events)
         except Exception as error:
             if is_transient(error):
                 raise
             if len(events) == 1:
                 cause = Cause.DUPLICATE_FACT if isinstance(error, DuplicateFact) else Cause.REJECTED
                 [event] = events
-                outcome.reject(_Poison(event.record, cause, _told(error), event.envelope))
+                outcome.reject(_Poison(event.log, event.record, cause, told(error), event.envelope))
                 return
             middle = len(events) // 2
-            self._bisect(connection, log, events[:middle], outcome)
-            self._bisect(connection, log, events[middle:], outcome)
+            self._bisect(connection, events[:middle], outcome)
+            self._bisect(connection, events[middle:], outcome)
         else:
             outcome.passed(fresh)
 
-    def _handle(self, connection: Connection, log: Log, events: Sequence[_Event]) -> list[Envelope]:
+    def _handle(self, connection: Connection, events: Sequence[_Event]) -> list[Envelope]:
         if not events:
             return []
-        arrivals = [Arrival(event_id=event.envelope.id, offset=event.record.offset) for event in events]
-        new = arrive(connection, self.consumer, log, arrivals)
+        arrivals = [Arrival(event_id=event.envelope.id, log=event.log, offset=event.record.offset) for event in events]
+        new = arrive(connection, self.consumer, arrivals)
         once = {event.envelope.id: event.envelope for event in reversed(events)}
         fresh = [envelope for envelope in reversed(once.values()) if envelope.id in new]
         if fresh:
@@ -269,7 +283,9 @@ class _Outcome:
         flowing = []
         for event in events:
             if event.record.key in self.blocked:
-                self.behind.append(_Poison(event.record, Cause.BEHIND_PARKED, "its key is parked", event.envelope))
+                self.behind.append(
+                    _Poison(event.log, event.record, Cause.BEHIND_PARKED, "its key is parked", event.envelope)
+                )
             else:
                 flowing.append(event)
         return flowing
@@ -286,9 +302,9 @@ class Brake:
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._tick = 0
-        self._failed: dict[tuple[bytes | None, int], int] = {}
+        self._failed: dict[tuple[Log, int], int] = {}
         """First failure of each event that waits."""
-        self._witnessed: set[tuple[bytes | None, int]] = set()
+        self._witnessed: set[tuple[Log, int]] = set()
         """Events that failed again after others had passed."""
         self._passed: dict[str, int] = {}
         """Last pass of each type."""
@@ -333,8 +349,8 @@ class Brake:
             self._witnessed.discard(_place(item))
 
 
-def _place(poison: _Poison) -> tuple[bytes | None, int]:
-    return poison.record.key, poison.record.offset
+def _place(poison: _Poison) -> tuple[Log, int]:
+    return poison.log, poison.record.offset
 
 
 def is_transient(error: BaseException) -> bool:
@@ -354,23 +370,25 @@ def headers_of(record: Record) -> dict[str, bytes]:
     return {name: value for name, value in record.headers if value is not None}
 
 
-def _read(record: Record, low: UUID, high: UUID) -> _Event | _Poison:
+def _read(log: Log, record: Record, low: UUID, high: UUID) -> _Event | _Poison:
     try:
         envelope = decode(headers_of(record), record.value)
     except UnknownType as error:
-        return _Poison(record, Cause.UNKNOWN_TYPE, str(error))
+        return _Poison(log, record, Cause.UNKNOWN_TYPE, str(error))
     except Undecodable as error:
-        return _Poison(record, Cause.UNDECODABLE, str(error))
+        return _Poison(log, record, Cause.UNDECODABLE, str(error))
     if record.key != envelope.event.key.encode():
-        return _Poison(record, Cause.UNDECODABLE, "the record's key is not the event's", envelope)
+        return _Poison(log, record, Cause.UNDECODABLE, "the record's key is not the event's", envelope)
     at = time_of(envelope.id)
     if at is None:
-        return _Poison(record, Cause.UNDECODABLE, f"id {envelope.id} is no UUIDv7", envelope)
+        return _Poison(log, record, Cause.UNDECODABLE, f"id {envelope.id} is no UUIDv7", envelope)
     if envelope.id < low:
-        return _Poison(record, Cause.BEHIND_HORIZON, f"recorded {at}: its repeats would not be recognised", envelope)
+        return _Poison(
+            log, record, Cause.BEHIND_HORIZON, f"recorded {at}: its repeats would not be recognised", envelope
+        )
     if envelope.id >= high:
-        return _Poison(record, Cause.AHEAD_OF_CLOCK, f"recorded {at}: ahead of the clock here", envelope)
-    return _Event(record, envelope)
+        return _Poison(log, record, Cause.AHEAD_OF_CLOCK, f"recorded {at}: ahead of the clock here", envelope)
+    return _Event(log, record, envelope)
 
 
 def _parked(poison: _Poison) -> Parked:
@@ -389,7 +407,7 @@ def _parked(poison: _Poison) -> Parked:
     )
 
 
-def _told(error: BaseException) -> str:
+def told(error: BaseException) -> str:
     """Return an error in one line, without the statement's parameters."""
     said = error.orig if isinstance(error, DBAPIError) else error
     return f"{type(said).__name__}: {said}".splitlines()[0]

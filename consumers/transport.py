@@ -1,4 +1,4 @@
-"""Faust's Kafka transport, one event per record batch of one partition.
+"""Faust's Kafka transport, in batches: an event of the stream says that records wait, and the agent takes what there is.
 
 Faust keeps membership, rebalance, lifecycle and supervision. Replaced are its drain of one message at a time and its ack
 book-keeping, the source of every way in which it loses events: positions come from the database, through `Positions`, and
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,10 +37,12 @@ from outbox.inbox import Log
 
 VERSIONS = {"faust-streaming": "0.15.3", "aiokafka": "0.14.0", "mode-streaming": "0.7.1"}
 
-BATCHES_MAX = 2
-"""Batches of one partition that wait in the stream, beside the one that aiokafka holds ready."""
+GATHER_S = 0.015
+"""Between an answer that brought little and the next fetch: what comes in meanwhile shares its transaction."""
+LITTLE = 100
+"""Records; after an answer that brought more, the next fetch goes out at once."""
 BYTES_MAX = 64 * 1024 * 1024
-"""Of all partitions together."""
+"""Of what waits, all partitions together."""
 FETCH_WAIT_MS = 100
 """Faust's 1500 would hold up the look-ups of offsets, which queue behind the long poll."""
 POLL_S = 1.0
@@ -90,62 +93,97 @@ class Positions(Protocol):
 
 
 class Lane:
-    """One assigned partition."""
+    """One assigned partition, and what waits of it."""
 
-    __slots__ = ("bytes", "epoch", "log", "position", "state", "tp", "waiting")
+    __slots__ = ("bytes", "epoch", "log", "position", "records", "state", "tp", "waiting")
 
     def __init__(self, tp: TP) -> None:
         self.tp = tp
         self.state = "closed"
-        """closed (to be opened), open, full (enough waits), held (not before its time) or stopped (a hole)"""
+        """closed (to be opened), open, held (not before its time) or stopped (a hole)"""
         self.epoch = 0
-        """Raised by each rewind: batches of an older epoch are dropped."""
+        """Raised by each rewind: what was taken in an older epoch is stale."""
         self.log: Log | None = None
         self.position = 0
-        self.waiting = 0
+        self.waiting: deque[Slice] = deque()
+        self.records = 0
         self.bytes = 0
+
+    def add(self, records: list[Any], end: int) -> None:
+        """The records wait; they follow on those that do."""
+        assert self.log is not None
+        self.waiting.append(Slice(log=self.log, start=self.position, end=end, records=records))
+        self.position = end
+        self.records += len(records)
+        self.bytes += _size(records)
+
+    def take(self, records_max: int) -> Slice | None:
+        """Return what waits as one slice, of at most so many records unless its first part has more."""
+        if not self.waiting:
+            return None
+        first = last = self.waiting.popleft()
+        records = list(first.records)
+        while self.waiting and len(records) + len(self.waiting[0].records) <= records_max:
+            last = self.waiting.popleft()
+            records += last.records
+        self.records -= len(records)
+        self.bytes -= _size(records)
+        return Slice(log=first.log, start=first.start, end=last.end, records=records)
+
+    def clear(self) -> None:
+        """Nothing waits."""
+        self.waiting.clear()
+        self.records = self.bytes = 0
 
 
 class Batch:
-    """Records of one partition on their way to the agent. `async with batch`: left without `done`, it is fetched again."""
+    """Slices in the agent's hands. `async with batch`: a slice of which nothing was said is fetched again."""
 
-    def __init__(self, consumer: Consumer, lane: Lane, content: Slice, size: int, generation: int) -> None:
-        self.content = content
+    def __init__(self, consumer: Consumer, slices: Mapping[Log, tuple[Lane, Slice]]) -> None:
         self._consumer = consumer
-        self._lane = lane
-        self._epoch = lane.epoch
-        self._size = size
-        self._generation = generation
-        self._hold_s: float | None = 0.0
+        self._slices = dict(slices)
+        self._epochs = {log: lane.epoch for log, (lane, _) in slices.items()}
+        self._generation = consumer.app.consumer_generation_id
 
     @property
-    def is_stale(self) -> bool:
-        """Whether the partition was lost or rewound since the batch was fetched: it must not be begun."""
-        return (
-            self._consumer.lanes.get(self._lane.tp) is not self._lane
-            or self._lane.epoch != self._epoch
-            or self._consumer.app.consumer_generation_id != self._generation
-        )
+    def slices(self) -> list[Slice]:
+        """Return what is still wanted: not of a partition that was lost or rewound meanwhile."""
+        return [content for log, (_, content) in self._slices.items() if not self._is_stale(log)]
 
     @property
     def is_unwanted(self) -> bool:
-        """Whether trying again is over: it is stale, or its partition is about to go."""
-        return self.is_stale or self._consumer.closing.is_set()
+        """Whether trying again is over: its partitions are gone, or about to go."""
+        return self._consumer.closing.is_set() or not self.slices
 
-    def done(self) -> None:
-        """The batch is committed in the database: Kafka's offset may follow."""
-        self._hold_s = None
-        if not self.is_stale:  # a commit of an older generation would make aiokafka leave the group and join again
-            self._consumer.mirror(self._lane.tp, self.content.end)
+    def done(self, log: Log) -> None:
+        """The log's slice is committed in the database: Kafka's offset may follow."""
+        lane, content = self._slices[log]
+        if not self._is_stale(
+            log
+        ):  # a commit of an older generation would make aiokafka leave the group and join again
+            self._consumer.mirror(lane.tp, content.end)
+        del self._slices[log]
 
-    def hold(self, delay_s: float) -> None:
-        """The partition waits this long, then begins again at its progress; others go on."""
-        self._hold_s = delay_s
+    def hold(self, log: Log, delay_s: float) -> None:
+        """The log's partition waits this long, then begins again at its progress; others go on."""
+        lane, _ = self._slices[log]
+        if not self._is_stale(log):
+            self._consumer.rewind(lane, state="held")
+            self._consumer.loop.call_later(delay_s, self._consumer.release, lane, lane.epoch)
+        del self._slices[log]
 
     async def pause(self, delay_s: float) -> None:
         """Return after the delay, or as soon as the batch is unwanted."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._consumer.closing.wait(), delay_s)
+
+    def _is_stale(self, log: Log) -> bool:
+        lane, _ = self._slices[log]
+        return (
+            self._consumer.lanes.get(lane.tp) is not lane
+            or lane.epoch != self._epochs[log]
+            or self._consumer.app.consumer_generation_id != self._generation
+        )
 
     async def __aenter__(self) -> Batch:
         self._consumer.in_hand += 1
@@ -154,24 +192,15 @@ class Batch:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        consumer, lane = self._consumer, self._lane
-        consumer.in_hand -= 1
-        consumer.hands_free.set()
-        if self.is_stale:
-            return
-        lane.waiting -= 1
-        lane.bytes -= self._size
-        if self._hold_s is None:
-            consumer.reopen()
-        elif self._hold_s:
-            consumer.rewind(lane, state="held")
-            consumer.loop.call_later(self._hold_s, consumer.release, lane, lane.epoch)
-        else:
-            consumer.rewind(lane)
+        self._consumer.in_hand -= 1
+        self._consumer.hands_free.set()
+        for log, (lane, _) in self._slices.items():
+            if not self._is_stale(log):
+                self._consumer.rewind(lane)
 
 
 class BatchSchema(faust.Schema):  # type: ignore[misc]
-    """Faust decodes nothing: the message's value is the batch."""
+    """Faust decodes nothing: the message's value is the consumer, with what waits in it."""
 
     def compile(self, app: Any, **_: Any) -> Callable[..., Awaitable[Any]]:
         async def decode(message: Any, *, propagate: bool = False) -> Any:  # noqa: ARG001 - Faust's signature
@@ -196,14 +225,29 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
 
 
 class _Thread(AIOKafkaConsumerThread):  # type: ignore[misc]
+    fetch_after = 0.0
+
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         return consumer
 
+    async def on_start(self) -> None:
+        await super().on_start()
+        fetcher = self._consumer._fetcher
+        request = fetcher._proc_fetch_request
+
+        async def gathering(*arguments: Any) -> bool:
+            if (wait_s := self.fetch_after - time.monotonic()) > 0:
+                await asyncio.sleep(wait_s)
+            brought: bool = await request(*arguments)
+            return brought
+
+        fetcher._proc_fetch_request = gathering
+
 
 class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
-    """Takes record lists as aiokafka hands them over and gives each to the stream as one event.
+    """Takes record lists as aiokafka hands them over, and keeps them until the agent takes them.
 
     Partitions are not paused but left out of the poll: a pause makes aiokafka throw away what it has fetched. Polling goes
     on for whatever else there is, if only for nothing, so that the group is not left while a batch takes its time.
@@ -253,8 +297,7 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
                 log.warning("poll failed: %r", error)
                 await self.sleep(0.5)
             else:
-                for tp, (records, end) in fetched.items():
-                    await self._give(tp, records, end, generation)
+                await self._take_in(fetched, generation)
 
     async def _poll(self, wanted: set[TopicPartition]) -> tuple[int, dict[TP, tuple[list[Any], int]]]:
         """Return what came in, with the position after it. In the consumer's thread."""
@@ -274,54 +317,68 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
             )
         finally:
             context.__exit__(None, None, None)
+        if sum(map(len, fetched.values())) < LITTLE:
+            self._thread.fetch_after = time.monotonic() + GATHER_S
         assignment = subscription.subscription.assignment
         # The position counts control records too, so that they never look like a gap.
         found = {TP(*tp): (records, assignment.state_value(tp).position) for tp, records in fetched.items()}
         return self.app.consumer_generation_id, found
 
-    async def _give(self, tp: TP, records: list[Any], end: int, generation: int) -> None:
-        lane = self.lanes.get(tp)
-        if lane is None or lane.state != "open" or lane.log is None:
-            return self.rewind(lane)  # fetched, not wanted any more: the fetch position must come back
-        if not self.flow_active or generation != self.app.consumer_generation_id:
-            return self.rewind(lane)
-        size = sum(record.serialized_value_size + record.serialized_key_size for record in records)
-        content = Slice(log=lane.log, start=lane.position, end=end, records=records)
-        lane.position = end
-        lane.waiting += 1
-        lane.bytes += size
-        if lane.waiting >= BATCHES_MAX:
-            lane.state = "full"
-        batch = Batch(self, lane, content, size, generation)
-        await self.callback(
-            ConsumerMessage(
-                tp.topic,
-                tp.partition,
-                content.start,
-                time.time(),
-                0,
-                None,
-                None,
-                batch,
-                None,
-                serialized_key_size=0,
-                serialized_value_size=size,
-                tp=tp,
-                generation_id=generation,
-            )
+    async def _take_in(self, fetched: Mapping[TP, tuple[list[Any], int]], generation: int) -> None:
+        """What was fetched waits, and the agent knows."""
+        none_waited = not any(lane.waiting for lane in self.lanes.values())
+        for tp, (records, end) in fetched.items():
+            lane = self.lanes.get(tp)
+            is_ours = self.flow_active and generation == self.app.consumer_generation_id
+            if lane is None or lane.state != "open" or lane.log is None or not is_ours:
+                self.rewind(lane)  # fetched, not wanted any more: the fetch position must come back
+            else:
+                lane.add(records, end)
+        filled = [lane for lane in self.lanes.values() if lane.waiting]
+        if none_waited and filled:
+            await self.callback(self._note_of(filled[0], generation))
+
+    def _note_of(self, lane: Lane, generation: int) -> ConsumerMessage:
+        tp, start = lane.tp, lane.waiting[0].start
+        return ConsumerMessage(
+            tp.topic,
+            tp.partition,
+            start,
+            time.time(),
+            0,
+            None,
+            None,
+            self,
+            None,
+            serialized_key_size=0,
+            serialized_value_size=0,
+            tp=tp,
+            generation_id=generation,
         )
-        return None
+
+    def take(self) -> Batch | None:
+        """Return what waits, of each partition a slice; None where nothing does."""
+        was_full = len(self._open_partitions()) < len(self.lanes)
+        slices: dict[Log, tuple[Lane, Slice]] = {}
+        left = int(self.app.conf.broker_max_poll_records)
+        for lane in sorted(self.lanes.values(), key=lambda lane: lane.tp):
+            if left > 0 and (content := lane.take(left)) is not None:
+                slices[content.log] = (lane, content)
+                left -= len(content.records)
+        if was_full:
+            self._fetch_more()
+        return Batch(self, slices) if slices else None
 
     def _open_partitions(self) -> set[TopicPartition]:
         if sum(lane.bytes for lane in self.lanes.values()) >= BYTES_MAX:
             return set()
-        return {TopicPartition(*lane.tp) for lane in self.lanes.values() if lane.state == "open"}
+        full = self.app.conf.broker_max_poll_records
+        return {
+            TopicPartition(*lane.tp) for lane in self.lanes.values() if lane.state == "open" and lane.records < full
+        }
 
-    def reopen(self) -> None:
-        """Lanes with room again take part in the poll that is under way."""
-        for lane in self.lanes.values():
-            if lane.state == "full" and lane.waiting < BATCHES_MAX:
-                lane.state = "open"
+    def _fetch_more(self) -> None:
+        """Partitions with room again take part in the poll that is under way."""
         self._thread.thread_loop.call_soon_threadsafe(self._wake, self._open_partitions())
 
     def _wake(self, wanted: set[TopicPartition]) -> None:
@@ -344,7 +401,7 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
         if lane is None or (lane.state == "stopped" and state == "closed"):
             return
         lane.epoch += 1
-        lane.waiting = lane.bytes = 0
+        lane.clear()
         lane.state = state
         if state == "closed":
             self._to_open.set()
@@ -397,7 +454,7 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
                 lane.position, lane.state = opening.next_offset, "open"
                 if opening.mirror:
                     self.mirror(lane.tp, opening.next_offset)
-        self.reopen()
+        self._fetch_more()
 
     @Service.task  # type: ignore[untyped-decorator]
     async def _watch_topics(self) -> None:
@@ -502,6 +559,10 @@ TRANSPORTS.aliases["batch"] = f"{__name__}:Transport"
 
 async def _seek(consumer: Any, tp: TopicPartition, offset: int) -> None:
     consumer.seek(tp, offset)
+
+
+def _size(records: Sequence[Any]) -> int:
+    return sum(record.serialized_value_size + record.serialized_key_size for record in records)
 
 
 def _by_tp(offsets: Mapping[TopicPartition, int]) -> dict[TP, int]:

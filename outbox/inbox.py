@@ -31,18 +31,27 @@ class Arrival:
     """An event as it came in: its id and where it lay."""
 
     event_id: UUID
+    log: Log
     offset: int
 
 
 _LOG = "cluster_id = :cluster_id AND topic = :topic AND topic_id = :topic_id AND partition = :partition"
 
-_CLAIM = text(f"""
-    UPDATE progress SET next_offset = :end, updated_at = clock_timestamp()
-    WHERE consumer = :consumer AND {_LOG} AND next_offset = :start
-    RETURNING has_parked""")  # noqa: S608
+_CLAIM = text("""
+    UPDATE progress SET next_offset = span.stop, updated_at = clock_timestamp()
+    FROM unnest(CAST(:topics AS text[]), CAST(:topic_ids AS text[]), CAST(:partitions AS integer[]),
+                CAST(:starts AS bigint[]), CAST(:stops AS bigint[])) AS span (topic, topic_id, partition, start, stop)
+    WHERE progress.consumer = :consumer AND progress.cluster_id = :cluster_id AND progress.topic = span.topic
+      AND progress.topic_id = span.topic_id AND progress.partition = span.partition
+      AND progress.next_offset = span.start
+    RETURNING progress.topic_id, progress.partition, progress.has_parked""")
 
 _LOCK = text(f"""
     SELECT next_offset, has_parked FROM progress WHERE consumer = :consumer AND {_LOG} FOR UPDATE""")  # noqa: S608
+
+_ADVANCE = text(f"""
+    UPDATE progress SET next_offset = :stop, updated_at = clock_timestamp()
+    WHERE consumer = :consumer AND {_LOG}""")  # noqa: S608
 
 _BEGIN = text("""
     INSERT INTO progress (consumer, cluster_id, topic, topic_id, partition, next_offset, has_parked)
@@ -56,8 +65,9 @@ _HAS_PARKED = text(f"UPDATE progress SET has_parked = true WHERE consumer = :con
 
 _ARRIVE = text("""
     INSERT INTO inbox (consumer, event_id, topic, partition, "offset")
-    SELECT :consumer, arrival.event_id, :topic, :partition, arrival.at
-    FROM unnest(CAST(:ids AS uuid[]), CAST(:offsets AS bigint[])) AS arrival (event_id, at)
+    SELECT :consumer, arrival.event_id, arrival.topic, arrival.partition, arrival.at
+    FROM unnest(CAST(:ids AS uuid[]), CAST(:topics AS text[]), CAST(:partitions AS integer[]), CAST(:offsets AS bigint[]))
+         AS arrival (event_id, topic, partition, at)
     ORDER BY arrival.event_id
     ON CONFLICT DO NOTHING
     RETURNING event_id""")
@@ -93,7 +103,7 @@ def begin_log(connection: Connection, consumer: str, log: Log, *, next_offset: i
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """A slice of a log whose records from `begin` on are the caller's to apply, until its transaction ends."""
+    """A span of a log whose records from `begin` on are the caller's to apply, until its transaction ends."""
 
     begin: int
     """Below it everything was done before."""
@@ -101,20 +111,40 @@ class Claim:
     """Whether keys of this log may be in the parking lot."""
 
 
-def claim_slice(connection: Connection, consumer: str, log: Log, *, start: int, end: int) -> Claim | None:
-    """Progress stands at `end`, locked, if the caller commits; None, and nothing changed, where the slice lies ahead of it.
+def claim_spans(connection: Connection, consumer: str, spans: Mapping[Log, range]) -> dict[Log, Claim]:
+    """Progress of each log stands at the end of its span of offsets, locked, if the caller commits.
 
-    Progress beyond `end` stays where it is: nothing of the slice is left to do.
+    A log whose span lies ahead of its progress is left out, and unchanged. Progress beyond a span's end stays where it is:
+    nothing of the span is left to do. Logs are of one cluster.
     """
+    ordered = sorted(spans, key=lambda log: (log.topic, log.partition))  # so are their locks taken
+    parameters = {
+        "consumer": consumer,
+        "cluster_id": ordered[0].cluster_id,
+        "topics": [log.topic for log in ordered],
+        "topic_ids": [log.topic_id for log in ordered],
+        "partitions": [log.partition for log in ordered],
+        "starts": [spans[log].start for log in ordered],
+        "stops": [spans[log].stop for log in ordered],
+    }
+    # The usual case: one statement locks, fences and advances.
+    follow = {(row.topic_id, row.partition): row.has_parked for row in connection.execute(_CLAIM, parameters)}
+    claims = {}
+    for log in ordered:
+        if (log.topic_id, log.partition) in follow:
+            claims[log] = Claim(begin=spans[log].start, has_parked=follow[log.topic_id, log.partition])
+        elif (claim := _claim_rest(connection, consumer, log, spans[log])) is not None:
+            claims[log] = claim
+    return claims
+
+
+def _claim_rest(connection: Connection, consumer: str, log: Log, span: range) -> Claim | None:
     keys = _keys(consumer, log)
-    follows = connection.execute(_CLAIM, {**keys, "start": start, "end": end}).first()
-    if follows is not None:  # the usual case: one statement locks, fences and advances
-        return Claim(begin=start, has_parked=follows.has_parked)
     row = connection.execute(_LOCK, keys).first()
-    if row is None or row.next_offset < start:
+    if row is None or row.next_offset < span.start:
         return None
-    if row.next_offset < end:
-        connection.execute(_CLAIM, {**keys, "start": row.next_offset, "end": end})
+    if row.next_offset < span.stop:
+        connection.execute(_ADVANCE, {**keys, "stop": span.stop})
     return Claim(begin=row.next_offset, has_parked=row.has_parked)
 
 
@@ -129,16 +159,16 @@ def note_parked(connection: Connection, consumer: str, log: Log) -> None:
     connection.execute(_HAS_PARKED, _keys(consumer, log))
 
 
-def arrive(connection: Connection, consumer: str, log: Log, arrivals: Sequence[Arrival]) -> set[UUID]:
+def arrive(connection: Connection, consumer: str, arrivals: Sequence[Arrival]) -> set[UUID]:
     """Return the ids that this consumer had not applied before; they count as applied if the caller commits.
 
     One statement, in id order, so that two workers that meet the same events wait for, and never on, each other.
     """
     parameters = {
         "consumer": consumer,
-        "topic": log.topic,
-        "partition": log.partition,
         "ids": [arrival.event_id for arrival in arrivals],
+        "topics": [arrival.log.topic for arrival in arrivals],
+        "partitions": [arrival.log.partition for arrival in arrivals],
         "offsets": [arrival.offset for arrival in arrivals],
     }
     return set(connection.execute(_ARRIVE, parameters).scalars())

@@ -7,13 +7,16 @@ from types import SimpleNamespace
 import pytest
 
 from consumers.delivery import PARKED_KEYS_MAX, Brake, Braked, _Poison
+from outbox.inbox import Log
 from outbox.parking import Cause
 from tests.factories import envelope, settled
+
+LOG = Log(cluster_id="c", topic="t", topic_id="i", partition=0)
 
 
 def poison(number: int = 1, cause: Cause = Cause.REJECTED) -> _Poison:
     record = SimpleNamespace(key=f"k{number}".encode(), offset=number, value=b"", headers=[])
-    return _Poison(record, cause, "no", envelope(settled()) if cause is Cause.REJECTED else None)
+    return _Poison(LOG, record, cause, "no", envelope(settled()) if cause is Cause.REJECTED else None)
 
 
 class Clock:
