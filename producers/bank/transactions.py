@@ -45,8 +45,6 @@ def execute_transaction(connection: Connection, link: PaymentLink, *, now: datet
         reason = "the payment link has expired"
     elif held.balance_fen < link.amount_fen:
         reason = "insufficient balance"
-    else:
-        connection.execute(_DEBIT, {"account_no": link.account_no, "amount_fen": link.amount_fen})
     result = BankNotification(
         transaction_no=f"B{uuid4().hex}",
         payment_no=link.payment_no,
@@ -65,10 +63,11 @@ _LOCK_ACCOUNT = text("SELECT * FROM account WHERE account_no = :account_no FOR N
 
 _BEFORE = text("SELECT * FROM transaction WHERE payment_no = :payment_no")
 
-_DEBIT = text("UPDATE account SET balance_fen = balance_fen - :amount_fen WHERE account_no = :account_no")
-
 _WRITE = text("""
-    WITH written AS (
+    WITH debited AS (
+      UPDATE account SET balance_fen = balance_fen - :amount_fen
+      WHERE account_no = :account_no AND :status = 'SUCCESS'),
+    written AS (
       INSERT INTO transaction (transaction_no, payment_no, account_no, amount_fen, currency, status, reason, created_at)
       VALUES (:transaction_no, :payment_no, :account_no, :amount_fen, :currency, :status, :reason, :now)
       RETURNING transaction_no)

@@ -91,8 +91,8 @@ def open_payment(
     """
     digest = sha256(msgspec.json.encode(request)).digest()
     day = now.astimezone(zone).date()
-    inserted = connection.execute(
-        _INSERT,
+    opened = connection.execute(
+        _OPEN,
         {
             "payment_no": f"P{uuid4().hex}",
             "merchant_no": merchant_no,
@@ -103,16 +103,15 @@ def open_payment(
             "expires_at": now + ttl,
         },
     ).first()
-    if inserted is None:
+    if opened is None:
         return _opened_before(connection, merchant_no, request, digest)
-    held = connection.execute(_LOCK_ACCOUNT, {"payer_no": request.payer_no}).one()
-    _use_limit(connection, held, request.amount_fen, day)
+    _use_limit(connection, opened, request.amount_fen, day)
     return Opened(
-        payment_no=inserted.payment_no,
-        account_no=held.bank_account_no,
+        payment_no=opened.payment_no,
+        account_no=opened.bank_account_no,
         amount_fen=request.amount_fen,
         currency=request.currency,
-        expires_at=inserted.expires_at,
+        expires_at=opened.expires_at,
     )
 
 
@@ -136,36 +135,38 @@ def _opened_before(connection: Connection, merchant_no: str, request: PaymentReq
 
 
 def _use_limit(connection: Connection, held: Row[Any], amount_fen: int, day: date) -> None:
-    """The amount counts against the payer's day, whose account row the caller has locked."""
-    used = connection.execute(_USED, {"payer_no": held.payer_no, "month": day.replace(day=1), "day": day}).one()
+    """The amount counts against the payer's day, whose account row the caller has locked; raises LimitExceeded."""
+    parameters = {"payer_no": held.payer_no, "month": day.replace(day=1), "day": day, "amount_fen": amount_fen}
+    used = connection.execute(_USE, parameters).one()
     limits = Limits(
         single_fen=held.single_limit_fen, daily_fen=held.daily_limit_fen, monthly_fen=held.monthly_limit_fen
     )
-    if name := broken_limit(limits, amount_fen=amount_fen, day_fen=used.day_fen, month_fen=used.month_fen):
+    day_fen = used.day_fen - amount_fen
+    if name := broken_limit(limits, amount_fen=amount_fen, day_fen=day_fen, month_fen=used.earlier_fen + day_fen):
         raise LimitExceeded(f"the {name} limit of payer {held.payer_no!r} does not allow {amount_fen} fen")
-    connection.execute(_USE, {"payer_no": held.payer_no, "day": day, "amount_fen": amount_fen})
 
 
-_INSERT = text("""
-    INSERT INTO payment (payment_no, merchant_no, order_no, payer_no, amount_fen, currency, request_sha256, status,
-                         limit_day, created_at, expires_at)
-    SELECT :payment_no, :merchant_no, :order_no, payer_no, :amount_fen, :currency, :digest, 'CREATED',
-           :day, :now, :expires_at
-    FROM account WHERE payer_no = :payer_no AND open
-    ON CONFLICT (merchant_no, order_no) DO NOTHING
-    RETURNING payment_no, expires_at""")
+# The account is locked in the same statement; its row is then the newest. NO KEY: the foreign keys of payment and limit_use
+# hold a share of the row already, in transactions beside us too.
+_OPEN = text("""
+    WITH inserted AS (
+      INSERT INTO payment (payment_no, merchant_no, order_no, payer_no, amount_fen, currency, request_sha256, status,
+                           limit_day, created_at, expires_at)
+      SELECT :payment_no, :merchant_no, :order_no, payer_no, :amount_fen, :currency, :digest, 'CREATED',
+             :day, :now, :expires_at
+      FROM account WHERE payer_no = :payer_no AND open
+      ON CONFLICT (merchant_no, order_no) DO NOTHING
+      RETURNING payment_no, payer_no, expires_at)
+    SELECT inserted.payment_no, inserted.expires_at, account.*
+    FROM inserted JOIN account USING (payer_no) FOR NO KEY UPDATE OF account""")
 
-# NO KEY: the foreign keys of payment and limit_use hold a share of the row already, in transactions beside us too.
-_LOCK_ACCOUNT = text("SELECT * FROM account WHERE payer_no = :payer_no FOR NO KEY UPDATE")
-
-_USED = text("""
-    SELECT coalesce(sum(used_fen) FILTER (WHERE day = :day), 0)::bigint AS day_fen,
-           coalesce(sum(used_fen), 0)::bigint AS month_fen
-    FROM limit_use WHERE payer_no = :payer_no AND day BETWEEN :month AND :day""")
-
+# A statement of its own: it must see what was committed before the account's lock was ours.
 _USE = text("""
     INSERT INTO limit_use (payer_no, day, used_fen) VALUES (:payer_no, :day, :amount_fen)
-    ON CONFLICT (payer_no, day) DO UPDATE SET used_fen = limit_use.used_fen + excluded.used_fen""")
+    ON CONFLICT (payer_no, day) DO UPDATE SET used_fen = limit_use.used_fen + excluded.used_fen
+    RETURNING used_fen AS day_fen,
+              (SELECT coalesce(sum(earlier.used_fen), 0)::bigint FROM limit_use AS earlier
+               WHERE earlier.payer_no = :payer_no AND earlier.day >= :month AND earlier.day < :day) AS earlier_fen""")
 
 
 def free_limit(connection: Connection, payer_no: str, day: date, amount_fen: int) -> None:
