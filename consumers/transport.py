@@ -266,6 +266,7 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
         self._to_open = asyncio.Event()
         self._mirrored: dict[TP, int] = {}
         self._to_mirror = asyncio.Event()
+        self._mirroring = asyncio.Lock()
 
     @property
     def positions(self) -> Positions:
@@ -512,16 +513,17 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
             await self.sleep(MIRROR_S)
 
     async def _write_mirror(self) -> None:
-        offsets, self._mirrored = self._mirrored, {}
-        if not offsets:
-            return
-        logs = {tp: lane.log for tp, lane in self.lanes.items() if lane.log is not None}
-        try:
-            await asyncio.wait_for(self._in_thread(self._commit_mine(offsets)), MIRROR_TIMEOUT_S)
-            written = {logs[tp]: at for tp, at in offsets.items() if tp in logs}
-            await asyncio.wait_for(self.app.mirrored(written), MIRROR_TIMEOUT_S)
-        except (KafkaError, IllegalStateError, TimeoutError, RuntimeError) as error:
-            log.warning("mirror not written, progress stands: %r", error)
+        async with self._mirroring:  # whoever ends the process waits for the keeper's
+            offsets, self._mirrored = self._mirrored, {}
+            if not offsets:
+                return
+            logs = {tp: lane.log for tp, lane in self.lanes.items() if lane.log is not None}
+            try:
+                await asyncio.wait_for(self._in_thread(self._commit_mine(offsets)), MIRROR_TIMEOUT_S)
+                written = {logs[tp]: at for tp, at in offsets.items() if tp in logs}
+                await asyncio.wait_for(self.app.mirrored(written), MIRROR_TIMEOUT_S)
+            except (KafkaError, IllegalStateError, TimeoutError, RuntimeError) as error:
+                log.warning("mirror not written, progress stands: %r", error)
 
     async def _commit_mine(self, offsets: Mapping[TP, int]) -> None:
         consumer = self._thread._ensure_consumer()
