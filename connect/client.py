@@ -19,6 +19,8 @@ from outbox.retry import backoff_s
 
 CONNECT_TIMEOUT_S = 3.0
 READ_TIMEOUT_S = 30.0
+FAILED_S = 5.0
+"""A task that is FAILED this long after a restart has failed again."""
 
 
 class ConnectError(PayrelayError):
@@ -134,8 +136,11 @@ class ConnectClient:
     def wait_running(self, name: str, *, timeout_s: float = 60.0) -> ConnectorStatus:
         """Return the status once connector and tasks run; raises NotReady with the first cause otherwise."""
 
+        begun = time.monotonic()
+
         def fails_for_good(status: ConnectorStatus) -> bool:
-            return any(task.state == "FAILED" for task in status.tasks)
+            # A restarted task is told as FAILED for a while yet.
+            return time.monotonic() - begun > FAILED_S and any(task.state == "FAILED" for task in status.tasks)
 
         status = self._wait(name, lambda status: status.is_running or fails_for_good(status), timeout_s=timeout_s)
         if fails_for_good(status):

@@ -104,7 +104,7 @@ class PipelineApp(faust.App):  # type: ignore[misc]
                 if not is_transient(error):
                     log.critical("delivery failed consumer=%s", subject, exc_info=error)
                     os._exit(FAILED)
-                self.condition.tell(subject, f"waiting for the database since attempt 1: {told(error)}")
+                self.condition.tell(subject, f"waiting for the database: {told(error)}")
                 await batch.pause(backoff_s(attempt, jitter=random.random()))  # noqa: S311 - no secret
             else:
                 self.condition.tell(subject, "")
@@ -212,7 +212,7 @@ class DatabasePositions:
             log.warning(
                 "Kafka's committed offset %s of %s is not ours: progress %s is kept", committed, one, next_offset
             )
-        return Opening(log=one, next_offset=next_offset, mirror=foreign, hole=hole)
+        return Opening(log=one, next_offset=next_offset, mirror=committed != next_offset, hole=hole)
 
     def _topic_ids(self, topics: Sequence[str]) -> dict[str, str]:
         if not topics:

@@ -28,6 +28,9 @@ PARKED_KEYS_MAX = 20
 PARKED_WINDOW_S = 60.0
 """More keys than this within this time are no poison but a broken handler: the brake holds."""
 
+PATIENCE = 6
+"""Failures of an event that only events of its own type may bear witness against; each delivery is two."""
+
 WAITING_MAX = 10_000
 """Events whose first failure is remembered."""
 
@@ -38,8 +41,8 @@ HORIZON_S = 60.0
 TRANSIENT_CLASSES = ("08", "40", "53", "57", "58")
 """SQLSTATE classes: connection, rollback (serialization, deadlock), resources, operator intervention, system."""
 
-TRANSIENT_CODES = ("25P03", "25P04", "55P03", "55006")
-"""Idle or whole transaction timed out, lock not available, object in use."""
+TRANSIENT_CODES = ("25006", "25P03", "25P04", "55P03", "55006")
+"""Read-only (a fail-over is on), idle or whole transaction timed out, lock not available, object in use."""
 
 
 class Record(Protocol):
@@ -237,8 +240,10 @@ class Delivery:
             return []
         arrivals = [Arrival(event_id=event.envelope.id, log=event.log, offset=event.record.offset) for event in events]
         new = arrive(connection, self.consumer, arrivals)
-        once = {event.envelope.id: event.envelope for event in reversed(events)}
-        fresh = [envelope for envelope in reversed(once.values()) if envelope.id in new]
+        once: dict[UUID, Envelope] = {}
+        for event in events:  # the first of its id: a repeat does not move it behind later ones
+            once.setdefault(event.envelope.id, event.envelope)
+        fresh = [envelope for envelope in once.values() if envelope.id in new]
         if fresh:
             self.processor.handle(connection, fresh)
         return fresh
@@ -295,15 +300,16 @@ class Brake:
     """Tells poison from a broken handler: poison fails while others pass.
 
     A rejected event is parked if an event of its type has passed since it was first seen failing, and it then failed again;
-    an unreadable one, if any event has. So a handler that is mended half-way through a slice parks nothing. Until then the
-    event waits, and so does everything if too many keys would be parked. What was rolled back is a witness all the same.
+    after its sixth failure, some three seconds, any type will do: a rare one may not have another for days. For an unreadable
+    event, any type will do at once. So a handler that is mended half-way through a slice parks nothing. Until then the event
+    waits, and so does everything if too many keys would be parked. What was rolled back is a witness all the same.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._tick = 0
-        self._failed: dict[tuple[Log, int], int] = {}
-        """First failure of each event that waits."""
+        self._failed: dict[tuple[Log, int], tuple[int, int]] = {}
+        """First failure of each event that waits, and how many there were."""
         self._witnessed: set[tuple[Log, int]] = set()
         """Events that failed again after others had passed."""
         self._passed: dict[str, int] = {}
@@ -318,10 +324,11 @@ class Brake:
     def saw_failure(self, poison: _Poison) -> None:
         """The event failed, alone."""
         self._tick += 1
-        first = self._failed.setdefault(_place(poison), self._tick)
+        first, times = self._failed.get(_place(poison), (self._tick, 0))
+        self._failed[_place(poison)] = (first, times + 1)
         if len(self._failed) > WAITING_MAX:  # the oldest begins anew
             self._failed.pop(next(iter(self._failed)))
-        if poison.cause is Cause.REJECTED and poison.envelope is not None:
+        if poison.cause is Cause.REJECTED and poison.envelope is not None and times + 1 < PATIENCE:
             witnesses = [self._passed.get(poison.envelope.event.type, 0)]
         else:
             witnesses = list(self._passed.values())

@@ -46,6 +46,7 @@ BYTES_MAX = 64 * 1024 * 1024
 FETCH_WAIT_MS = 100
 """Faust's 1500 would hold up the look-ups of offsets, which queue behind the long poll."""
 POLL_S = 1.0
+REOPEN_S = 1.0
 MIRROR_S = 1.0
 MIRROR_TIMEOUT_S = 3.0
 GRACE_S = 8.0
@@ -72,7 +73,7 @@ class Opening:
     log: Log
     next_offset: int
     mirror: bool
-    """Whether Kafka's committed offset must be written now, since it is not the one we mirrored."""
+    """Whether Kafka's committed offset must be written now, since it is not ours."""
     hole: str = ""
     """Set where the position lies outside the log: the partition stays stopped."""
 
@@ -263,6 +264,7 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
         self.in_hand = 0
         self.hands_free = asyncio.Event()
         self.closing = asyncio.Event()
+        self._turn = 0
         self._to_open = asyncio.Event()
         self._mirrored: dict[TP, int] = {}
         self._to_mirror = asyncio.Event()
@@ -295,9 +297,14 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
                 for tp in _partitions_of(error):
                     self.rewind(self.lanes.get(tp))
             except KafkaError as error:
-                log.warning("poll failed: %r", error)
+                # What came in of other partitions before the error is lost to us, though their fetch position has moved.
+                for lane in self.lanes.values():
+                    if lane.state == "open":
+                        self.rewind(lane)
+                self.positions.tell("poll", f"failed: {error!r}")
                 await self.sleep(0.5)
             else:
+                self.positions.tell("poll", "")
                 await self._take_in(fetched, generation)
 
     async def _poll(self, wanted: set[TopicPartition]) -> tuple[int, dict[TP, tuple[list[Any], int]]]:
@@ -362,7 +369,10 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
         was_full = len(self._open_partitions()) < len(self.lanes)
         slices: dict[Log, tuple[Lane, Slice]] = {}
         left = int(self.app.conf.broker_max_poll_records)
-        for lane in sorted(self.lanes.values(), key=lambda lane: lane.tp):
+        self._turn += 1  # each partition is the first one in its turn, so that none starves behind another's backlog
+        lanes = sorted(self.lanes.values(), key=lambda lane: lane.tp)
+        first = self._turn % len(lanes) if lanes else 0
+        for lane in (*lanes[first:], *lanes[:first]):
             if left > 0 and (content := lane.take(left)) is not None:
                 slices[content.log] = (lane, content)
                 left -= len(content.records)
@@ -399,7 +409,7 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
 
     def rewind(self, lane: Lane | None, *, state: str = "closed") -> None:
         """The lane begins again at its progress; what waits of it is dropped."""
-        if lane is None or (lane.state == "stopped" and state == "closed"):
+        if lane is None or (lane.state in ("stopped", "held") and state == "closed"):
             return
         lane.epoch += 1
         lane.clear()
@@ -441,6 +451,8 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
             for tp in partitions:
                 committed[TP(*tp)] = await self._in_thread(consumer.committed(tp))
         openings = await self.positions.open(_by_tp(earliest), _by_tp(latest), committed)
+        if any(lane.tp not in openings for lane in lanes):  # its topic is not known yet, or gone: look again
+            self.loop.call_later(REOPEN_S, self._to_open.set)
         for lane in lanes:
             if self.lanes.get(lane.tp) is not lane or lane.state != "closed" or lane.tp not in openings:
                 continue

@@ -7,19 +7,18 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from confluent_kafka import Consumer as KafkaConsumer
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import KafkaException
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from connect.apply import apply_connector
 from connect.client import ConnectClient, NoConnector
 from ops.health import last_heartbeat, reader_engine, slot_state
-from ops.records import event_times, last_append
+from ops.records import Place, append_times, bounds, event_times, last_append
 from ops.topics import topic_states
 from outbox.clock import first_id_at
 from outbox.errors import NotReady, PayrelayError
-from outbox.migrate import PUBLICATION, ensure_publication, ensure_slot, owner_engine
+from outbox.migrate import PUBLICATION, PUBLISHED_TABLES, ensure_publication, ensure_slot, owner_engine
 from outbox.partitions import DAYS_AHEAD_MIN, days_of
 from outbox.settings import SERVICES, Settings
 from outbox.tables import PARTITIONED
@@ -28,6 +27,8 @@ from schemas.topics import TOPICS
 BEATS_MAX = 3
 """A heartbeat older than this many intervals is an alarm."""
 RETAINED_BYTES_MAX = 1024**3
+LAG_S_MAX = 60.0
+"""A consumer whose oldest waiting message is older than this is an alarm."""
 MARGIN = timedelta(minutes=15)
 """Longer than any transaction may be open: what was recorded this long before the last heartbeat has been published."""
 REPAIR_S = 120.0
@@ -53,6 +54,7 @@ def examine(settings: Settings, *, now: datetime) -> list[Check]:
         ("topics", lambda: _topics(settings)),
         ("days ahead", lambda: _days_ahead(settings, now)),
         ("positions", lambda: _positions(settings)),
+        ("lag", lambda: _lag(settings, now)),
         ("parked", lambda: _parked(settings)),
     ]
     outcomes = []
@@ -91,13 +93,13 @@ def _publication(settings: Settings) -> Check:
         tables = connection.execute(
             text("SELECT count(*) FROM pg_publication_tables WHERE pubname = :name"), {"name": PUBLICATION}
         ).scalar_one()
-    wanted = len(SERVICES) + 1
-    ok = tables == wanted
+    ok = tables == PUBLISHED_TABLES
     mend = "" if ok else "payrelay doctor --repair-slot"
-    return Check(check="publication", ok=ok, found=f"{tables} of {wanted} tables", mend=mend)
+    return Check(check="publication", ok=ok, found=f"{tables} of {PUBLISHED_TABLES} tables", mend=mend)
 
 
 def _connector(settings: Settings) -> Check:
+    """What Kafka Connect says, for the reader: it says RUNNING of a dead pipeline, so the heartbeat judges."""
     client = ConnectClient(settings.connect_url, patience_s=3.0)
     try:
         status = client.status(settings.connector)
@@ -106,7 +108,7 @@ def _connector(settings: Settings) -> Check:
     causes = "; ".join(task.cause for task in status.tasks if task.cause)
     found = f"{status.state}, tasks {[task.state for task in status.tasks]} {causes}".strip()
     mend = "" if status.is_running else "payrelay connect restart, or resume"
-    return Check(check="connector", ok=status.is_running, found=found, mend=mend)
+    return Check(check="connector", ok=True, found=found, mend=mend)
 
 
 def _topics(settings: Settings) -> Check:
@@ -125,21 +127,44 @@ def _days_ahead(settings: Settings, now: datetime) -> Check:
     return Check(check="days ahead", ok=ahead >= DAYS_AHEAD_MIN, found=f"{ahead}, at least {DAYS_AHEAD_MIN}", mend=mend)
 
 
-def _positions(settings: Settings) -> Check:
-    """Every consumer's progress lies inside its log, where that log still is the topic of its name."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Position:
+    """How far a consumer is in one log, and how far the log goes."""
+
+    consumer: str
+    place: Place
+    next_offset: int
+    low: int
+    high: int
+
+
+def _consumer_positions(settings: Settings) -> list[_Position]:
+    """Return every consumer's position in the topics of today: one that was made again under its name is another log."""
     topics = {state.topic: state.topic_id for state in topic_states(settings) if state.found}
-    bounds = _bounds(settings, set(topics))
-    holes = []
     with reader_engine(settings).connect() as connection:
-        for service in SERVICES:
-            rows = connection.execute(text(f"SELECT * FROM {service}.progress ORDER BY consumer, topic, partition"))  # noqa: S608
-            for row in rows:
-                if topics.get(row.topic) != row.topic_id:
-                    continue
-                low, high = bounds[row.topic, row.partition]
-                if not low <= row.next_offset <= high:
-                    place = f"{row.consumer} {row.topic}/{row.partition}"
-                    holes.append(f"{place} is at {row.next_offset}, the log holds {low} to {high}")
+        rows = [
+            row
+            for service in SERVICES
+            for row in connection.execute(text(f"SELECT * FROM {service}.progress ORDER BY consumer, topic, partition"))  # noqa: S608
+            if topics.get(row.topic) == row.topic_id
+        ]
+    ends = bounds(settings, topics)  # after the positions: a log only grows
+    return [
+        _Position(
+            consumer=row.consumer, place=place, next_offset=row.next_offset, low=ends[place][0], high=ends[place][1]
+        )
+        for row in rows
+        if (place := (row.topic, row.partition)) in ends
+    ]
+
+
+def _positions(settings: Settings) -> Check:
+    """Every consumer's progress lies inside its log."""
+    holes = [
+        f"{one.consumer} {one.place[0]}/{one.place[1]} is at {one.next_offset}, the log holds {one.low} to {one.high}"
+        for one in _consumer_positions(settings)
+        if not one.low <= one.next_offset <= one.high
+    ]
     return Check(
         check="positions",
         ok=not holes,
@@ -148,19 +173,23 @@ def _positions(settings: Settings) -> Check:
     )
 
 
-def _bounds(settings: Settings, topics: set[str]) -> dict[tuple[str, int], tuple[int, int]]:
-    consumer = KafkaConsumer(
-        {"bootstrap.servers": settings.kafka_bootstrap, "group.id": "payrelay-look", "log_level": 0}
+def _lag(settings: Settings, now: datetime) -> Check:
+    """How far each consumer is behind: in messages, and in the age of the oldest that waits."""
+    messages: dict[str, int] = {}
+    ages: dict[str, float] = {}
+    for one in _consumer_positions(settings):
+        behind = max(0, one.high - max(one.next_offset, one.low))
+        messages[one.consumer] = messages.get(one.consumer, 0) + behind
+        if behind:
+            [oldest] = append_times(settings, {one.place: max(one.next_offset, one.low)}).values()
+            ages[one.consumer] = max(ages.get(one.consumer, 0.0), (now - oldest).total_seconds())
+    found = ", ".join(
+        f"{consumer} {count}" + (f" ({ages[consumer]:.0f} s)" if consumer in ages else "")
+        for consumer, count in sorted(messages.items())
     )
-    try:
-        listed = consumer.list_topics(timeout=10).topics
-        return {
-            (name, number): consumer.get_watermark_offsets(TopicPartition(name, number), timeout=10)
-            for name in topics
-            for number in listed[name].partitions
-        }
-    finally:
-        consumer.close()
+    ok = max(ages.values(), default=0.0) <= LAG_S_MAX
+    mend = "" if ok else "payrelay status; payrelay logs worker:NAME"
+    return Check(check="lag", ok=ok, found=found or "no consumer has begun", mend=mend)
 
 
 def _parked(settings: Settings) -> Check:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from uuid import UUID
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
@@ -16,32 +17,69 @@ from schemas.codec import ID
 TIMEOUT_S = 20.0
 
 
+Place = tuple[str, int]
+"""A topic and one of its partitions."""
+
+
 def event_times(settings: Settings, topics: Sequence[str], *, since: datetime) -> Iterator[tuple[UUID, float]]:
     """Give id and append time (seconds) of every event appended since, up to the ends of the logs as they are now.
 
     Topics that do not exist hold nothing. Raises Unreachable.
     """
+    with _looking(settings) as consumer:
+        yield from _read(consumer, topics, int(since.timestamp() * 1000))
+
+
+def bounds(settings: Settings, topics: Collection[str]) -> dict[Place, tuple[int, int]]:
+    """Return the earliest offset and the one after the last of every partition of the topics that exist. Raises Unreachable."""
+    with _looking(settings) as consumer:
+        found = consumer.list_topics(timeout=TIMEOUT_S).topics
+        places = [TopicPartition(name, number) for name in topics if name in found for number in found[name].partitions]
+        return {
+            (place.topic, place.partition): consumer.get_watermark_offsets(place, timeout=TIMEOUT_S) for place in places
+        }
+
+
+def append_times(settings: Settings, offsets: Mapping[Place, int]) -> dict[Place, datetime]:
+    """Return when the record at each of the offsets was appended. Every one must exist. Raises Unreachable."""
+    times: dict[Place, datetime] = {}
+    if not offsets:
+        return times
+    with _looking(settings) as consumer:
+        consumer.assign([TopicPartition(*place, offset) for place, offset in offsets.items()])
+        deadline = time.monotonic() + TIMEOUT_S
+        while len(times) < len(offsets):
+            if time.monotonic() > deadline:
+                raise Unreachable(f"no record in {TIMEOUT_S:.0f} s of {len(offsets) - len(times)} partitions")
+            record = consumer.poll(0.1)
+            if record is None:
+                continue
+            if record.error():
+                raise KafkaException(record.error())
+            times.setdefault(
+                (record.topic(), record.partition()), datetime.fromtimestamp(record.timestamp()[1] / 1000, UTC)
+            )
+    return times
+
+
+def last_append(settings: Settings, topics: Sequence[str]) -> datetime | None:
+    """Return when the last event was appended to any of the topics; None while they hold none. Raises Unreachable."""
+    ends = {place: high - 1 for place, (low, high) in bounds(settings, topics).items() if low < high}
+    return max(append_times(settings, ends).values(), default=None)
+
+
+@contextmanager
+def _looking(settings: Settings) -> Generator[Consumer]:
     consumer = Consumer(
         {"bootstrap.servers": settings.kafka_bootstrap, "group.id": "payrelay-look", "enable.auto.commit": False,
          "log_level": 0, "auto.offset.reset": "earliest", "enable.partition.eof": False}
     )  # fmt: skip
     try:
-        yield from _read(consumer, topics, int(since.timestamp() * 1000))
+        yield consumer
     except KafkaException as error:
         raise Unreachable(f"Kafka does not answer at {settings.kafka_bootstrap}: {error.args[0].str()}") from error
     finally:
         consumer.close()
-
-
-def last_append(settings: Settings, topics: Sequence[str]) -> datetime | None:
-    """Return when the last event was appended to any of the topics; None while they hold none. Raises Unreachable."""
-    hour = timedelta(hours=1)
-    now = datetime.now(UTC)
-    for back in (hour, 24 * hour, 24 * 14 * hour, now - datetime(2000, 1, 1, tzinfo=UTC)):
-        times = [at for _, at in event_times(settings, topics, since=now - back)]
-        if times:
-            return datetime.fromtimestamp(max(times), UTC)
-    return None
 
 
 def _read(consumer: Consumer, topics: Sequence[str], since_ms: int) -> Iterator[tuple[UUID, float]]:
@@ -71,5 +109,12 @@ def _read(consumer: Consumer, topics: Sequence[str], since_ms: int) -> Iterator[
             place = (record.topic(), record.partition())
             if record.offset() + 1 >= ends[place]:
                 left.discard(place)
-            if identity := dict(record.headers() or []).get(ID):
-                yield UUID(identity.decode()), record.timestamp()[1] / 1000
+            if (identity := _id_of(record.headers())) is not None:
+                yield identity, record.timestamp()[1] / 1000
+
+
+def _id_of(headers: Sequence[tuple[str, bytes | None]] | None) -> UUID | None:
+    try:
+        return UUID((dict(headers or []).get(ID) or b"").decode())
+    except ValueError:  # no event of ours
+        return None

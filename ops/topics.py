@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from confluent_kafka import KafkaException, TopicCollection
 from confluent_kafka.admin import (
@@ -42,10 +42,9 @@ def admin_client(settings: Settings) -> AdminClient:
 
 def declared(settings: Settings) -> list[Topic]:
     """Return every topic that must exist, under the settings' prefix, and the heartbeat's."""
-    heartbeat = Topic(name=HEARTBEAT_TOPIC, key="server", partitions=1, retention_ms=DAY_MS)
+    heartbeat = Topic(name=HEARTBEAT_TOPIC, service="connect", key="server", partitions=1, retention_ms=DAY_MS)
     ours = [
-        Topic(name=settings.topic_prefix + topic.name, key=topic.key, partitions=topic.partitions,
-              retention_ms=topic.retention_ms)
+        replace(topic, name=settings.topic_prefix + topic.name)
         for topic in TOPICS
     ]  # fmt: skip
     return [*ours, heartbeat]
@@ -57,12 +56,12 @@ def topic_states(settings: Settings) -> list[TopicState]:
     topics = declared(settings)
     try:
         described = admin.describe_topics(TopicCollection([topic.name for topic in topics]), request_timeout=TIMEOUT_S)
-        return [_state(admin, topic, described[topic.name]) for topic in topics]
+        return [_state(admin, topic, described[topic.name], settings.replication_factor) for topic in topics]
     except KafkaException as error:
         raise Unreachable(f"Kafka does not answer at {settings.kafka_bootstrap}: {error.args[0].str()}") from error
 
 
-def _state(admin: AdminClient, topic: Topic, future: object) -> TopicState:
+def _state(admin: AdminClient, topic: Topic, future: object, replication_factor: int) -> TopicState:
     try:
         found = future.result(TIMEOUT_S)  # type: ignore[attr-defined]
     except KafkaException as error:
@@ -75,7 +74,7 @@ def _state(admin: AdminClient, topic: Topic, future: object) -> TopicState:
     problems = []
     if len(found.partitions) != topic.partitions:
         problems.append(f"{len(found.partitions)} partitions, declared {topic.partitions}: keys have moved")
-    for key, value in topic.config().items():
+    for key, value in topic.config(replication_factor).items():
         if config[key].value != value:
             problems.append(f"{key} is {config[key].value}, declared {value}")
     return TopicState(topic=topic.name, partitions=len(found.partitions), retention_ms=topic.retention_ms, found=True,
@@ -92,19 +91,20 @@ def apply_topics(settings: Settings, *, execute: bool) -> list[str]:
     wanted = {topic.name: topic for topic in declared(settings)}
     for state in topic_states(settings):
         topic = wanted[state.topic]
+        config = topic.config(settings.replication_factor)
         if not state.found:
-            done.append(f"create {topic.name}: {topic.partitions} partitions, {topic.config()}")
+            done.append(f"create {topic.name}: {topic.partitions} partitions, {config}")
             if execute:
-                _create(admin, topic, settings.replication_factor)
-        elif any(problem.startswith(tuple(topic.config())) for problem in state.problems):
+                _create(admin, topic, settings.replication_factor, config)
+        elif any(problem.startswith(tuple(config)) for problem in state.problems):
             done.append(f"configure {topic.name}: {'; '.join(state.problems)}")
             if execute:
-                _configure(admin, topic)
+                _configure(admin, topic, config)
     return done
 
 
-def _create(admin: AdminClient, topic: Topic, replication_factor: int) -> None:
-    new = NewTopic(topic.name, topic.partitions, replication_factor, config=topic.config())
+def _create(admin: AdminClient, topic: Topic, replication_factor: int, config: dict[str, str]) -> None:
+    new = NewTopic(topic.name, topic.partitions, replication_factor, config=config)
     try:
         admin.create_topics([new], request_timeout=TIMEOUT_S)[topic.name].result(TIMEOUT_S)
     except KafkaException as error:
@@ -112,10 +112,9 @@ def _create(admin: AdminClient, topic: Topic, replication_factor: int) -> None:
             raise Refused(f"{topic.name}: {error.args[0].str()}") from error
 
 
-def _configure(admin: AdminClient, topic: Topic) -> None:
+def _configure(admin: AdminClient, topic: Topic, config: dict[str, str]) -> None:
     resource = ConfigResource(ResourceType.TOPIC, topic.name)
-
-    for key, value in topic.config().items():
+    for key, value in config.items():
         entry = ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET)
         resource.add_incremental_config(entry)
     admin.incremental_alter_configs([resource], request_timeout=TIMEOUT_S)[resource].result(TIMEOUT_S)

@@ -14,7 +14,7 @@ def utc_now() -> datetime:
 
 
 def time_of(identity: UUID) -> datetime | None:
-    """Return the instant inside a UUIDv7, to the millisecond; None for any other version.
+    """Return the instant inside a UUIDv7, to the millisecond; None for any other version, and beyond the year 9999.
 
     Source: RFC 9562, section 5.7: the first 48 bits are Unix milliseconds.
     >>> time_of(UUID("019ab0e8-a400-7000-8000-000000000000")).isoformat()
@@ -22,7 +22,10 @@ def time_of(identity: UUID) -> datetime | None:
     """
     if identity.version != 7:
         return None
-    return EPOCH + timedelta(milliseconds=identity.int >> 80)
+    try:
+        return EPOCH + timedelta(milliseconds=identity.int >> 80)
+    except OverflowError:
+        return None
 
 
 def first_id_at(instant: datetime) -> UUID:

@@ -44,5 +44,8 @@ class Condition:
             return
         content = {self._name: RUNNING} if not self._said else {f"{key}": text for key, text in self._said.items()}
         scratch = self._file.with_suffix(".tmp")
-        scratch.write_text(json.dumps(content))
-        scratch.replace(self._file)
+        try:
+            scratch.write_text(json.dumps(content))
+            scratch.replace(self._file)
+        except OSError as error:  # a full disk must not end what goes on without the file
+            log.warning("condition not written: %s", error)

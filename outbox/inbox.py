@@ -117,7 +117,7 @@ def claim_spans(connection: Connection, consumer: str, spans: Mapping[Log, range
     A log whose span lies ahead of its progress is left out, and unchanged. Progress beyond a span's end stays where it is:
     nothing of the span is left to do. Logs are of one cluster.
     """
-    ordered = sorted(spans, key=lambda log: (log.topic, log.partition))  # so are their locks taken
+    ordered = sorted(spans, key=lambda log: (log.topic, log.partition))
     parameters = {
         "consumer": consumer,
         "cluster_id": ordered[0].cluster_id,

@@ -12,16 +12,22 @@ from sqlalchemy import Connection, Engine, create_engine, make_url, text
 from sqlalchemy.pool import NullPool
 
 from outbox.database import driver_url
+from outbox.errors import Refused
 from outbox.migrations.versions.m0003_publication import publication
 from outbox.partitions import make_days
 from outbox.settings import CONNECTOR, READER, SERVICES, Settings
 
 PUBLICATION = "payrelay_outbox"
+PUBLISHED_TABLES = len(SERVICES) + 1
+"""Every service's outbox, and the heartbeat."""
 
 
 def owner_engine(settings: Settings) -> Engine:
     """Return an engine of the schemas' owner."""
-    url = driver_url(settings.database_url.get_secret_value())
+    dsn = settings.database_url.get_secret_value()
+    if not dsn:
+        raise Refused("PAYRELAY_DATABASE_URL is not set: the DSN of the schemas' owner")
+    url = driver_url(dsn)
     return create_engine(
         url, poolclass=NullPool, connect_args={"application_name": "payrelay owner", "connect_timeout": 5}
     )
@@ -62,10 +68,13 @@ def ensure_slot(connection: Connection, slot: str) -> bool:
 
 
 def ensure_publication(connection: Connection) -> bool:
-    """The publication exists; returns whether this call made it. Transaction: the caller's, as the tables' owner."""
-    exists = connection.execute(text("SELECT 1 FROM pg_publication WHERE pubname = :name"), {"name": PUBLICATION})
-    if exists.first():
+    """The publication exists with all of its tables; returns whether this call made it. Transaction: the caller's, as their owner."""
+    tables = connection.execute(
+        text("SELECT count(*) FROM pg_publication_tables WHERE pubname = :name"), {"name": PUBLICATION}
+    ).scalar_one()
+    if tables == PUBLISHED_TABLES:
         return False
+    connection.execute(text(f"DROP PUBLICATION IF EXISTS {PUBLICATION}"))
     connection.execute(text(publication(PUBLICATION)))
     return True
 

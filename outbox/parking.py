@@ -69,12 +69,12 @@ def park(connection: Connection, consumer: str, log: Log, events: Sequence[Parke
                 "partition": log.partition,
                 "offset": event.offset,
                 "key": event.key,
-                "type": event.type,
+                "type": _storable(event.type) if event.type else None,
                 "version": event.version,
                 "headers": json.dumps(dict(event.headers)).replace("\\u0000", "\\ufffd"),
                 "value": event.value,
                 "cause": event.cause.value,
-                "error": event.error.replace("\0", "\ufffd")[:ERROR_LENGTH_MAX],
+                "error": _storable(event.error)[:ERROR_LENGTH_MAX],
                 "attempts": 0 if event.cause is Cause.BEHIND_PARKED else 1,
             }
             for event in events
@@ -85,7 +85,14 @@ def park(connection: Connection, consumer: str, log: Log, events: Sequence[Parke
 def parked_keys(connection: Connection, consumer: str, keys: Collection[bytes]) -> set[bytes]:
     """Return which of the keys have an event in the consumer's parking lot."""
     rows = connection.execute(
-        text("SELECT DISTINCT key FROM parked WHERE consumer = :consumer AND key = ANY (CAST(:keys AS bytea[]))"),
+        text("""SELECT DISTINCT key FROM parked
+                WHERE consumer = :consumer
+                  AND sha256(key) IN (SELECT sha256(wanted) FROM unnest(CAST(:keys AS bytea[])) AS wanted)"""),
         {"consumer": consumer, "keys": list(keys)},
     )
     return {bytes(row.key) for row in rows}
+
+
+def _storable(told: str) -> str:
+    """Return text as PostgreSQL can hold it."""
+    return told.replace("\0", "\ufffd")

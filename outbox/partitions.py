@@ -23,6 +23,7 @@ DAYS_AHEAD = 14
 DAYS_AHEAD_MIN = 7
 """Below this many days ahead `payrelay doctor` alarms."""
 
+DROP_MARK = "payrelay: to be dropped"
 LOCK_TIMEOUT_MS = 1_000
 TRIES_MAX = 30
 
@@ -83,6 +84,8 @@ def drop_days(engine: Engine, schema: str, table: str, *, before: date, slot: st
         if reason:
             kept[name] = reason
             continue
+        # Who detaches a day by hand keeps it: only what carries our mark is dropped.
+        _patiently(engine, f"COMMENT ON TABLE \"{schema}\".{name} IS '{DROP_MARK}'")
         _detach(engine, schema, table, name)
         dropped.append(f"{schema}.{name}")
     for name in _detached(engine, schema, table):
@@ -155,18 +158,22 @@ def _needed(connection: Connection, schema: str, table: str, day: date, slot: st
     if behind:
         return "the replication slot has not passed it"
     older = connection.execute(
-        text("SELECT count(*) FROM pg_stat_activity WHERE xact_start < :end AND pid <> pg_backend_pid()"), {"end": end}
+        text("""SELECT count(*) FROM pg_stat_activity
+                WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'
+                  AND (xact_start < :end OR state IS NULL)"""),  # no state: another role's, which we may not see
+        {"end": end},
     ).scalar_one()
-    return f"{older} open transactions are older" if older else None
+    return f"{older} open transactions are older, or not ours to see: GRANT pg_read_all_stats" if older else None
 
 
 def _detached(engine: Engine, schema: str, table: str) -> list[str]:
-    """Return the day tables that belong to no parent any more."""
+    """Return the day tables that belong to no parent any more and were detached to be dropped."""
     with engine.connect() as connection:
         names = connection.execute(
             text("""SELECT relname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
-                    WHERE nspname = :schema AND relkind = 'r' AND NOT relispartition AND relname LIKE :like"""),
-            {"schema": schema, "like": f"{table}\\_%"},
+                    WHERE nspname = :schema AND relkind = 'r' AND NOT relispartition AND relname LIKE :like
+                      AND obj_description(pg_class.oid, 'pg_class') = :mark"""),
+            {"schema": schema, "like": f"{table}\\_%", "mark": DROP_MARK},
         ).scalars()
         return [name for name in names if _NAME.fullmatch(name)]
 

@@ -11,6 +11,8 @@ from typing import Annotated
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from outbox.errors import Refused
+
 SERVICES = ("shop", "payments", "bank", "funds", "points", "accounting", "notification")
 """Each has a schema and a login role of its own name; a role can touch its own schema only."""
 
@@ -75,11 +77,11 @@ class Settings(BaseSettings):
     inbox_days: Annotated[int, Field(ge=2)] = 45
 
     def dsn_of(self, role: str) -> str:
-        """Return the DSN of a service (or of `ops`); raises KeyError naming the setting that is missing."""
+        """Return the DSN of a service (or of `ops`); raises Refused naming the setting that is missing."""
         try:
             return self.dsn[role].get_secret_value()
         except KeyError:
-            raise KeyError(f"PAYRELAY_DSN__{role.upper()} is not set") from None
+            raise Refused(f"PAYRELAY_DSN__{role.upper()} is not set: docs/reference/settings.md") from None
 
 
 class Environment(BaseSettings):

@@ -13,8 +13,10 @@ from typing import TypeVar
 
 import uvicorn
 import uvloop
+from pydantic import SecretStr
 from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, SQLAlchemyError
+from standardwebhooks import Webhook
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -22,6 +24,7 @@ from starlette.routing import Route
 from starlette.types import Lifespan
 
 from outbox.database import engine_for
+from outbox.errors import Refused
 
 BODY_BYTES_MAX = 64 * 1024
 THREADS = 8
@@ -68,7 +71,10 @@ class Database:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix=name)
 
     async def transact(self, act: Callable[[Connection], T]) -> T:
-        """Return what the act returns, committed. An error of the database becomes HttpError 503: asking again is safe."""
+        """Return what the act returns, committed. An error of the database becomes HttpError 503: asking again is safe.
+
+        A value that no column takes becomes HttpError 400.
+        """
 
         def whole() -> T:
             with self._engine.begin() as connection:
@@ -76,6 +82,8 @@ class Database:
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, whole)
+        except DataError as error:  # a value that no column takes, such as text with a NUL
+            raise HttpError(400, "bad_request", f"a value is not acceptable: {error.orig}".splitlines()[0]) from error
         except SQLAlchemyError as error:
             log.warning("transaction failed: %s %s", type(error).__name__, getattr(error, "orig", ""))
             raise HttpError(503, "unavailable", "the database does not answer; ask again, the same way") from error
@@ -84,6 +92,15 @@ class Database:
         """Open transactions are finished, connections closed."""
         self._threads.shutdown()
         self._engine.dispose()
+
+
+def usable_secret(name: str, secret: SecretStr) -> str:
+    """Return a signing secret; raises Refused naming the setting if none can be signed with."""
+    try:
+        Webhook(secret.get_secret_value())
+    except (RuntimeError, ValueError) as error:
+        raise Refused(f"{name} must be set to whsec_ and 24 to 64 bytes in base64") from error
+    return secret.get_secret_value()
 
 
 async def read_body(request: Request) -> bytes:

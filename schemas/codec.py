@@ -20,6 +20,7 @@ TRACEPARENT = "traceparent"
 LSN = "lsn"
 
 PAYLOAD_BYTES_MAX = 256 * 1024
+VERSION_MAX = 2**63 - 1
 
 
 class Undecodable(ValueError):
@@ -53,6 +54,8 @@ def decode(headers: Mapping[str, bytes], value: bytes | None) -> Envelope:
         identity = UUID(headers[ID].decode())
         version = int(headers[VERSION])
         correlation = headers[CORRELATION].decode()
+        if not 0 < version <= VERSION_MAX:
+            raise ValueError(f"version {version:.0e} is not within 1 and {VERSION_MAX}")
     except (KeyError, ValueError) as error:
         raise Undecodable(f"header: {error!r}") from error
     if name not in EVENTS:

@@ -12,15 +12,22 @@ class Topic:
     """A topic as `payrelay topics apply` makes it."""
 
     name: str
+    service: str
+    """Whose outbox may hold its events; the outbox tables check it."""
     key: str
     """What the record key is: events of one key keep their order."""
     partitions: int
     """Fixed: adding partitions moves keys, and the order of a key with them."""
     retention_ms: int
 
-    def config(self) -> dict[str, str]:
-        """Return the topic's configuration. LogAppendTime, so that the record's time is the broker's."""
+    def config(self, replication_factor: int) -> dict[str, str]:
+        """Return the topic's configuration. LogAppendTime, so that the record's time is the broker's.
+
+        What the broker has acknowledged, and the slot has passed, is on two replicas at least where there are three.
+        """
         return {
+            "min.insync.replicas": str(max(1, replication_factor - 1)),
+            "unclean.leader.election.enable": "false",
             "cleanup.policy": "delete",
             "retention.ms": str(self.retention_ms),
             "retention.bytes": "-1",
@@ -28,6 +35,6 @@ class Topic:
         }
 
 
-PAYMENT_ORDER = Topic(name="payment.order", key="payment_no", partitions=3, retention_ms=FOREVER_MS)
+PAYMENT_ORDER = Topic(name="payment.order", service="payments", key="payment_no", partitions=3, retention_ms=FOREVER_MS)
 
 TOPICS = (PAYMENT_ORDER,)

@@ -44,7 +44,7 @@ def doctor(
 
 
 def upkeep(output: Output = Format.TABLE) -> None:
-    """Make days ahead, and drop days past their retention that nothing needs any more. For cron; the local stack runs it itself."""
+    """Make days ahead, and drop days past their retention that nothing needs any more. For cron; the local stack makes its days itself."""
     from outbox.migrate import owner_engine
     from outbox.partitions import drop_days, make_days
     from outbox.settings import SERVICES

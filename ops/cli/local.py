@@ -52,7 +52,7 @@ def up(
     stack: Stack = "",
     infrastructure: Annotated[bool, typer.Option("--infrastructure", help="without services and workers")] = False,
 ) -> None:
-    """Start the local stack, or what is missing of it. Leaves one supervisor process, the parent of all parts."""
+    """Start the local stack; parts that have failed are tried again. Leaves one supervisor process, the parent of all parts."""
     from ops.stack.control import up as start
 
     setup()

@@ -8,7 +8,7 @@ import typer
 
 from ops.cli import bench, connect, demo, doctor, local, pipeline
 from ops.cli.output import say
-from outbox.errors import PayrelayError
+from outbox.errors import PayrelayError, Unreachable
 
 app = typer.Typer(
     name="payrelay",
@@ -31,6 +31,13 @@ def main() -> None:
     except PayrelayError as error:
         say(f"payrelay: {error}")
         sys.exit(error.exit_code)
+    except Exception as error:
+        from sqlalchemy.exc import OperationalError  # here: most commands start faster without it
+
+        if not isinstance(error, OperationalError):
+            raise
+        say(f"payrelay: PostgreSQL does not answer: {str(error.orig).splitlines()[0]}")
+        sys.exit(Unreachable.exit_code)
 
 
 if __name__ == "__main__":

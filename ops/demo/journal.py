@@ -49,7 +49,7 @@ class Journal:
 
 
 class JournalWriter:
-    """Appends lines that are on disk before the request they tell of is sent."""
+    """Appends lines that are with the operating system before the request they tell of is sent: killed, we lose none."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ class JournalWriter:
         os.write(self._descriptor, lines.encode())
 
     def close(self) -> None:
-        """The journal is on disk."""
+        """The file is closed."""
         os.fsync(self._descriptor)
         os.close(self._descriptor)
 

@@ -18,7 +18,7 @@ from starlette.routing import Route
 from outbox.clock import utc_now
 from outbox.settings import Settings
 from producers.bank.transactions import Due, claim_notifications, execute_transaction, mark
-from producers.http import Database, HttpError, service
+from producers.http import Database, HttpError, service, usable_secret
 from schemas.bank import read_link
 from schemas.signature import signed_headers
 
@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 def create_app(settings: Settings) -> Starlette:
     """Return the bank."""
     database = Database(settings.dsn_of("bank"), name="bank")
-    notify_secret = settings.bank_notify_secret.get_secret_value()
-    link_secret = settings.bank_link_secret.get_secret_value()
+    notify_secret = usable_secret("PAYRELAY_BANK_NOTIFY_SECRET", settings.bank_notify_secret)
+    link_secret = usable_secret("PAYRELAY_BANK_LINK_SECRET", settings.bank_link_secret)
     address = f"{settings.payments_url}/bank/notifications"
     due = asyncio.Event()
 
@@ -64,7 +64,8 @@ def create_app(settings: Settings) -> Starlette:
                 due.clear()
                 try:
                     sent = await notify_due(session)
-                except HttpError:  # the database is away; what was claimed is due again when its lease ends
+                except Exception as error:  # noqa: BLE001 - what was claimed is due again when its lease ends
+                    log.warning("notifications wait: %r", error)
                     sent = 0
                 if not sent:
                     with contextlib.suppress(TimeoutError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from outbox.clock import utc_now
 from outbox.settings import Settings
-from producers.http import Database, HttpError, read_body, service
+from producers.http import Database, HttpError, read_body, service, usable_secret
 from producers.payments.orders import (
     LimitExceeded,
     NoAccount,
@@ -34,6 +34,8 @@ from schemas.signature import ID, is_fresh, signed_at
 
 EXPIRY_S = 1.0
 
+log = logging.getLogger(__name__)
+
 _MERCHANT = text("SELECT merchant_no, secret FROM merchant WHERE api_key = :key")
 
 
@@ -41,8 +43,8 @@ def create_app(settings: Settings) -> Starlette:
     """Return the payments service."""
     database = Database(settings.dsn_of("payments"), name="payments")
     zone, ttl = ZoneInfo(settings.zone), timedelta(seconds=settings.order_ttl_s)
-    bank_secret = settings.bank_notify_secret.get_secret_value()
-    link_secret = settings.bank_link_secret.get_secret_value()
+    bank_secret = usable_secret("PAYRELAY_BANK_NOTIFY_SECRET", settings.bank_notify_secret)
+    link_secret = usable_secret("PAYRELAY_BANK_LINK_SECRET", settings.bank_link_secret)
 
     def merchant_of(connection: Connection, request: Request, body: bytes) -> str:
         """Return the merchant that signed the request; raises HttpError 401, whichever check failed."""
@@ -58,9 +60,11 @@ def create_app(settings: Settings) -> Starlette:
     async def expire() -> None:
         while True:
             await asyncio.sleep(EXPIRY_S)
-            with contextlib.suppress(HttpError):  # the next round tries again
+            try:
                 while await database.transact(lambda connection: expire_payments(connection, now=utc_now())):
                     pass
+            except Exception as error:  # noqa: BLE001 - the next round tries again
+                log.warning("expiry waits: %r", error)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None]:

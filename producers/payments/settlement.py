@@ -6,6 +6,7 @@ The bank has the money even where the order cannot take it: such money goes to s
 from __future__ import annotations
 
 import hmac
+import logging
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
@@ -21,6 +22,8 @@ from schemas.bank import BankNotification
 from schemas.events import PaymentFailed, PaymentSettled, SuspenseRecorded
 from schemas.money import fee_at_rate, points_of
 from schemas.signature import is_fresh
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,23 +41,33 @@ class Standing:
     status: str
     amount_fen: int
     currency: str
-    bank_transaction_no: str | None
     expired: bool
 
 
-def decide(order: Standing | None, told: BankNotification) -> Decision:
-    """Return what a verified notification means for an order as it stands. Pure.
+@dataclass(frozen=True, kw_only=True)
+class Booking:
+    """What a bank transaction was booked as before: it settled a payment, or stands in suspense."""
 
-    A success is never dropped: it settles the order, is a repeat of what settled it, or goes to suspense.
+    payment_no: str
+    amount_fen: int
+    currency: str
+
+
+def decide(order: Standing | None, told: BankNotification, booking: Booking | None) -> Decision:
+    """Return what a verified notification means for an order as it stands, and for its transaction's booking. Pure.
+
+    A success is never dropped: it settles the order, is a repeat of what was booked, or goes to suspense; a second story of
+    one transaction is refused, and the bank keeps it.
     """
     if told.status == "FAILED":
         if order is None or (order.amount_fen, order.currency) != (told.amount_fen, told.currency):
             return Decision(act="refuse", reason="no such order, or another amount")
         return Decision(act="fail") if order.status == "CREATED" else Decision(act="repeat")
+    if booking is not None:
+        same = booking == Booking(payment_no=told.payment_no, amount_fen=told.amount_fen, currency=told.currency)
+        return Decision(act="repeat") if same else Decision(act="refuse", reason=f"it was booked as {booking}")
     if order is None:
         return Decision(act="suspend", reason="no such order")
-    if order.bank_transaction_no == told.transaction_no and order.status == "SETTLED":
-        return Decision(act="repeat")
     if (order.amount_fen, order.currency) != (told.amount_fen, told.currency):
         return Decision(act="suspend", reason=f"the order is for {order.amount_fen} {order.currency}")
     if order.status != "CREATED" or order.expired:
@@ -89,14 +102,18 @@ def receive_notification(
     if told is None:
         stored = connection.execute(_STORED, {"webhook_id": webhook_id}).first()
         return _stored_answer(stored, digest) if stored is not None else REFUSED
-    # Written first: whoever brings the same id meanwhile waits here for our answer.
-    noted = connection.execute(
-        _NOTE, {"webhook_id": webhook_id, "digest": digest, "status": ACCEPTED.status, "answer": ACCEPTED.text}
-    )
+    # Written first: whoever brings the same id or tells of the same transaction meanwhile waits here for our answer.
+    note = {"webhook_id": webhook_id, "digest": digest, "status": ACCEPTED.status, "answer": ACCEPTED.text}
+    noted = connection.execute(_NOTE, {**note, "transaction_no": told.transaction_no})
     if not noted.rowcount:
         return _stored_answer(connection.execute(_STORED, {"webhook_id": webhook_id}).one(), digest)
     order = connection.execute(_ORDER, {"payment_no": told.payment_no}).first()
-    decision = decide(_standing(order, now) if order is not None else None, told)
+    booked = connection.execute(_BOOKED, {"transaction_no": told.transaction_no, "payment_no": told.payment_no}).first()
+    decision = decide(
+        _standing(order, now) if order is not None else None,
+        told,
+        Booking(**booked._mapping) if booked is not None else None,
+    )
     match decision.act, order:
         case "settle", Row():
             settle_payment(connection, order, told, now=now)
@@ -106,6 +123,7 @@ def receive_notification(
             suspend_money(connection, order, told, reason=decision.reason, now=now)
         case "refuse", _:
             connection.execute(_FORGET, {"webhook_id": webhook_id})
+            log.warning("refused transaction=%s payment=%s: %s", told.transaction_no, told.payment_no, decision.reason)
             return REFUSED
     return ACCEPTED
 
@@ -114,7 +132,16 @@ _STORED = text("SELECT * FROM bank_notification WHERE webhook_id = :webhook_id")
 
 _NOTE = text("""
     INSERT INTO bank_notification (webhook_id, body_sha256, answer_status, answer)
-    VALUES (:webhook_id, :digest, :status, :answer) ON CONFLICT DO NOTHING""")
+    SELECT :webhook_id, :digest, :status, :answer
+    FROM pg_advisory_xact_lock(hashtextextended(:transaction_no, 0)) AS held
+    ON CONFLICT DO NOTHING""")
+
+# A failed payment names its transaction too: only as another payment's does that contradict.
+_BOOKED = text("""
+    SELECT payment_no, amount_fen, currency FROM payment
+    WHERE bank_transaction_no = :transaction_no AND (status = 'SETTLED' OR payment_no <> :payment_no)
+    UNION ALL
+    SELECT payment_no, amount_fen, currency FROM suspense WHERE bank_transaction_no = :transaction_no""")
 
 _FORGET = text("DELETE FROM bank_notification WHERE webhook_id = :webhook_id")
 
@@ -149,7 +176,6 @@ def _standing(order: Row[Any], now: datetime) -> Standing:
         status=order.status,
         amount_fen=order.amount_fen,
         currency=order.currency,
-        bank_transaction_no=order.bank_transaction_no,
         expired=order.status == "EXPIRED" or (order.status == "CREATED" and order.expires_at <= now),
     )
 

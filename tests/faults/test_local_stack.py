@@ -7,7 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Generator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -55,6 +59,23 @@ def test_a_second_up_a_killed_supervisor_a_taken_port_and_a_stale_state_file(spa
     assert not processes_of(spare_stack)
 
 
+@pytest.fixture
+def repository(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
+    """A Maven repository on the loopback that hands out what was fetched before."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    folder = installed_programs(ROOT / ".payrelay").repository
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MAVEN_REPO_URL", f"http://127.0.0.1:{server.server_port}")
+        yield
+        server.shutdown()
+
+
+@pytest.mark.usefixtures("repository")
 def test_a_damaged_download_is_fetched_again(tmp_path: Path) -> None:
     programs = Programs(folder=tmp_path)
     small = min(locked(), key=lambda program: program.size)

@@ -6,11 +6,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Generator
+from contextlib import nullcontext
 from datetime import date, timedelta
 
 import pytest
 from sqlalchemy import Connection, create_engine, inspect, text
-from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 import consumers.accounting.tables
 import consumers.funds.tables
@@ -25,6 +26,7 @@ from outbox.errors import NotInTransaction, Refused
 from outbox.partitions import days_of, drop_days, make_days
 from outbox.record import Outgoing, record
 from outbox.settings import SERVICES, Settings
+from schemas.topics import TOPICS
 from tests.factories import settled
 from tests.pipeline import ROOT, engine_of, environment
 from tests.waiting import eventually
@@ -176,46 +178,79 @@ def test_tables_are_what_the_migrations_made(settings: Settings) -> None:
 def test_days_are_made_while_a_long_transaction_holds_the_table_and_inserts_flow(
     settings: Settings, prefix: str
 ) -> None:
-    owner, shop = engine_of(settings, "owner"), engine_of(settings, "shop")
+    owner, payments = engine_of(settings, "owner"), engine_of(settings, "payments")
     far = utc_now().date() + timedelta(days=40)
     inserted = threading.Event()
-    with shop.connect() as long:
+    with payments.connect() as long:
         long.begin()
         record(long, [outgoing()])  # holds its lock on the partitioned table
-        maker = threading.Thread(target=make_days, args=(owner, ["shop"]), kwargs={"today": far, "days_ahead": 0})
+        maker = threading.Thread(target=make_days, args=(owner, ["payments"]), kwargs={"today": far, "days_ahead": 0})
         maker.start()
         for number in range(20):
-            with shop.begin() as other:
+            with payments.begin() as other:
                 record(other, [outgoing(number, prefix)])
         inserted.set()
         maker.join(timeout=30)
         assert not maker.is_alive(), "a long transaction held up the making of a day"
         long.rollback()
     with owner.connect() as connection:
-        assert far in days_of(connection, "shop", "outbox")
+        assert far in days_of(connection, "payments", "outbox")
 
 
-def test_days_are_dropped_while_inserts_flow_and_kept_while_needed(settings: Settings) -> None:
-    owner, shop = engine_of(settings, "owner"), engine_of(settings, "shop")
-    old = date(2020, 1, 2)
-    make_days(owner, ["shop"], today=old, days_ahead=0)
-    with shop.connect() as long:
+def test_days_are_dropped_while_inserts_flow_and_kept_while_needed(settings: Settings, prefix: str) -> None:
+    owner, payments = engine_of(settings, "owner"), engine_of(settings, "payments")
+    old, before = date(2020, 1, 2), date(2020, 1, 3)
+    make_days(owner, ["payments"], today=old, days_ahead=0)
+    with payments.connect() as long:
         long.begin()
         record(long, [outgoing()])
-        dropped, kept = drop_days(owner, "shop", "inbox", before=date(2020, 1, 3), slot=settings.slot)
+        dropped, kept = drop_days(owner, "payments", "inbox", before=before, slot=settings.slot)
         assert not dropped
         assert "an outbox day as old is kept" in kept.values()
         long.rollback()
-    dropped, kept = drop_days(owner, "shop", "outbox", before=date(2020, 1, 3), slot="no_such_slot")
+    dropped, kept = drop_days(owner, "payments", "outbox", before=before, slot="no_such_slot")
     assert not dropped
     assert all("slot is lost" in reason for reason in kept.values())
 
+    # A long transaction holds its lock on the table: the drop waits for it, inserts do not.
+    with payments.connect() as long:
+        long.begin()
+        record(long, [outgoing()])
+        dropper = threading.Thread(
+            target=drop_days, args=(owner, "payments", "outbox"), kwargs={"before": before, "slot": settings.slot}
+        )
+        dropper.start()
+        for number in range(20):
+            with payments.begin() as other:
+                record(other, [outgoing(number, prefix)])
+        long.rollback()
+    dropper.join(timeout=60)
+    assert not dropper.is_alive()
+
     def gone() -> bool:
-        drop_days(owner, "shop", "outbox", before=date(2020, 1, 3), slot=settings.slot)
+        drop_days(owner, "payments", "outbox", before=before, slot=settings.slot)
         with owner.connect() as connection:
-            return old not in days_of(connection, "shop", "outbox")
+            return old not in days_of(connection, "payments", "outbox")
 
     eventually(gone, what="old days dropped once nothing needs them")
-    drop_days(owner, "shop", "inbox", before=date(2020, 1, 3), slot=settings.slot)
+    drop_days(owner, "payments", "inbox", before=before, slot=settings.slot)
     with owner.connect() as connection:
-        assert old not in days_of(connection, "shop", "inbox")
+        assert old not in days_of(connection, "payments", "inbox")
+
+
+def test_an_outbox_takes_the_topics_of_its_own_service_only(settings: Settings) -> None:
+    for service in SERVICES:
+        for topic in TOPICS:
+            with engine_of(settings, service).connect() as connection:
+                statement = text("INSERT INTO outbox (topic, key, version, type, correlation, payload) "
+                                 "VALUES (:topic, 'k', 1, 't', 'c', '{}')")  # fmt: skip
+                refused = nullcontext() if topic.service == service else pytest.raises(IntegrityError)
+                with refused:
+                    connection.execute(statement, {"topic": topic.name})
+                connection.rollback()
+
+
+def test_the_reader_sees_no_secret(settings: Settings) -> None:
+    for table in ("payments.merchant", "notification.receiver"):
+        with engine_of(settings, "ops").connect() as connection, pytest.raises(ProgrammingError, match="denied"):
+            connection.execute(text(f"SELECT secret FROM {table}"))

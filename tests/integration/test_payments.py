@@ -151,6 +151,21 @@ def test_expiry_frees_the_limit_and_money_that_comes_late_goes_to_suspense(shop:
     assert shop.events(late.payment_no) == ["payment.suspense_recorded.v1"]
 
 
+def test_a_bank_transaction_is_booked_once_whatever_the_bank_says_of_it_later(shop: Shop) -> None:
+    first, second = shop.open("O1", 500), shop.open("O2", 600)
+    transaction = f"{shop.prefix}B"
+    assert shop.tell(first.payment_no, amount_fen=499, no=transaction) == ACCEPTED  # to suspense
+    again = shop.tell(first.payment_no, amount_fen=499, no=transaction, webhook=f"{shop.prefix}w1")
+    other_amount = shop.tell(first.payment_no, no=transaction, webhook=f"{shop.prefix}w2")
+    other_payment = shop.tell(second.payment_no, amount_fen=600, no=transaction)
+    assert (again, other_amount, other_payment) == (ACCEPTED, REFUSED, REFUSED)
+    assert shop.events(first.payment_no) == ["payment.suspense_recorded.v1"]
+    assert (shop.status(first.payment_no), shop.status(second.payment_no)) == ("CREATED", "CREATED")
+    settled = f"{shop.prefix}C"
+    assert shop.tell(first.payment_no, no=settled, webhook=f"{shop.prefix}w3") == ACCEPTED
+    assert shop.tell(second.payment_no, amount_fen=600, no=settled, webhook=f"{shop.prefix}w4") == REFUSED
+
+
 def test_a_settlement_is_decided_once_and_repeats_change_nothing(shop: Shop) -> None:
     opened = shop.open("O1")
     for webhook in ("w1", "w1", "w2"):

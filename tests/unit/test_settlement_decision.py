@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producers.payments.settlement import Standing, decide
+from producers.payments.settlement import Booking, Standing, decide
 from schemas.bank import BankNotification
 
-OPEN = Standing(status="CREATED", amount_fen=100, currency="CNY", bank_transaction_no=None, expired=False)
+OPEN = Standing(status="CREATED", amount_fen=100, currency="CNY", expired=False)
 SUCCESS = BankNotification(transaction_no="B1", payment_no="P1", amount_fen=100, currency="CNY", status="SUCCESS")
 FAILED = BankNotification(
     transaction_no="B1", payment_no="P1", amount_fen=100, currency="CNY", status="FAILED", reason="no"
@@ -19,29 +19,40 @@ FAILED = BankNotification(
 OTHER_AMOUNT = BankNotification(transaction_no="B1", payment_no="P1", amount_fen=99, currency="CNY", status="SUCCESS")
 
 
-@pytest.mark.parametrize(("order", "told", "act"), [
-    (OPEN, SUCCESS, "settle"),
-    (OPEN, FAILED, "fail"),
-    (OPEN, OTHER_AMOUNT, "suspend"),
-    (None, SUCCESS, "suspend"),
-    (None, FAILED, "refuse"),
-    (replace(OPEN, expired=True), SUCCESS, "suspend"),
-    (replace(OPEN, status="EXPIRED", expired=True), SUCCESS, "suspend"),
-    (replace(OPEN, status="FAILED"), SUCCESS, "suspend"),
-    (replace(OPEN, status="SETTLED", bank_transaction_no="B1"), SUCCESS, "repeat"),
-    (replace(OPEN, status="SETTLED", bank_transaction_no="B0"), SUCCESS, "suspend"),
-    (replace(OPEN, status="SETTLED", bank_transaction_no="B1"), FAILED, "repeat"),
-    (replace(OPEN, currency="USD"), SUCCESS, "suspend"),
+BOOKED = Booking(payment_no="P1", amount_fen=100, currency="CNY")
+SETTLED = replace(OPEN, status="SETTLED")
+
+
+@pytest.mark.parametrize(("order", "told", "booking", "act"), [
+    (OPEN, SUCCESS, None, "settle"),
+    (OPEN, FAILED, None, "fail"),
+    (OPEN, OTHER_AMOUNT, None, "suspend"),
+    (None, SUCCESS, None, "suspend"),
+    (None, FAILED, None, "refuse"),
+    (replace(OPEN, expired=True), SUCCESS, None, "suspend"),
+    (replace(OPEN, status="EXPIRED", expired=True), SUCCESS, None, "suspend"),
+    (replace(OPEN, status="FAILED"), SUCCESS, None, "suspend"),
+    (SETTLED, SUCCESS, BOOKED, "repeat"),
+    (SETTLED, SUCCESS, None, "suspend"),
+    (SETTLED, FAILED, BOOKED, "repeat"),
+    (replace(OPEN, currency="USD"), SUCCESS, None, "suspend"),
+    # One transaction moved money once, whatever the bank says of it later.
+    (OPEN, SUCCESS, BOOKED, "repeat"),
+    (None, SUCCESS, BOOKED, "repeat"),
+    (OPEN, SUCCESS, replace(BOOKED, amount_fen=99), "refuse"),
+    (OPEN, SUCCESS, replace(BOOKED, payment_no="P2"), "refuse"),
+    (SETTLED, OTHER_AMOUNT, BOOKED, "refuse"),
 ])  # fmt: skip
-def test_decision(order: Standing | None, told: BankNotification, act: str) -> None:
-    assert decide(order, told).act == act
+def test_decision(order: Standing | None, told: BankNotification, booking: Booking | None, act: str) -> None:
+    assert decide(order, told, booking).act == act
 
 
 @given(
     st.one_of(st.none(), st.builds(
         Standing, status=st.sampled_from(["CREATED", "SETTLED", "FAILED", "EXPIRED"]), amount_fen=st.integers(99, 101),
-        currency=st.sampled_from(["CNY", "USD"]), bank_transaction_no=st.sampled_from([None, "B1", "B2"]), expired=st.booleans(),
+        currency=st.sampled_from(["CNY", "USD"]), expired=st.booleans(),
     )),
 )  # fmt: skip
-def test_money_that_the_bank_has_taken_is_settled_repeated_or_in_suspense(order: Standing | None) -> None:
-    assert decide(order, SUCCESS).act in ("settle", "repeat", "suspend")
+def test_money_that_the_bank_has_taken_is_settled_or_in_suspense_once(order: Standing | None) -> None:
+    assert decide(order, SUCCESS, None).act in ("settle", "suspend")
+    assert decide(order, SUCCESS, BOOKED).act == "repeat"

@@ -1,0 +1,157 @@
+"""Slices delivered on real PostgreSQL: what no test of a whole worker reaches. Every slice is delivered twice."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, text
+
+from consumers.accounting.agent import PROCESSOR
+from consumers.delivery import PATIENCE, Braked, Delivered, Delivery, Processor, Slice, Unexpected
+from outbox.clock import utc_now
+from outbox.inbox import Log, begin_log
+from outbox.settings import Settings
+from schemas.codec import Envelope, encode
+from schemas.events import Event, PaymentSettled
+from tests.factories import settled, suspense
+from tests.pipeline import engine_of, fresh_id
+
+
+def record_of(offset: int, event: Event, **different: Any) -> Any:
+    """Return a record as the client hands it over, with something different about it."""
+    headers = {
+        "ce_id": str(fresh_id()).encode(),
+        "ce_type": event.type.encode(),
+        "aggregate_version": b"1",
+        "correlation": b"c",
+    }
+    headers |= {name: value for name, value in different.items() if name in headers}
+    return SimpleNamespace(
+        offset=offset,
+        key=different.get("key", event.key.encode()),
+        value=different.get("value", encode(event).encode()),
+        headers=list(headers.items()),
+    )
+
+
+class Stretch:
+    """A consumer of a log of the test's own."""
+
+    def __init__(self, settings: Settings, prefix: str, processor: Processor = PROCESSOR) -> None:
+        self.engine = engine_of(settings, "accounting")
+        self.consumer = f"{prefix}consumer"
+        self.delivery = Delivery(processor, self.engine, consumer=self.consumer, clock=utc_now)
+        self.logs = [Log(cluster_id="c", topic=prefix, topic_id="i", partition=number) for number in range(3)]
+        with self.engine.begin() as connection:
+            for log in self.logs:
+                begin_log(connection, self.consumer, log, next_offset=0)
+
+    def slice_of(self, records: Sequence[Any], partition: int = 0) -> Slice:
+        return Slice(log=self.logs[partition], start=records[0].offset, end=records[-1].offset + 1, records=records)
+
+    def deliver(self, *slices: Slice) -> list[Delivered | Braked | Unexpected]:
+        return list(self.delivery.deliver(slices).values())
+
+    def rows(self, statement: str) -> list[Any]:
+        with self.engine.connect() as connection:
+            parameters = {"consumer": self.consumer, "like": f"{self.logs[0].topic}%"}
+            return list(connection.execute(text(statement), parameters))
+
+    def posted(self) -> int:
+        return len(self.rows("SELECT FROM voucher WHERE business_no LIKE :like"))
+
+
+def good(prefix: str, first: int, count: int, offset: int) -> list[Any]:
+    return [record_of(offset + number, settled(prefix=prefix, number=first + number)) for number in range(count)]
+
+
+def test_slices_of_several_partitions_are_one_transaction_and_come_twice_without_effect(
+    settings: Settings, prefix: str
+) -> None:
+    stretch = Stretch(settings, prefix)
+    slices = [stretch.slice_of(good(prefix, 10 * number, 5, 0), number) for number in range(3)]
+    for _ in range(2):
+        assert stretch.deliver(*slices) == [Delivered()] * 3
+    assert stretch.posted() == 15
+    assert len(stretch.rows("SELECT DISTINCT xmin FROM inbox WHERE consumer = :consumer")) == 1
+
+
+def test_a_slice_ahead_of_progress_and_a_poisoned_one_do_not_hold_up_the_others(
+    settings: Settings, prefix: str
+) -> None:
+    stretch = Stretch(settings, prefix)
+    ahead = stretch.slice_of(good(prefix, 0, 3, 7), 0)
+    poisoned = stretch.slice_of([record_of(0, settled(), value=b"{}"), *good(prefix, 10, 3, 1)], 1)
+    plain = stretch.slice_of(good(prefix, 20, 3, 0), 2)
+    first, second, third = stretch.deliver(ahead, poisoned, plain)
+    assert isinstance(first, Unexpected)
+    assert (second, third) == (Delivered(parked=1), Delivered())
+    assert stretch.posted() == 6
+
+
+@pytest.mark.parametrize(
+    "different",
+    [
+        {"ce_id": b"ffffffff-ffff-7fff-bfff-ffffffffffff"},
+        {"aggregate_version": b"1" + b"0" * 20, "key": b"other"},
+        {"aggregate_version": b"0"},
+        {"key": os.urandom(3_000)},
+        {"ce_type": b"payment\0settled"},
+        {"correlation": b"nul \0"},
+        {"value": b'{"a": "\xff"}'},
+        {"value": None},
+        {"key": None},
+    ],
+    ids=["id beyond 9999", "huge version", "version 0", "long key", "NUL in type", "NUL in correlation", "no UTF-8", "no body", "no key"],
+)  # fmt: skip
+def test_whatever_a_record_holds_it_is_parked_and_the_others_flow(
+    settings: Settings, prefix: str, different: dict[str, Any]
+) -> None:
+    def handle(connection: Connection, events: Sequence[Envelope]) -> None:
+        connection.execute(text("SELECT CAST(:told AS text[])"), {"told": [event.correlation for event in events]})
+        PROCESSOR.handle(connection, events)
+
+    stretch = Stretch(settings, prefix, replace(PROCESSOR, handle=handle))
+    records = [record_of(0, settled(prefix=prefix, number=0), **different), *good(prefix, 1, 5, 1)]
+    assert stretch.deliver(stretch.slice_of(records)) == [Delivered(parked=1)]
+    assert stretch.deliver(stretch.slice_of(records)) == [Delivered()]
+    assert stretch.posted() == 5
+    assert len(stretch.rows("SELECT FROM parked WHERE consumer = :consumer")) == 1
+
+
+def test_a_repeat_inside_a_slice_does_not_change_the_order(settings: Settings, prefix: str) -> None:
+    seen: list[int] = []
+    stretch = Stretch(
+        settings,
+        prefix,
+        replace(PROCESSOR, handle=lambda _, events: seen.extend(event.version for event in events)),
+    )
+    event, first = settled(prefix=prefix), str(fresh_id()).encode()
+    records = [
+        record_of(0, event, ce_id=first),
+        record_of(1, event, aggregate_version=b"2"),
+        record_of(2, event, ce_id=first),
+    ]
+    for _ in range(2):
+        stretch.deliver(stretch.slice_of(records))
+    assert seen == [1, 2]
+
+
+def test_a_rejected_event_of_a_rare_type_does_not_hold_its_partition_for_ever(settings: Settings, prefix: str) -> None:
+    def handle(connection: Connection, events: Sequence[Envelope]) -> None:
+        if not all(isinstance(event.event, PaymentSettled) for event in events):
+            raise ValueError("rejected")
+        PROCESSOR.handle(connection, events)
+
+    stretch = Stretch(settings, prefix, replace(PROCESSOR, handle=handle))
+    rare = suspense(payment_no=f"{prefix}S", bank_transaction_no=f"{prefix}S")
+    slice_ = stretch.slice_of([record_of(0, rare), *good(prefix, 1, 50, 1)])
+    outcomes = [stretch.deliver(slice_)[0] for _ in range(PATIENCE // 2)]
+    assert all(isinstance(outcome, Braked) for outcome in outcomes[:-1])
+    assert outcomes[-1] == Delivered(parked=1)
+    assert stretch.posted() == 50
