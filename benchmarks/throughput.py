@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import time
 from typing import Any
+from uuid import uuid4
 
+from confluent_kafka import Producer
+from confluent_kafka.admin import NewTopic
 from sqlalchemy import create_engine, text
 
 from benchmarks.demo import drive, warm_stack
 from benchmarks.machine import result, target
 from ops.records import event_times
 from ops.stack.state import StackFolder
+from ops.topics import admin_client
 from outbox.clock import first_id_at, utc_now
 from outbox.database import driver_url
 from outbox.record import Outgoing, record
-from outbox.settings import READER
+from outbox.settings import READER, Settings
+from schemas.codec import encode
 from schemas.events import PaymentSettled
 from schemas.topics import PAYMENT_ORDER
 
@@ -64,9 +69,26 @@ def _backlog(folder: StackFolder) -> dict[str, float]:
     reader.dispose()
     return {
         "database": EVENTS / (recorded - start),
-        "debezium_and_broker": EVENTS / (published - start),
+        "debezium": EVENTS / (published - start),
+        "broker": _broker_alone(settings),
         **{name: EVENTS / (end - start) for name, end in ends.items()},
     }
+
+
+def _broker_alone(settings: Settings) -> float:
+    """Return events a second that the broker takes of a plain producer, acknowledged by all, on a topic of the test's own."""
+    admin, name = admin_client(settings), f"bench-{uuid4().hex}"
+    admin.create_topics([NewTopic(name, PAYMENT_ORDER.partitions, 1)])[name].result(20)
+    body = encode(_outgoing("broker", 0).event).encode()
+    producer = Producer({"bootstrap.servers": settings.kafka_bootstrap, "acks": "all"})
+    begun = time.monotonic()
+    for number in range(EVENTS):
+        producer.produce(name, key=str(number).encode(), value=body)
+        producer.poll(0)
+    producer.flush(60)
+    seconds = time.monotonic() - begun
+    admin.delete_topics([name])[name].result(20)
+    return EVENTS / seconds
 
 
 def _outgoing(run: str, number: int) -> Outgoing:

@@ -23,7 +23,11 @@ def bench(
     else:
         print_rows(outcome["targets"], output)
         say(f"{outcome['machine']}, load {outcome['load']}")
-    if not outcome.get("valid", True) or not all(row["ok"] for row in outcome["targets"]):
+    if (
+        not outcome.get("valid", True)
+        or not outcome.get("holds", True)
+        or not all(row["ok"] for row in outcome["targets"])
+    ):
         raise typer.Exit(1)
 
 
