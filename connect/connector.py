@@ -6,13 +6,13 @@ event router; traps measured on the versions that ops/stack/programs.lock pins.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from outbox.settings import CONNECTOR, SERVICES, Settings
 from schemas.codec import CAUSATION, CORRELATION, ID, LSN, TRACEPARENT, TYPE, VERSION
 
-PREFIX = "payrelay"
-HEARTBEAT_TOPIC = f"__debezium-heartbeat.{PREFIX}"
+SOURCE = "payrelay"
 HEARTBEAT_SQL = (
     "WITH gone AS (DELETE FROM connect.heartbeat RETURNING beat) "
     "INSERT INTO connect.heartbeat (id, beat) SELECT 1, coalesce(max(beat), 0) + 1 FROM gone"
@@ -32,6 +32,17 @@ _HEADERS = {
 }
 
 
+def server_name(settings: Settings) -> str:
+    """Return what Debezium calls the database. Of its own for each payrelay on a Kafka Connect: a second connector of the same
+    name would wait two minutes for the first one's metrics to go before it reads anything."""
+    return f"{settings.topic_prefix}{SOURCE}"
+
+
+def heartbeat_topic(settings: Settings) -> str:
+    """Return the topic that the connector's heartbeat goes to."""
+    return f"__debezium-heartbeat.{server_name(settings)}"
+
+
 def connector_config(
     settings: Settings, *, publication: str, database: Mapping[str, str], since: Mapping[str, str] | None = None
 ) -> dict[str, str]:
@@ -40,10 +51,11 @@ def connector_config(
     `database` gives host, port, dbname and sslmode; the password is a reference that the worker resolves. `since` bounds a
     repair: per outbox table the smallest id that a snapshot re-emits.
     """
+    server = server_name(settings)
     config = {
         "connector.class": "io.debezium.connector.postgresql.PostgresConnector",
         "tasks.max": "1",
-        "topic.prefix": PREFIX,
+        "topic.prefix": server,
         "database.hostname": database["host"],
         "database.port": database["port"],
         "database.dbname": database["dbname"],
@@ -82,7 +94,7 @@ def connector_config(
         # Without the predicate the first heartbeat would fail the task.
         "predicates": "isOutbox",
         "predicates.isOutbox.type": "org.apache.kafka.connect.transforms.predicates.TopicNameMatches",
-        "predicates.isOutbox.pattern": rf"{PREFIX}\.[a-z]+\.outbox",
+        "predicates.isOutbox.pattern": rf"{re.escape(server)}\.[a-z]+\.outbox",
         "transforms": "outbox,specversion,source",
         "transforms.outbox.type": "io.debezium.transforms.outbox.EventRouter",
         "transforms.outbox.predicate": "isOutbox",
@@ -99,7 +111,7 @@ def connector_config(
         "transforms.outbox.table.expand.json.payload": "false",
         # CloudEvents' binary mode needs these two beside ce_id and ce_type.
         **_constant_header("specversion", "ce_specversion", "1.0"),
-        **_constant_header("source", "ce_source", PREFIX),
+        **_constant_header("source", "ce_source", SOURCE),
         "producer.override.compression.type": "lz4",
         "producer.override.linger.ms": "0",
         "producer.override.batch.size": "262144",

@@ -14,7 +14,7 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from connect.connector import HEARTBEAT_TOPIC
+from connect.connector import heartbeat_topic
 from outbox.errors import Refused, Unreachable
 from outbox.settings import Settings
 from schemas.topics import TOPICS, Topic
@@ -42,7 +42,9 @@ def admin_client(settings: Settings) -> AdminClient:
 
 def declared(settings: Settings) -> list[Topic]:
     """Return every topic that must exist, under the settings' prefix, and the heartbeat's."""
-    heartbeat = Topic(name=HEARTBEAT_TOPIC, service="connect", key="server", partitions=1, retention_ms=DAY_MS)
+    heartbeat = Topic(
+        name=heartbeat_topic(settings), service="connect", key="server", partitions=1, retention_ms=DAY_MS
+    )
     ours = [
         replace(topic, name=settings.topic_prefix + topic.name)
         for topic in TOPICS
