@@ -97,7 +97,8 @@ def test_without_a_network_it_says_what_is_missing(tmp_path: Path, monkeypatch: 
 
 
 def test_status_of_a_stack_that_never_was_and_an_unknown_log(tmp_path: Path) -> None:
-    environment = {**os.environ, "PAYRELAY_HOME": str(tmp_path)}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PAYRELAY_")}
+    environment = {**inherited, "PAYRELAY_HOME": str(tmp_path)}
 
     def payrelay(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "ops.cli.main", *arguments]
