@@ -195,6 +195,10 @@ class Batch:
     ) -> None:
         self._consumer.in_hand -= 1
         self._consumer.hands_free.set()
+        if kind is not None:  # the agent begins again and is told of what comes next, not of what waits
+            for lane in self._consumer.lanes.values():
+                if lane.waiting:
+                    self._consumer.rewind(lane)
         for log, (lane, _) in self._slices.items():
             if not self._is_stale(log):
                 self._consumer.rewind(lane)

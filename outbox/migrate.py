@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import date
 from pathlib import Path
 
@@ -9,15 +10,19 @@ import alembic.command
 from alembic.config import Config
 from psycopg import sql
 from sqlalchemy import Connection, Engine, create_engine, make_url, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 from outbox.database import driver_url
-from outbox.errors import Refused
+from outbox.errors import NotReady, Refused
 from outbox.migrations.versions.m0003_publication import publication
-from outbox.partitions import make_days
+from outbox.partitions import LOCK_TIMEOUT_MS, TRIES_MAX, make_days
+from outbox.retry import backoff_s
 from outbox.settings import CONNECTOR, READER, SERVICES, Settings
 
 PUBLICATION = "payrelay_outbox"
+RETRIED = ("55P03", "40P01")
+"""Lock not available, deadlock."""
 PUBLISHED_TABLES = len(SERVICES) + 1
 """Every service's outbox, and the heartbeat."""
 
@@ -36,8 +41,7 @@ def owner_engine(settings: Settings) -> Engine:
 def migrate(settings: Settings, *, today: date) -> None:
     """The database is as this version needs it, before the first event is written. Own transactions; may be repeated."""
     engine = owner_engine(settings)
-    with engine.connect() as connection:
-        _upgrade(connection)
+    _upgrade_patiently(engine)
     with engine.begin() as connection:
         set_passwords(connection, settings)
     make_days(engine, SERVICES, today=today)
@@ -77,6 +81,23 @@ def ensure_publication(connection: Connection) -> bool:
     connection.execute(text(f"DROP PUBLICATION IF EXISTS {PUBLICATION}"))
     connection.execute(text(publication(PUBLICATION)))
     return True
+
+
+def _upgrade_patiently(engine: Engine) -> None:
+    """The schema is this version's. Its locks are waited for briefly and often: whoever waits for one holds up all inserts."""
+    for attempt in range(1, TRIES_MAX + 1):
+        try:
+            with engine.connect() as connection:
+                connection.execute(text(f"SET lock_timeout = {LOCK_TIMEOUT_MS}"))
+                connection.commit()
+                _upgrade(connection)
+        except OperationalError as error:
+            if getattr(error.orig, "sqlstate", None) not in RETRIED:
+                raise
+            time.sleep(backoff_s(attempt, cap_s=1.0))
+        else:
+            return
+    raise NotReady(f"the schema's locks were not to be had after {TRIES_MAX} tries: end the long transactions")
 
 
 def _upgrade(connection: Connection) -> None:

@@ -111,10 +111,22 @@ def _attach(engine: Engine, schema: str, table: str, day: date) -> bool:
     try:
         _patiently(engine, statement)
     except ProgrammingError as error:
-        if getattr(error.orig, "sqlstate", None) != "42809":  # already a partition: made beside us
+        code = getattr(error.orig, "sqlstate", None)
+        if code == "42804":  # left half-made by an earlier version
+            _drop_half_made(engine, schema, name)
+            return _attach(engine, schema, table, day)
+        if code != "42809":  # already a partition: made beside us
             raise
         return False
     return True
+
+
+def _drop_half_made(engine: Engine, schema: str, name: str) -> None:
+    """The table, which belongs to no parent, is gone; raises NotReady if it holds rows."""
+    with engine.connect() as connection:
+        if connection.execute(text(f'SELECT EXISTS (SELECT FROM "{schema}".{name})')).scalar():  # noqa: S608
+            raise NotReady(f"{schema}.{name} holds rows and is no day of this version: move them, and drop it")
+    _patiently(engine, f'DROP TABLE "{schema}".{name}')
 
 
 def _detach(engine: Engine, schema: str, table: str, name: str) -> None:
@@ -159,8 +171,9 @@ def _needed(connection: Connection, schema: str, table: str, day: date, slot: st
         return "the replication slot has not passed it"
     older = connection.execute(
         text("""SELECT count(*) FROM pg_stat_activity
-                WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'
-                  AND (xact_start < :end OR state IS NULL)"""),  # no state: another role's, which we may not see
+                WHERE pid <> pg_backend_pid()
+                  AND (backend_type = 'client backend' AND xact_start < :end
+                       OR backend_type IS NULL AND usesysid IS NOT NULL)"""),  # another role's, which we may not see
         {"end": end},
     ).scalar_one()
     return f"{older} open transactions are older, or not ours to see: GRANT pg_read_all_stats" if older else None

@@ -62,6 +62,8 @@ def decide(order: Standing | None, told: BankNotification, booking: Booking | No
     if told.status == "FAILED":
         if order is None or (order.amount_fen, order.currency) != (told.amount_fen, told.currency):
             return Decision(act="refuse", reason="no such order, or another amount")
+        if booking is not None and (order.status == "CREATED" or booking.payment_no != told.payment_no):
+            return Decision(act="refuse", reason=f"it was booked as {booking}")
         return Decision(act="fail") if order.status == "CREATED" else Decision(act="repeat")
     if booking is not None:
         same = booking == Booking(payment_no=told.payment_no, amount_fen=told.amount_fen, currency=told.currency)

@@ -6,11 +6,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from datetime import date, timedelta
 
 import pytest
-from sqlalchemy import Connection, create_engine, inspect, text
+from sqlalchemy import Connection, Engine, create_engine, inspect, text
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 import consumers.accounting.tables
@@ -22,10 +23,11 @@ import producers.bank.tables
 import producers.payments.tables
 from outbox.clock import utc_now
 from outbox.database import driver_url
-from outbox.errors import NotInTransaction, Refused
-from outbox.partitions import days_of, drop_days, make_days
+from outbox.errors import NotInTransaction, NotReady, Refused
+from outbox.partitions import day_table, days_of, drop_days, make_days
 from outbox.record import Outgoing, record
 from outbox.settings import SERVICES, Settings
+from outbox.tables import PARTITIONED
 from schemas.topics import TOPICS
 from tests.factories import settled
 from tests.pipeline import ROOT, engine_of, environment
@@ -197,6 +199,14 @@ def test_days_are_made_while_a_long_transaction_holds_the_table_and_inserts_flow
         assert far in days_of(connection, "payments", "outbox")
 
 
+def waiting_for_a_lock(owner: Engine, like: str) -> bool:
+    with owner.connect() as connection:
+        statement = text(
+            "SELECT count(*) FROM pg_stat_activity WHERE query LIKE :like AND wait_event_type = 'Lock' AND state = 'active'"
+        )
+        return bool(connection.execute(statement, {"like": f"ALTER TABLE{like}"}).scalar())
+
+
 def test_days_are_dropped_while_inserts_flow_and_kept_while_needed(settings: Settings, prefix: str) -> None:
     owner, payments = engine_of(settings, "owner"), engine_of(settings, "payments")
     old, before = date(2020, 1, 2), date(2020, 1, 3)
@@ -216,26 +226,35 @@ def test_days_are_dropped_while_inserts_flow_and_kept_while_needed(settings: Set
     with payments.connect() as long:
         long.begin()
         record(long, [outgoing()])
-        dropper = threading.Thread(
-            target=drop_days, args=(owner, "payments", "outbox"), kwargs={"before": before, "slot": settings.slot}
-        )
-        dropper.start()
-        for number in range(20):
-            with payments.begin() as other:
-                record(other, [outgoing(number, prefix)])
-        long.rollback()
-    dropper.join(timeout=60)
-    assert not dropper.is_alive()
-
-    def gone() -> bool:
-        drop_days(owner, "payments", "outbox", before=before, slot=settings.slot)
-        with owner.connect() as connection:
-            return old not in days_of(connection, "payments", "outbox")
-
-    eventually(gone, what="old days dropped once nothing needs them")
+        with ThreadPoolExecutor(1) as pool:
+            dropping = pool.submit(drop_days, owner, "payments", "outbox", before=before, slot=settings.slot)
+            eventually(lambda: waiting_for_a_lock(owner, "%DETACH PARTITION%"), what="the drop waits")
+            for number in range(20):
+                with payments.begin() as other:
+                    record(other, [outgoing(number, prefix)])
+            assert not dropping.done()
+            long.rollback()
+            dropped, kept = dropping.result(60)
+    assert dropped == ["payments.outbox_20200101", "payments.outbox_20200102"]
+    assert not kept
     drop_days(owner, "payments", "inbox", before=before, slot=settings.slot)
     with owner.connect() as connection:
-        assert old not in days_of(connection, "payments", "inbox")
+        for table in PARTITIONED:
+            assert old not in days_of(connection, "payments", table)
+
+
+def test_a_day_left_half_made_by_an_earlier_version_is_made_anew_and_never_if_it_holds_rows(settings: Settings) -> None:
+    owner, far = engine_of(settings, "owner"), utc_now().date() + timedelta(days=60)
+    table = f"funds.{day_table('outbox', far)}"
+    with owner.begin() as connection:
+        connection.execute(text(f"CREATE TABLE {table} (LIKE funds.outbox INCLUDING DEFAULTS)"))
+        connection.execute(text(f"INSERT INTO {table} (topic, key, version, type, correlation, payload) "
+                                "VALUES ('t', 'k', 1, 't', 'c', '{}')"))  # fmt: skip
+    with pytest.raises(NotReady, match="holds rows"):
+        make_days(owner, ["funds"], today=far, days_ahead=0)
+    with owner.begin() as connection:
+        connection.execute(text(f"TRUNCATE {table}"))
+    assert table in make_days(owner, ["funds"], today=far, days_ahead=0)
 
 
 def test_an_outbox_takes_the_topics_of_its_own_service_only(settings: Settings) -> None:

@@ -42,6 +42,9 @@ SETTLED = replace(OPEN, status="SETTLED")
     (OPEN, SUCCESS, replace(BOOKED, amount_fen=99), "refuse"),
     (OPEN, SUCCESS, replace(BOOKED, payment_no="P2"), "refuse"),
     (SETTLED, OTHER_AMOUNT, BOOKED, "refuse"),
+    (OPEN, FAILED, BOOKED, "refuse"),
+    (OPEN, FAILED, replace(BOOKED, payment_no="P2"), "refuse"),
+    (SETTLED, FAILED, replace(BOOKED, payment_no="P2"), "refuse"),
 ])  # fmt: skip
 def test_decision(order: Standing | None, told: BankNotification, booking: Booking | None, act: str) -> None:
     assert decide(order, told, booking).act == act
