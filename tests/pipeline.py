@@ -19,7 +19,7 @@ from confluent_kafka.admin import AdminClient, NewPartitions
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 
-from ops.demo.proof import ledger_problems
+from ops.ledger import ledger_problems
 from ops.stack.parts import tied
 from ops.topics import apply_topics
 from outbox.clock import first_id_at, utc_now

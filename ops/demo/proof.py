@@ -14,6 +14,7 @@ from sqlalchemy import Connection, text
 
 from ops.demo.journal import Intent, Journal
 from ops.health import reader_engine
+from ops.ledger import ledger_problems
 from outbox.settings import SERVICES, Settings
 from schemas.money import fee_at_rate, points_of
 
@@ -108,35 +109,6 @@ def read_facts(connection: Connection, journal: Journal) -> Facts:
         ),
         ledger=ledger_problems(connection),
     )
-
-
-def ledger_problems(connection: Connection) -> list[str]:
-    """Return what is wrong inside the ledger: vouchers out of balance, balances that are not their entries' sums."""
-    unbalanced = connection.execute(
-        text("""SELECT voucher_no, business_no FROM accounting.voucher LEFT JOIN accounting.entry USING (voucher_no)
-                GROUP BY voucher_no HAVING coalesce(sum(CASE side WHEN 'D' THEN amount_fen ELSE -amount_fen END), 1) <> 0
-                ORDER BY voucher_no LIMIT 20""")
-    )
-    problems = [f"voucher {row.voucher_no} of {row.business_no} is out of balance" for row in unbalanced]
-    off = connection.execute(
-        text("""SELECT account, currency, coalesce(kept.debit, 0) AS kept_debit, coalesce(kept.credit, 0) AS kept_credit,
-                       coalesce(entered.debit, 0) AS debit, coalesce(entered.credit, 0) AS credit
-                FROM (SELECT account, currency, sum(debit_fen) AS debit, sum(credit_fen) AS credit
-                      FROM accounting.balance GROUP BY account, currency) AS kept
-                FULL JOIN (SELECT account, currency, sum(amount_fen) FILTER (WHERE side = 'D') AS debit,
-                                  sum(amount_fen) FILTER (WHERE side = 'C') AS credit
-                           FROM accounting.entry JOIN accounting.voucher USING (voucher_no)
-                           GROUP BY account, currency) AS entered USING (account, currency)
-                WHERE (coalesce(kept.debit, 0), coalesce(kept.credit, 0))
-                      IS DISTINCT FROM (coalesce(entered.debit, 0), coalesce(entered.credit, 0))
-                ORDER BY account LIMIT 20""")
-    )
-    problems += [
-        f"ledger balance of {row.account} is {row.kept_debit} debit, {row.kept_credit} credit; "
-        f"its entries are {row.debit}, {row.credit}"
-        for row in off
-    ]
-    return problems
 
 
 def judge(journal: Journal, facts: Facts, *, delivered: int | None = None) -> Proof:

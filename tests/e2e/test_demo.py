@@ -12,6 +12,7 @@ from sqlalchemy import text
 from ops.demo.journal import Journal, read_journal
 from ops.demo.proof import prove
 from ops.demo.run import run_demo
+from ops.ledger import check
 from outbox.clock import utc_now
 from schemas.signature import signed_headers
 from tests.pipeline import engine_of
@@ -86,6 +87,7 @@ def test_the_proof_names_a_dropped_voucher(stack: Stack, journal: Journal) -> No
             )
             rows[table] = [dict(row._mapping) for row in deleted]
     proof = prove(stack.settings, journal)
+    differences = check(engine_of(stack.settings, "ops"), before=utc_now())
     with engine_of(stack.settings, "owner").begin() as connection:
         for table in ("voucher", "entry"):
             for row in rows[table]:
@@ -98,7 +100,12 @@ def test_the_proof_names_a_dropped_voucher(stack: Stack, journal: Journal) -> No
     assert not proof.ledger_balanced
     assert proof.lost >= 1
     assert any(business_no in finding for finding in proof.findings), proof.findings
+    found = {difference.found for difference in differences if difference.subject == business_no}
+    assert found == {"has no voucher"}
+    assert any(difference.kind == "ledger" for difference in differences), "a balance without its entries"
     assert prove(stack.settings, journal).holds
+    subjects = {difference.subject for difference in check(engine_of(stack.settings, "ops"), before=utc_now())}
+    assert business_no not in subjects
 
 
 def test_services_refuse_what_is_not_signed_and_do_not_say_why(stack: Stack) -> None:

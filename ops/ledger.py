@@ -1,0 +1,236 @@
+"""The ledger as an auditor reads it: statements, trial balances at a time, and what does not agree with what.
+
+Amounts are fen. An account's balance is on its normal side: debit for what is ours, credit for what we owe or have earned.
+Time is when the fact happened (`occurred_at`), which a replay does not change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, text
+
+from consumers.accounting.entries import BANK_CLEARING
+
+DEBIT_NORMAL = frozenset({BANK_CLEARING})
+CHUNK = 5_000
+NAMED_MAX = 1_000
+"""Differences of one kind that are named; more are counted."""
+
+Left = TypeVar("Left")
+Right = TypeVar("Right")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A line of a statement; the first and the last one carry a balance only."""
+
+    occurred_at: datetime | None
+    voucher_no: int | None
+    kind: str
+    business_no: str
+    debit_fen: int
+    credit_fen: int
+    balance_fen: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Balance:
+    """An account in a trial balance."""
+
+    account: str
+    currency: str
+    debit_fen: int
+    credit_fen: int
+    balance_fen: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Two things that should agree, and do not."""
+
+    kind: str
+    subject: str
+    found: str
+
+
+def balance_of(account: str, debit_fen: int, credit_fen: int) -> int:
+    """Return an account's balance on its normal side.
+
+    >>> balance_of("bank_clearing", 100, 30), balance_of("merchant_payable:M1", 30, 100)
+    (70, 70)
+    """
+    return debit_fen - credit_fen if account in DEBIT_NORMAL else credit_fen - debit_fen
+
+
+def statement(
+    connection: Connection, account: str, *, currency: str, begin: datetime | None, end: datetime | None
+) -> list[Line]:
+    """Return an account's opening balance, its entries from `begin` up to, not including, `end`, and its closing balance."""
+    rows = connection.execute(
+        text("""SELECT occurred_at, voucher_no, kind, business_no,
+                       CASE side WHEN 'D' THEN amount_fen ELSE 0 END AS debit_fen,
+                       CASE side WHEN 'C' THEN amount_fen ELSE 0 END AS credit_fen
+                FROM accounting.entry JOIN accounting.voucher USING (voucher_no)
+                WHERE account = :account AND currency = :currency AND (CAST(:end AS timestamptz) IS NULL OR occurred_at < :end)
+                ORDER BY occurred_at, voucher_no, line"""),
+        {"account": account, "currency": currency, "end": end},
+    ).all()
+    before = [row for row in rows if begin is not None and row.occurred_at < begin]
+    balance = sum(balance_of(account, row.debit_fen, row.credit_fen) for row in before)
+    lines = [_carried("opening", balance)]
+    for row in rows[len(before) :]:
+        balance += balance_of(account, row.debit_fen, row.credit_fen)
+        lines.append(Line(**row._mapping, balance_fen=balance))
+    return [*lines, _carried("closing", balance)]
+
+
+def _carried(kind: str, balance_fen: int) -> Line:
+    return Line(
+        occurred_at=None, voucher_no=None, kind=kind, business_no="", debit_fen=0, credit_fen=0, balance_fen=balance_fen
+    )
+
+
+def trial_balance(connection: Connection, *, at: datetime | None = None) -> list[Balance]:
+    """Return every account's sums, by the kept balances; by the entries of facts before `at` where that is given."""
+    if at is None:
+        rows = connection.execute(
+            text("""SELECT account, currency, sum(debit_fen)::bigint AS debit_fen, sum(credit_fen)::bigint AS credit_fen
+                    FROM accounting.balance GROUP BY account, currency ORDER BY account, currency""")
+        )
+    else:
+        rows = connection.execute(
+            text("""SELECT account, currency,
+                           coalesce(sum(amount_fen) FILTER (WHERE side = 'D'), 0)::bigint AS debit_fen,
+                           coalesce(sum(amount_fen) FILTER (WHERE side = 'C'), 0)::bigint AS credit_fen
+                    FROM accounting.entry JOIN accounting.voucher USING (voucher_no)
+                    WHERE occurred_at < :at GROUP BY account, currency ORDER BY account, currency"""),
+            {"at": at},
+        )
+    return [Balance(**row._mapping, balance_fen=balance_of(row.account, row.debit_fen, row.credit_fen)) for row in rows]
+
+
+def check(engine: Engine, *, before: datetime) -> list[Difference]:
+    """Return what does not agree: debits with credits, balances with entries, vouchers with settled payments and suspense.
+
+    A fact that happened after `before` may still be on its way, and is left out. Reads only, each service by itself.
+    """
+    with engine.connect() as connection:
+        inside = [
+            Difference(kind="ledger", subject="accounting", found=problem) for problem in ledger_problems(connection)
+        ]
+    settled = _differences(
+        engine,
+        "settlement",
+        """SELECT payment_no AS business_no, amount_fen, currency, finished_at AS happened_at
+           FROM payments.payment WHERE status = 'SETTLED' ORDER BY payment_no COLLATE "C" """,
+        before,
+    )
+    suspended = _differences(
+        engine,
+        "suspense",
+        """SELECT bank_transaction_no AS business_no, amount_fen, currency, recorded_at AS happened_at
+           FROM payments.suspense ORDER BY bank_transaction_no COLLATE "C" """,
+        before,
+    )
+    return [*inside, *settled, *suspended]
+
+
+_VOUCHERS = """
+    SELECT business_no, currency, occurred_at AS happened_at,
+           (SELECT coalesce(sum(amount_fen), 0)::bigint FROM accounting.entry
+            WHERE entry.voucher_no = voucher.voucher_no AND side = 'D') AS amount_fen
+    FROM accounting.voucher WHERE kind = :kind ORDER BY business_no COLLATE "C" """
+
+
+def _differences(engine: Engine, kind: str, facts: str, before: datetime) -> list[Difference]:
+    found: list[Difference] = []
+    count = 0
+    with engine.connect() as here, engine.connect() as there:
+        told = _stream(here, facts)
+        posted = _stream(there, _VOUCHERS, kind=kind)
+        for fact, voucher in paired(told, posted, lambda row: row.business_no, lambda row: row.business_no):
+            problem = _problem(fact, voucher, before)
+            if problem is None:
+                continue
+            count += 1
+            if count <= NAMED_MAX:
+                found.append(Difference(kind=kind, subject=_either(fact, voucher).business_no, found=problem))
+    if count > NAMED_MAX:
+        found.append(Difference(kind=kind, subject="", found=f"and {count - NAMED_MAX} more"))
+    return found
+
+
+def _either(fact: Any, voucher: Any) -> Any:
+    return voucher if fact is None else fact
+
+
+def _problem(fact: Any, voucher: Any, before: datetime) -> str | None:
+    if voucher is None:
+        return "has no voucher" if fact.happened_at < before else None
+    if fact is None:
+        return "has a voucher, and did not happen"
+    told, posted = (fact.amount_fen, fact.currency), (voucher.amount_fen, voucher.currency)
+    return None if told == posted else f"is {told[0]} {told[1]}, its voucher {posted[0]} {posted[1]}"
+
+
+def _stream(connection: Connection, statement: str, **parameters: Any) -> Iterator[Any]:
+    """Give a statement's rows, some thousands at a time."""
+    yield from connection.execution_options(yield_per=CHUNK).execute(text(statement), parameters)
+
+
+def paired(
+    lefts: Iterable[Left],
+    rights: Iterable[Right],
+    left_key: Callable[[Left], str],
+    right_key: Callable[[Right], str],
+) -> Iterator[tuple[Left | None, Right | None]]:
+    """Give what two sequences, each in the order of its keys, have in common, and what only one of them has.
+
+    >>> list(paired("abd", "bce", str, str))
+    [('a', None), ('b', 'b'), (None, 'c'), ('d', None), (None, 'e')]
+    """
+    lefts, rights = iter(lefts), iter(rights)
+    left, right = next(lefts, None), next(rights, None)
+    while left is not None or right is not None:
+        if right is None or (left is not None and left_key(left) < right_key(right)):
+            yield left, None
+            left = next(lefts, None)
+        elif left is None or right_key(right) < left_key(left):
+            yield None, right
+            right = next(rights, None)
+        else:
+            yield left, right
+            left, right = next(lefts, None), next(rights, None)
+
+
+def ledger_problems(connection: Connection) -> list[str]:
+    """Return what is wrong inside the ledger: vouchers out of balance, balances that are not their entries' sums."""
+    unbalanced = connection.execute(
+        text("""SELECT voucher_no, business_no FROM accounting.voucher LEFT JOIN accounting.entry USING (voucher_no)
+                GROUP BY voucher_no HAVING coalesce(sum(CASE side WHEN 'D' THEN amount_fen ELSE -amount_fen END), 1) <> 0
+                ORDER BY voucher_no LIMIT 20""")
+    )
+    problems = [f"voucher {row.voucher_no} of {row.business_no} is out of balance" for row in unbalanced]
+    off = connection.execute(
+        text("""SELECT account, currency, coalesce(kept.debit, 0) AS kept_debit, coalesce(kept.credit, 0) AS kept_credit,
+                       coalesce(entered.debit, 0) AS debit, coalesce(entered.credit, 0) AS credit
+                FROM (SELECT account, currency, sum(debit_fen) AS debit, sum(credit_fen) AS credit
+                      FROM accounting.balance GROUP BY account, currency) AS kept
+                FULL JOIN (SELECT account, currency, sum(amount_fen) FILTER (WHERE side = 'D') AS debit,
+                                  sum(amount_fen) FILTER (WHERE side = 'C') AS credit
+                           FROM accounting.entry JOIN accounting.voucher USING (voucher_no)
+                           GROUP BY account, currency) AS entered USING (account, currency)
+                WHERE (coalesce(kept.debit, 0), coalesce(kept.credit, 0))
+                      IS DISTINCT FROM (coalesce(entered.debit, 0), coalesce(entered.credit, 0))
+                ORDER BY account LIMIT 20""")
+    )
+    problems += [
+        f"ledger balance of {row.account} is {row.kept_debit} debit, {row.kept_credit} credit; "
+        f"its entries are {row.debit}, {row.credit}"
+        for row in off
+    ]
+    return problems
