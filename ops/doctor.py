@@ -199,9 +199,7 @@ def _parked(settings: Settings) -> Check:
             for service in SERVICES
         }
     parked = {service: count for service, count in counts.items() if count}
-    return Check(
-        check="parked", ok=not parked, found=str(parked or 0), mend="look into <service>.parked" if parked else ""
-    )
+    return Check(check="parked", ok=not parked, found=str(parked or 0), mend="payrelay parked list" if parked else "")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,19 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Annotated
-from zoneinfo import ZoneInfo
 
 import typer
 
 from ops.cli.output import Format, Output, print_rows, say
-from ops.cli.pipeline import current_settings
+from ops.cli.pipeline import FORMATS, current_settings, zoned
 from outbox.clock import utc_now
-from outbox.settings import Settings
 from schemas.money import CNY
 
 app = typer.Typer(help="The ledger, as an auditor reads it. Amounts are fen.", no_args_is_help=True)
-
-FORMATS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]
 
 
 @app.command()
@@ -35,7 +31,7 @@ def statement(
     from ops.ledger import statement as lines_of
 
     settings = current_settings()
-    begin, end = _zoned(settings, begin), _zoned(settings, end)
+    begin, end = zoned(settings, begin), zoned(settings, end)
     if begin and end and begin > end:
         raise typer.BadParameter("--from lies after --to")
     with reader_engine(settings).connect() as connection:
@@ -56,7 +52,7 @@ def trial_balance(
 
     settings = current_settings()
     with reader_engine(settings).connect() as connection:
-        balances = balances_of(connection, at=_zoned(settings, at))
+        balances = balances_of(connection, at=zoned(settings, at))
     print_rows(
         [asdict(one) for one in balances],
         output,
@@ -87,8 +83,3 @@ def check(
     say(f"{len(differences)} differences" if differences else "the ledger agrees with itself and with the payments")
     if differences:
         raise typer.Exit(1)
-
-
-def _zoned(settings: Settings, at: datetime | None) -> datetime | None:
-    """Return a time as it was meant: in the zone of payment limits where it names none."""
-    return at.replace(tzinfo=ZoneInfo(settings.zone)) if at is not None and at.tzinfo is None else at

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated
+from zoneinfo import ZoneInfo
 
 import typer
 
@@ -25,6 +26,15 @@ def current_settings() -> Settings:
         return this_stack().settings()
     except FileNotFoundError as error:
         raise Refused(f"{error}; or set PAYRELAY_KAFKA_BOOTSTRAP and the rest for a stack of your own") from error
+
+
+FORMATS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]
+"""How commands take a time."""
+
+
+def zoned(settings: Settings, at: datetime | None) -> datetime | None:
+    """Return a time as it was meant: in the zone of payment limits where it names none."""
+    return at.replace(tzinfo=ZoneInfo(settings.zone)) if at is not None and at.tzinfo is None else at
 
 
 def migrate() -> None:

@@ -13,7 +13,9 @@ from sqlalchemy import Connection, text
 
 from consumers.accounting.agent import PROCESSOR
 from consumers.delivery import PATIENCE, Braked, Delivered, Delivery, Processor, Slice, Unexpected
+from ops.parked import Filter, counts, event, events
 from outbox.clock import utc_now
+from outbox.errors import Refused
 from outbox.inbox import Log, begin_log
 from outbox.settings import Settings
 from schemas.codec import Envelope, encode
@@ -121,7 +123,14 @@ def test_whatever_a_record_holds_it_is_parked_and_the_others_flow(
     assert stretch.deliver(stretch.slice_of(records)) == [Delivered(parked=1)]
     assert stretch.deliver(stretch.slice_of(records)) == [Delivered()]
     assert stretch.posted() == 5
-    assert len(stretch.rows("SELECT FROM parked WHERE consumer = :consumer")) == 1
+    with engine_of(settings, "ops").connect() as connection:
+        [count] = counts(connection, Filter(consumer=stretch.consumer))
+        [row] = events(connection, Filter(consumer=stretch.consumer, cause=count.cause, type=count.type), limit=10)
+        whole = event(connection, row.id)
+        assert not events(connection, Filter(consumer=stretch.consumer, begin=utc_now()), limit=10)
+        with pytest.raises(Refused, match="no event accounting:0 is parked"):
+            event(connection, "accounting:0")
+    assert (count.events, whole["offset"], whole["cause"]) == (1, 0, row.cause)
 
 
 def test_a_repeat_inside_a_slice_does_not_change_the_order(settings: Settings, prefix: str) -> None:
