@@ -159,9 +159,9 @@ class Batch:
     def done(self, log: Log) -> None:
         """The log's slice is committed in the database: Kafka's offset may follow."""
         lane, content = self._slices[log]
-        if not self._is_stale(
-            log
-        ):  # a commit of an older generation would make aiokafka leave the group and join again
+        # Committed is committed, also where the lane was rewound meanwhile. But a commit of an older generation would make
+        # aiokafka leave the group and join again.
+        if self._is_ours(lane) and lane.log == log:
             self._consumer.mirror(lane.tp, content.end)
         del self._slices[log]
 
@@ -180,11 +180,11 @@ class Batch:
 
     def _is_stale(self, log: Log) -> bool:
         lane, _ = self._slices[log]
-        return (
-            self._consumer.lanes.get(lane.tp) is not lane
-            or lane.epoch != self._epochs[log]
-            or self._consumer.app.consumer_generation_id != self._generation
-        )
+        return lane.epoch != self._epochs[log] or not self._is_ours(lane)
+
+    def _is_ours(self, lane: Lane) -> bool:
+        generation = self._consumer.app.consumer_generation_id
+        return self._consumer.lanes.get(lane.tp) is lane and generation == self._generation
 
     async def __aenter__(self) -> Batch:
         self._consumer.in_hand += 1
