@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -14,7 +14,7 @@ from sqlalchemy import Engine, create_engine, text
 from benchmarks.machine import result, target
 from connect.client import ConnectClient
 from ops.doctor import Repair, plan_repair, repair_slot
-from ops.records import bounds, event_times
+from ops.records import bounds, wait_published
 from ops.stack.control import down, up
 from ops.stack.state import StackFolder
 from outbox.clock import utc_now
@@ -57,7 +57,7 @@ def run() -> dict[str, Any]:
                 recorded[_record_one(engine)] = time.time()
                 time.sleep(LIVE_S)
             plan, planned_s, mended_s = mending.result()
-        published = _published(settings, set(recorded), since=begun)
+        published = wait_published(settings, [PAYMENT_ORDER.name], recorded, since=begun, within_s=PUBLISHED_S)
         waited = [published[identity] - at for identity, at in recorded.items()]
         engine.dispose()
     finally:
@@ -114,20 +114,6 @@ def _mend(settings: Settings) -> tuple[Repair, float, float]:
     planned_s = time.monotonic() - begun
     repair_slot(settings, plan, say=lambda _: None)
     return plan, planned_s, time.monotonic() - begun
-
-
-def _published(settings: Settings, wanted: set[UUID], *, since: datetime) -> dict[UUID, float]:
-    """Return when each event's first record was appended, once all are."""
-    deadline = time.monotonic() + PUBLISHED_S
-    while True:
-        found: dict[UUID, float] = {}
-        for identity, at in event_times(settings, [PAYMENT_ORDER.name], since=since):
-            found.setdefault(identity, at)
-        if wanted <= found.keys():
-            return found
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{len(wanted - found.keys())} events are on no topic")
-        time.sleep(0.2)
 
 
 def _event(number: int) -> PaymentFailed:

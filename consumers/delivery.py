@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -135,7 +135,7 @@ class Delivery:
         self._horizon: tuple[float, UUID, UUID] | None = None
         self._brake = Brake()
 
-    def deliver(self, slices: Sequence[Slice]) -> dict[Log, Delivered | Braked | Unexpected]:
+    def deliver(self, slices: Sequence[Slice]) -> Mapping[Log, Delivered | Braked | Unexpected]:
         """Every record of a slice that is Delivered is applied, known as applied before, or parked; progress is at its end.
 
         The others changed nothing. Of each log one slice. Own transaction: one for all, or, where one fails, one for each.
@@ -143,28 +143,23 @@ class Delivery:
         """
         if len(slices) > 1:
             try:
-                return dict(self._attempt(slices, bisects=False))
+                return self._attempt(slices, bisects=False)
             except (_Failed, Braked, Unexpected):  # one of them stands in the way
                 pass
         return {one.log: self._deliver_alone(one) for one in slices}
 
     def _deliver_alone(self, one: Slice) -> Delivered | Braked | Unexpected:
-        try:
-            return self._attempt([one], bisects=False)[one.log]
-        except Unexpected as error:
-            return error
-        except (_Failed, Braked):  # something in it fails: find out what, under savepoints
-            pass
-        try:
-            return self._attempt([one], bisects=True)[one.log]
-        except Unexpected as error:
-            return error
-        except Braked:  # a second look knows what passes
-            pass
-        try:
-            return self._attempt([one], bisects=True)[one.log]
-        except (Braked, Unexpected) as error:
-            return error
+        """As a whole; if something in it fails, under savepoints, to find out what; and once more, knowing what passes."""
+        for bisects in (False, True, True):
+            try:
+                return self._attempt([one], bisects=bisects)[one.log]
+            except Unexpected as error:
+                return error
+            except _Failed:  # of the whole; under savepoints each failure is named
+                continue
+            except Braked as error:
+                braked = error
+        return braked
 
     def _attempt(self, slices: Sequence[Slice], *, bisects: bool) -> dict[Log, Delivered]:
         outcome = _Outcome(self._brake, bisects=bisects)

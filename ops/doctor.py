@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from uuid import UUID
 
 from confluent_kafka import KafkaException
@@ -14,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from connect.apply import apply_connector
 from connect.client import ConnectClient, NoConnector
 from ops.health import last_heartbeat, reader_engine, slot_state
-from ops.records import Place, append_times, bounds, event_times, last_append
+from ops.records import Place, append_times, bounds, event_times, last_append, wait_published
 from ops.topics import topic_states
 from outbox.clock import first_id_at
 from outbox.errors import NotReady, PayrelayError
@@ -46,6 +47,7 @@ class Check:
 
 def examine(settings: Settings, *, now: datetime) -> list[Check]:
     """Return every check's outcome. Reads only; a part that does not answer is a finding, not an error."""
+    positions = cache(lambda: _consumer_positions(settings))  # for two checks
     checks: list[tuple[str, Callable[[], Check]]] = [
         ("heartbeat", lambda: _heartbeat(settings, now)),
         ("slot", lambda: _slot(settings)),
@@ -53,8 +55,8 @@ def examine(settings: Settings, *, now: datetime) -> list[Check]:
         ("connector", lambda: _connector(settings)),
         ("topics", lambda: _topics(settings)),
         ("days ahead", lambda: _days_ahead(settings, now)),
-        ("positions", lambda: _positions(settings)),
-        ("lag", lambda: _lag(settings, now)),
+        ("positions", lambda: _positions(positions())),
+        ("lag", lambda: _lag(settings, positions(), now)),
         ("parked", lambda: _parked(settings)),
     ]
     outcomes = []
@@ -158,11 +160,11 @@ def _consumer_positions(settings: Settings) -> list[_Position]:
     ]
 
 
-def _positions(settings: Settings) -> Check:
+def _positions(positions: Sequence[_Position]) -> Check:
     """Every consumer's progress lies inside its log."""
     holes = [
         f"{one.consumer} {one.place[0]}/{one.place[1]} is at {one.next_offset}, the log holds {one.low} to {one.high}"
-        for one in _consumer_positions(settings)
+        for one in positions
         if not one.low <= one.next_offset <= one.high
     ]
     return Check(
@@ -173,11 +175,11 @@ def _positions(settings: Settings) -> Check:
     )
 
 
-def _lag(settings: Settings, now: datetime) -> Check:
+def _lag(settings: Settings, positions: Sequence[_Position], now: datetime) -> Check:
     """How far each consumer is behind: in messages, and in the age of the oldest that waits."""
     messages: dict[str, int] = {}
     ages: dict[str, float] = {}
-    for one in _consumer_positions(settings):
+    for one in positions:
         behind = max(0, one.high - max(one.next_offset, one.low))
         messages[one.consumer] = messages.get(one.consumer, 0) + behind
         if behind:
@@ -266,7 +268,8 @@ def repair_slot(settings: Settings, repair: Repair, *, say: Callable[[str], None
     apply_connector(client, settings, since={table: str(bound) for table, bound in repair.since.items()})
     client.resume(settings.connector)
     client.wait_running(settings.connector)
-    _wait_published(settings, repair.missing)
+    since = datetime.now().astimezone() - MARGIN
+    wait_published(settings, _all_topics(settings), repair.missing, since=since, within_s=REPAIR_S)
     say(f"{len(repair.missing)} missing events are on their topics; taking the bound away")
     apply_connector(client, settings)
     client.wait_running(settings.connector)
@@ -290,17 +293,6 @@ def _drop_slot(settings: Settings, engine: Engine) -> None:
             if gone.rowcount or not slot_state(settings).found:
                 return
     raise NotReady(f"slot {settings.slot} is held and does not let go: payrelay connect status")
-
-
-def _wait_published(settings: Settings, missing: set[UUID]) -> None:
-    """The missing events are on their topics."""
-    left = set(missing)
-    deadline = datetime.now().astimezone() + timedelta(seconds=REPAIR_S)
-    begin = datetime.now().astimezone() - MARGIN
-    while left:
-        left -= {identity for identity, _ in event_times(settings, _all_topics(settings), since=begin)}
-        if left and datetime.now().astimezone() > deadline:
-            raise NotReady(f"{len(left)} events are still on no topic after {REPAIR_S:.0f} s: payrelay doctor")
 
 
 def _all_topics(settings: Settings) -> list[str]:

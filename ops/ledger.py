@@ -70,22 +70,31 @@ def statement(
     connection: Connection, account: str, *, currency: str, begin: datetime | None, end: datetime | None
 ) -> list[Line]:
     """Return an account's opening balance, its entries from `begin` up to, not including, `end`, and its closing balance."""
-    rows = connection.execute(
-        text("""SELECT occurred_at, voucher_no, kind, business_no,
-                       CASE side WHEN 'D' THEN amount_fen ELSE 0 END AS debit_fen,
-                       CASE side WHEN 'C' THEN amount_fen ELSE 0 END AS credit_fen
-                FROM accounting.entry JOIN accounting.voucher USING (voucher_no)
-                WHERE account = :account AND currency = :currency AND (CAST(:end AS timestamptz) IS NULL OR occurred_at < :end)
-                ORDER BY occurred_at, voucher_no, line"""),
-        {"account": account, "currency": currency, "end": end},
-    ).all()
-    before = [row for row in rows if begin is not None and row.occurred_at < begin]
-    balance = sum(balance_of(account, row.debit_fen, row.credit_fen) for row in before)
+    parameters = {"account": account, "currency": currency, "begin": begin, "end": end}
+    before = connection.execute(_BEFORE, parameters).one()
+    balance = balance_of(account, before.debit_fen, before.credit_fen)
     lines = [_carried("opening", balance)]
-    for row in rows[len(before) :]:
+    for row in connection.execute(_BETWEEN, parameters):
         balance += balance_of(account, row.debit_fen, row.credit_fen)
         lines.append(Line(**row._mapping, balance_fen=balance))
     return [*lines, _carried("closing", balance)]
+
+
+_BEFORE = text("""
+    SELECT coalesce(sum(amount_fen) FILTER (WHERE side = 'D'), 0)::bigint AS debit_fen,
+           coalesce(sum(amount_fen) FILTER (WHERE side = 'C'), 0)::bigint AS credit_fen
+    FROM accounting.entry JOIN accounting.voucher USING (voucher_no)
+    WHERE account = :account AND currency = :currency AND occurred_at < CAST(:begin AS timestamptz)""")
+
+_BETWEEN = text("""
+    SELECT occurred_at, voucher_no, kind, business_no,
+           CASE side WHEN 'D' THEN amount_fen ELSE 0 END AS debit_fen,
+           CASE side WHEN 'C' THEN amount_fen ELSE 0 END AS credit_fen
+    FROM accounting.entry JOIN accounting.voucher USING (voucher_no)
+    WHERE account = :account AND currency = :currency
+      AND (CAST(:begin AS timestamptz) IS NULL OR occurred_at >= :begin)
+      AND (CAST(:end AS timestamptz) IS NULL OR occurred_at < :end)
+    ORDER BY occurred_at, voucher_no, line""")
 
 
 def _carried(kind: str, balance_fen: int) -> Line:

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from outbox.errors import Unreachable
+from outbox.errors import NotReady, Unreachable
 from outbox.settings import Settings
 from schemas.codec import ID
 
@@ -28,6 +28,22 @@ def event_times(settings: Settings, topics: Sequence[str], *, since: datetime) -
     """
     with _looking(settings) as consumer:
         yield from _read(consumer, topics, int(since.timestamp() * 1000))
+
+
+def wait_published(
+    settings: Settings, topics: Sequence[str], wanted: Collection[UUID], *, since: datetime, within_s: float
+) -> dict[UUID, float]:
+    """Return when (seconds) each of the events was first appended since, once all are. Raises NotReady after `within_s`."""
+    deadline = time.monotonic() + within_s
+    found: dict[UUID, float] = {}
+    while len(found) < len(wanted):
+        for identity, at in event_times(settings, topics, since=since):
+            if identity in wanted:
+                found.setdefault(identity, at)
+        left = len(wanted) - len(found)
+        if left and time.monotonic() > deadline:
+            raise NotReady(f"{left} events are still on no topic after {within_s:.0f} s: payrelay doctor")
+    return found
 
 
 def bounds(settings: Settings, topics: Collection[str]) -> dict[Place, tuple[int, int]]:

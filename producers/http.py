@@ -16,7 +16,6 @@ import uvloop
 from pydantic import SecretStr
 from sqlalchemy import Connection
 from sqlalchemy.exc import DataError, SQLAlchemyError
-from standardwebhooks import Webhook
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -25,6 +24,7 @@ from starlette.types import Lifespan
 
 from outbox.database import engine_for
 from outbox.errors import Refused
+from schemas.signature import can_sign
 
 BODY_BYTES_MAX = 64 * 1024
 THREADS = 8
@@ -96,10 +96,8 @@ class Database:
 
 def usable_secret(name: str, secret: SecretStr) -> str:
     """Return a signing secret; raises Refused naming the setting if none can be signed with."""
-    try:
-        Webhook(secret.get_secret_value())
-    except (RuntimeError, ValueError) as error:
-        raise Refused(f"{name} must be set to whsec_ and 24 to 64 bytes in base64") from error
+    if not can_sign(secret.get_secret_value()):
+        raise Refused(f"{name} must be set to whsec_ and 24 to 64 bytes in base64")
     return secret.get_secret_value()
 
 

@@ -19,6 +19,19 @@ SIGNATURES_MAX = 8
 """More than a rotation of secrets needs; the rest of a header is not looked at."""
 
 
+def can_sign(secret: str) -> bool:
+    """Return whether a secret is one that can be signed with: whsec_ and base64.
+
+    >>> can_sign("whsec_a2tra2tra2s="), can_sign(""), can_sign("whsec_?")
+    (True, False, False)
+    """
+    try:
+        Webhook(secret)
+    except (RuntimeError, ValueError):
+        return False
+    return True
+
+
 def signed_headers(secret: str, *, message_id: str, at: datetime, body: bytes) -> dict[str, str]:
     """Return the three headers that prove a body's origin and time."""
     signature = Webhook(secret).sign(message_id, at, body.decode())
