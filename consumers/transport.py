@@ -288,7 +288,7 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
                 await self.wait(self.can_resume_flow)
                 continue
             try:
-                generation, fetched = await self._in_thread(self._poll(self._open_partitions()))
+                generation, fetched = await self._in_thread(self._poll())
             except self.consumer_stopped_errors:
                 if self.app.should_stop or self.should_stop:
                     return
@@ -311,14 +311,15 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
                 self.positions.tell("poll", "")
                 await self._take_in(fetched, generation)
 
-    async def _poll(self, wanted: set[TopicPartition]) -> tuple[int, dict[TP, tuple[list[Any], int]]]:
+    async def _poll(self) -> tuple[int, dict[TP, tuple[list[Any], int]]]:
         """Return what came in, with the position after it. In the consumer's thread."""
         consumer = self._thread._ensure_consumer()
         if consumer._closed:
             raise self.consumer_stopped_errors[0]
         consumer._coordinator.check_errors()
+        # Looked at here and not by the caller: what the agent takes meanwhile wakes this poll, not one that has not begun.
         self.wanted.clear()
-        self.wanted |= wanted
+        self.wanted |= self._open_partitions()
         subscription = consumer._subscription
         # aiokafka's own context manager would count a fetch for ever once an error leaves it.
         context = subscription.fetch_context()
