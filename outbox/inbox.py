@@ -11,6 +11,7 @@ from sqlalchemy import Connection, text
 
 from outbox.clock import first_id_of
 from outbox.partitions import days_of
+from outbox.rows import as_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,9 +66,8 @@ _HAS_PARKED = text(f"UPDATE progress SET has_parked = true WHERE consumer = :con
 
 _ARRIVE = text("""
     INSERT INTO inbox (consumer, event_id, topic, partition, "offset")
-    SELECT :consumer, arrival.event_id, arrival.topic, arrival.partition, arrival.at
-    FROM unnest(CAST(:ids AS uuid[]), CAST(:topics AS text[]), CAST(:partitions AS integer[]), CAST(:offsets AS bigint[]))
-         AS arrival (event_id, topic, partition, at)
+    SELECT :consumer, arrival.*
+    FROM json_to_recordset(CAST(:rows AS json)) AS arrival (event_id uuid, topic text, partition integer, "offset" bigint)
     ORDER BY arrival.event_id
     ON CONFLICT DO NOTHING
     RETURNING event_id""")
@@ -164,14 +164,16 @@ def arrive(connection: Connection, consumer: str, arrivals: Sequence[Arrival]) -
 
     One statement, in id order, so that two workers that meet the same events wait for, and never on, each other.
     """
-    parameters = {
-        "consumer": consumer,
-        "ids": [arrival.event_id for arrival in arrivals],
-        "topics": [arrival.log.topic for arrival in arrivals],
-        "partitions": [arrival.log.partition for arrival in arrivals],
-        "offsets": [arrival.offset for arrival in arrivals],
-    }
-    return set(connection.execute(_ARRIVE, parameters).scalars())
+    rows = [
+        {
+            "event_id": arrival.event_id,
+            "topic": arrival.log.topic,
+            "partition": arrival.log.partition,
+            "offset": arrival.offset,
+        }
+        for arrival in arrivals
+    ]
+    return set(connection.execute(_ARRIVE, {"consumer": consumer, "rows": as_json(rows)}).scalars())
 
 
 def horizon(connection: Connection, service: str) -> tuple[UUID, UUID]:

@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from outbox.errors import NotInTransaction, Refused
+from outbox.rows import as_json
 from schemas.codec import PAYLOAD_BYTES_MAX, encode
 from schemas.events import Event
 
@@ -29,10 +30,9 @@ class Outgoing:
 
 _INSERT = text("""
     INSERT INTO outbox (topic, key, version, type, correlation, causation, traceparent, payload)
-    SELECT * FROM unnest(
-        CAST(:topics AS text[]), CAST(:keys AS text[]), CAST(:versions AS bigint[]), CAST(:types AS text[]),
-        CAST(:correlations AS text[]), CAST(:causations AS text[]), CAST(:traceparents AS text[]),
-        CAST(:payloads AS text[]))
+    SELECT * FROM json_to_recordset(CAST(:rows AS json))
+        AS event (topic text, key text, version bigint, type text, correlation text, causation text, traceparent text,
+                  payload text)
     RETURNING id""")
 
 
@@ -46,21 +46,22 @@ def record(connection: Connection, events: Sequence[Outgoing]) -> list[UUID]:
         raise NotInTransaction
     if not events:
         return []
-    payloads = [encode(outgoing.event) for outgoing in events]
-    for outgoing, payload in zip(events, payloads, strict=True):
-        if len(payload.encode()) > PAYLOAD_BYTES_MAX:
-            raise Refused(f"{outgoing.event.type} {outgoing.event.key}: body above {PAYLOAD_BYTES_MAX} bytes")
-    rows = connection.execute(
-        _INSERT,
-        {
-            "topics": [outgoing.event.topic.name for outgoing in events],
-            "keys": [outgoing.event.key for outgoing in events],
-            "versions": [outgoing.version for outgoing in events],
-            "types": [outgoing.event.type for outgoing in events],
-            "correlations": [outgoing.correlation for outgoing in events],
-            "causations": [outgoing.causation for outgoing in events],
-            "traceparents": [outgoing.traceparent for outgoing in events],
-            "payloads": payloads,
-        },
-    )
-    return [row.id for row in rows]
+    rows = as_json([_row(outgoing) for outgoing in events])
+    return list(connection.execute(_INSERT, {"rows": rows}).scalars())
+
+
+def _row(outgoing: Outgoing) -> dict[str, str | int | None]:
+    event = outgoing.event
+    payload = encode(event)
+    if len(payload.encode()) > PAYLOAD_BYTES_MAX:
+        raise Refused(f"{event.type} {event.key}: body above {PAYLOAD_BYTES_MAX} bytes")
+    return {
+        "topic": event.topic.name,
+        "key": event.key,
+        "version": outgoing.version,
+        "type": event.type,
+        "correlation": outgoing.correlation,
+        "causation": outgoing.causation,
+        "traceparent": outgoing.traceparent,
+        "payload": payload,
+    }

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, text
 
 from consumers.delivery import DuplicateFact
+from outbox.rows import as_json
 from schemas.codec import Envelope
 from schemas.events import PaymentSettled
 
@@ -14,15 +15,15 @@ from schemas.events import PaymentSettled
 _CREDIT = text("""
     INSERT INTO account (account_no, balance_fen)
     SELECT credit.account_no, sum(credit.amount_fen)
-    FROM unnest(CAST(:accounts AS text[]), CAST(:amounts AS bigint[])) AS credit (account_no, amount_fen)
+    FROM json_to_recordset(CAST(:rows AS json)) AS credit (account_no text, amount_fen bigint)
     GROUP BY credit.account_no ORDER BY credit.account_no
     ON CONFLICT (account_no) DO UPDATE SET balance_fen = account.balance_fen + excluded.balance_fen""")
 
 _ENTER = text("""
     INSERT INTO entry (payment_no, account_no, kind, amount_fen, event_id)
     SELECT payment_no, account_no, 'credit', amount_fen, event_id
-    FROM unnest(CAST(:payments AS text[]), CAST(:accounts AS text[]), CAST(:amounts AS bigint[]), CAST(:ids AS uuid[]))
-         AS credit (payment_no, account_no, amount_fen, event_id)
+    FROM json_to_recordset(CAST(:rows AS json))
+         AS credit (payment_no text, account_no text, amount_fen bigint, event_id uuid)
     ON CONFLICT DO NOTHING""")
 
 
@@ -31,15 +32,19 @@ def credit_merchants(connection: Connection, events: Sequence[Envelope]) -> None
 
     Transaction: the caller's. Raises DuplicateFact, before the caller may commit, if a payment was credited before.
     """
-    settled = [(envelope.id, envelope.event) for envelope in events if isinstance(envelope.event, PaymentSettled)]
-    if not settled:
+    credited = [
+        {
+            "payment_no": event.payment_no,
+            "account_no": event.merchant_no,
+            "amount_fen": event.amount_fen - event.fee_fen,
+            "event_id": envelope.id,
+        }
+        for envelope in events
+        if isinstance(event := envelope.event, PaymentSettled)
+    ]
+    if not credited:
         return
-    parameters = {
-        "ids": [event_id for event_id, _ in settled],
-        "payments": [event.payment_no for _, event in settled],
-        "accounts": [event.merchant_no for _, event in settled],
-        "amounts": [event.amount_fen - event.fee_fen for _, event in settled],
-    }
-    connection.execute(_CREDIT, parameters)
-    if connection.execute(_ENTER, parameters).rowcount != len(settled):
+    rows = {"rows": as_json(credited)}
+    connection.execute(_CREDIT, rows)
+    if connection.execute(_ENTER, rows).rowcount != len(credited):
         raise DuplicateFact("a payment was credited before")

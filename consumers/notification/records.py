@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from consumers.delivery import DuplicateFact
 from consumers.notification.tables import receiver
+from outbox.rows import as_json
 from schemas.codec import Envelope
 from schemas.events import Event, PaymentFailed, PaymentSettled
 
@@ -21,8 +22,8 @@ LEASE_S = 30
 
 _WRITE = text("""
     INSERT INTO notify_record (queue, event_id, merchant_no, payment_no, order_no, body)
-    SELECT :queue, * FROM unnest(CAST(:ids AS uuid[]), CAST(:merchants AS text[]), CAST(:payments AS text[]),
-                                 CAST(:orders AS text[]), CAST(:bodies AS text[]))
+    SELECT :queue, told.* FROM json_to_recordset(CAST(:rows AS json))
+        AS told (event_id uuid, merchant_no text, payment_no text, order_no text, body text)
     ON CONFLICT DO NOTHING""")
 
 _CLAIM = text("""
@@ -71,15 +72,17 @@ def write_records(connection: Connection, events: Sequence[Envelope]) -> None:
     told = [(envelope, body) for envelope in events if (body := body_of(envelope.event))]
     if not told:
         return
-    parameters = {
-        "queue": MERCHANT,
-        "ids": [envelope.id for envelope, _ in told],
-        "merchants": [envelope.event.merchant_no for envelope, _ in told],  # type: ignore[attr-defined]
-        "payments": [envelope.event.payment_no for envelope, _ in told],  # type: ignore[attr-defined]
-        "orders": [envelope.correlation for envelope, _ in told],
-        "bodies": [body for _, body in told],
-    }
-    if connection.execute(_WRITE, parameters).rowcount != len(told):
+    rows = [
+        {
+            "event_id": envelope.id,
+            "merchant_no": envelope.event.merchant_no,  # type: ignore[attr-defined]
+            "payment_no": envelope.event.payment_no,  # type: ignore[attr-defined]
+            "order_no": envelope.correlation,
+            "body": body,
+        }
+        for envelope, body in told
+    ]
+    if connection.execute(_WRITE, {"queue": MERCHANT, "rows": as_json(rows)}).rowcount != len(told):
         raise DuplicateFact("a record of this event was written before")
 
 

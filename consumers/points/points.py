@@ -7,21 +7,22 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, text
 
 from consumers.delivery import DuplicateFact
+from outbox.rows import as_json
 from schemas.codec import Envelope
 from schemas.events import PaymentSettled
 
 _ADD = text("""
     INSERT INTO account (account_no, balance)
     SELECT earned.account_no, sum(earned.points)
-    FROM unnest(CAST(:accounts AS text[]), CAST(:points AS bigint[])) AS earned (account_no, points)
+    FROM json_to_recordset(CAST(:rows AS json)) AS earned (account_no text, points bigint)
     GROUP BY earned.account_no ORDER BY earned.account_no
     ON CONFLICT (account_no) DO UPDATE SET balance = account.balance + excluded.balance""")
 
 _ENTER = text("""
     INSERT INTO entry (payment_no, account_no, kind, points, event_id)
     SELECT payment_no, account_no, 'earn', points, event_id
-    FROM unnest(CAST(:payments AS text[]), CAST(:accounts AS text[]), CAST(:points AS bigint[]), CAST(:ids AS uuid[]))
-         AS earned (payment_no, account_no, points, event_id)
+    FROM json_to_recordset(CAST(:rows AS json))
+         AS earned (payment_no text, account_no text, points bigint, event_id uuid)
     ON CONFLICT DO NOTHING""")
 
 
@@ -30,15 +31,19 @@ def add_points(connection: Connection, events: Sequence[Envelope]) -> None:
 
     Transaction: the caller's. Raises DuplicateFact, before the caller may commit, if a payment earned points before.
     """
-    settled = [(envelope.id, envelope.event) for envelope in events if isinstance(envelope.event, PaymentSettled)]
-    if not settled:
+    earned = [
+        {
+            "payment_no": event.payment_no,
+            "account_no": event.payer_no,
+            "points": event.points,
+            "event_id": envelope.id,
+        }
+        for envelope in events
+        if isinstance(event := envelope.event, PaymentSettled)
+    ]
+    if not earned:
         return
-    parameters = {
-        "ids": [event_id for event_id, _ in settled],
-        "payments": [event.payment_no for _, event in settled],
-        "accounts": [event.payer_no for _, event in settled],
-        "points": [event.points for _, event in settled],
-    }
-    connection.execute(_ADD, parameters)
-    if connection.execute(_ENTER, parameters).rowcount != len(settled):
+    rows = {"rows": as_json(earned)}
+    connection.execute(_ADD, rows)
+    if connection.execute(_ENTER, rows).rowcount != len(earned):
         raise DuplicateFact("a payment earned points before")
