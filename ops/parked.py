@@ -18,7 +18,6 @@ from sqlalchemy import Connection, Engine, text
 
 import consumers.retry as out
 from consumers.delivery import Delivery, Processor
-from consumers.worker import PROCESSORS
 from outbox.clock import utc_now
 from outbox.database import engine_for
 from outbox.errors import Refused
@@ -209,6 +208,8 @@ def operator() -> str:
 
 
 def _processor(settings: Settings, consumer: str) -> Processor:
+    from consumers.worker import PROCESSORS  # Faust, which the reading commands do without
+
     try:
         return PROCESSORS[consumer.removeprefix(settings.group_prefix)]
     except KeyError:

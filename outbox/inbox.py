@@ -204,7 +204,7 @@ def arrive(connection: Connection, consumer: str, arrivals: Sequence[Arrival]) -
 
 def horizon(connection: Connection, service: str) -> tuple[UUID, UUID]:
     """Return the smallest id whose repeats the inbox would still recognise, and the smallest id too far ahead for it."""
-    days = days_of(connection, service, "inbox")
+    days = days_of(connection, service, "inbox", leaving=False)
     if not days:
         return first_id_of(date.max), first_id_of(date.max)
     return first_id_of(days[0]), first_id_of(date.fromordinal(days[-1].toordinal() + 1))
