@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, text
 
-from consumers.accounting.entries import BANK_CLEARING
+from consumers.accounting.entries import CHART, general_account
+from schemas.money import CNY
 
-DEBIT_NORMAL = frozenset({BANK_CLEARING})
 CHUNK = 5_000
 NAMED_MAX = 1_000
 """Differences of one kind that are named; more are counted."""
@@ -49,6 +49,31 @@ class Balance:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Account:
+    """A row of the chart of accounts, with what its accounts add up to in a currency."""
+
+    code: str
+    name: str
+    normal_side: str
+    currency: str
+    accounts: int
+    balance_fen: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuspenseItem:
+    """Money that the bank has taken and no order could: it waits for an operator."""
+
+    bank_transaction_no: str
+    payment_no: str
+    amount_fen: int
+    currency: str
+    reason: str
+    recorded_at: datetime
+    age_s: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Difference:
     """Two things that should agree, and do not."""
 
@@ -63,7 +88,7 @@ def balance_of(account: str, debit_fen: int, credit_fen: int) -> int:
     >>> balance_of("bank_clearing", 100, 30), balance_of("merchant_payable:M1", 30, 100)
     (70, 70)
     """
-    return debit_fen - credit_fen if account in DEBIT_NORMAL else credit_fen - debit_fen
+    return debit_fen - credit_fen if general_account(account).normal_side == "D" else credit_fen - debit_fen
 
 
 def statement(
@@ -122,10 +147,44 @@ def trial_balance(connection: Connection, *, at: datetime | None = None) -> list
     return [Balance(**row._mapping, balance_fen=balance_of(row.account, row.debit_fen, row.credit_fen)) for row in rows]
 
 
+def accounts(connection: Connection) -> list[Account]:
+    """Return the chart of accounts with the kept balances, a row for each currency that an account has."""
+    found = trial_balance(connection)
+    rows = []
+    for code, general in CHART.items():
+        own = [one for one in found if general_account(one.account) is general]
+        rows += [
+            Account(
+                code=code,
+                name=general.name,
+                normal_side=general.normal_side,
+                currency=currency,
+                accounts=sum(one.currency == currency for one in own),
+                balance_fen=sum(one.balance_fen for one in own if one.currency == currency),
+            )
+            for currency in sorted({one.currency for one in own} or {CNY})
+        ]
+    return rows
+
+
+def suspense(connection: Connection, *, payment_no: str = "", reason: str = "", limit: int) -> list[SuspenseItem]:
+    """Return what is in suspense, the oldest first, at most so many; of one payment, or with a word in its reason."""
+    rows = connection.execute(
+        text("""SELECT bank_transaction_no, payment_no, amount_fen, currency, reason, recorded_at,
+                       extract(epoch FROM clock_timestamp() - recorded_at)::bigint AS age_s
+                FROM payments.suspense
+                WHERE (:payment_no = '' OR payment_no = :payment_no) AND strpos(reason, :reason) > 0
+                ORDER BY recorded_at, bank_transaction_no LIMIT :limit"""),
+        {"payment_no": payment_no, "reason": reason, "limit": limit},
+    )
+    return [SuspenseItem(**row._mapping) for row in rows]
+
+
 def check(engine: Engine, *, before: datetime) -> list[Difference]:
     """Return what does not agree: debits with credits, balances with entries, vouchers with settled payments and suspense.
 
-    A fact that happened after `before` may still be on its way, and is left out. Reads only, each service by itself.
+    A fact that happened after `before` may still be on its way, and is left out. A voucher that was reversed is none: what
+    stands for its fact is the correction in its place, for the same amount. Reads only, each service by itself.
     """
     with engine.connect() as connection:
         inside = [
@@ -148,11 +207,17 @@ def check(engine: Engine, *, before: datetime) -> list[Difference]:
     return [*inside, *settled, *suspended]
 
 
+# A fact's voucher, or the last of the corrections in its place; there is at most one that was not reversed.
 _VOUCHERS = """
     SELECT business_no, currency, occurred_at AS happened_at,
            (SELECT coalesce(sum(amount_fen), 0)::bigint FROM accounting.entry
             WHERE entry.voucher_no = voucher.voucher_no AND side = 'D') AS amount_fen
-    FROM accounting.voucher WHERE kind = :kind ORDER BY business_no COLLATE "C" """
+    FROM accounting.voucher
+    WHERE NOT EXISTS (SELECT FROM accounting.voucher AS reversal WHERE reversal.reverses = voucher.voucher_no)
+      AND (kind = :kind OR (kind = 'correction' AND EXISTS (
+             SELECT FROM accounting.voucher AS first
+             WHERE first.business_no = voucher.business_no AND first.kind = :kind AND first.event_id IS NOT NULL)))
+    ORDER BY business_no COLLATE "C" """
 
 
 def _differences(engine: Engine, kind: str, facts: str, before: datetime) -> list[Difference]:
@@ -179,7 +244,7 @@ def _either(fact: Any, voucher: Any) -> Any:
 
 def _problem(fact: Any, voucher: Any, before: datetime) -> str | None:
     if voucher is None:
-        return "has no voucher" if fact.happened_at < before else None
+        return "has no voucher that stands" if fact.happened_at < before else None
     if fact is None:
         return "has a voucher, and did not happen"
     told, posted = (fact.amount_fen, fact.currency), (voucher.amount_fen, voucher.currency)

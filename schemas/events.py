@@ -52,6 +52,9 @@ class PaymentSettled(Event, frozen=True, kw_only=True):
     points: Count
     bank_transaction_no: Number
     settled_at: Instant
+    cost_fen: AmountOrZero = 0
+    """What the channel keeps of the amount."""
+    cost_rule: Annotated[str, Meta(max_length=64, description="the rule that gave the cost, for the record")] = ""
 
 
 class PaymentFailed(Event, frozen=True, kw_only=True):

@@ -3,37 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Literal
 from zlib import crc32
 
 from sqlalchemy import Connection, text
 
-from consumers.accounting.entries import FLOORLESS, Voucher, voucher_of
+from consumers.accounting.entries import Entry, Voucher, general_account, voucher_of
 from consumers.delivery import DuplicateFact
+from outbox.errors import Refused
+from outbox.rows import as_json
 from schemas.codec import Envelope
 
 STRIPES = 16
 """Parts that a floorless account's balance is kept in, so that workers do not wait for one row."""
 
 _VOUCHERS = text("""
-    INSERT INTO voucher (business_no, kind, event_id, currency, occurred_at)
-    SELECT * FROM unnest(CAST(:business_nos AS text[]), CAST(:kinds AS text[]), CAST(:ids AS uuid[]),
-                         CAST(:currencies AS text[]), CAST(:times AS timestamptz[]))
+    INSERT INTO voucher (business_no, kind, event_id, currency, occurred_at, lines)
+    SELECT * FROM json_to_recordset(CAST(:rows AS json))
+        AS voucher (business_no text, kind text, event_id uuid, currency text, occurred_at timestamptz, lines smallint)
     ON CONFLICT DO NOTHING
     RETURNING voucher_no, event_id""")
 
 _ENTRIES = text("""
     INSERT INTO entry (voucher_no, line, account, side, amount_fen)
-    SELECT * FROM unnest(CAST(:vouchers AS bigint[]), CAST(:lines AS smallint[]), CAST(:accounts AS text[]),
-                         CAST(:sides AS text[]), CAST(:amounts AS bigint[]))""")
+    SELECT * FROM json_to_recordset(CAST(:rows AS json))
+        AS entry (voucher_no bigint, line smallint, account text, side text, amount_fen bigint)""")
 
-# One touch per account and batch; rows locked in the order of the select.
+# One touch per account and batch; rows are locked in the order of the select.
 _BALANCES = text("""
     INSERT INTO balance (account, currency, stripe, debit_fen, credit_fen)
-    SELECT account, currency, stripe,
-           coalesce(sum(amount_fen) FILTER (WHERE side = 'D'), 0), coalesce(sum(amount_fen) FILTER (WHERE side = 'C'), 0)
-    FROM unnest(CAST(:accounts AS text[]), CAST(:currencies AS text[]), CAST(:stripes AS integer[]),
-                CAST(:sides AS text[]), CAST(:amounts AS bigint[])) AS move (account, currency, stripe, side, amount_fen)
-    GROUP BY account, currency, stripe ORDER BY account, currency, stripe
+    SELECT * FROM json_to_recordset(CAST(:rows AS json))
+        AS move (account text, currency text, stripe integer, debit_fen bigint, credit_fen bigint)
+    ORDER BY account, currency, stripe
     ON CONFLICT (account, currency, stripe) DO UPDATE
     SET debit_fen = balance.debit_fen + excluded.debit_fen, credit_fen = balance.credit_fen + excluded.credit_fen""")
 
@@ -50,32 +53,152 @@ def post_vouchers(connection: Connection, vouchers: Sequence[Voucher]) -> None:
     """
     if not vouchers:
         return
-    posted = connection.execute(
-        _VOUCHERS,
+    rows = [
         {
-            "business_nos": [voucher.business_no for voucher in vouchers],
-            "kinds": [voucher.kind for voucher in vouchers],
-            "ids": [voucher.event_id for voucher in vouchers],
-            "currencies": [voucher.currency for voucher in vouchers],
-            "times": [voucher.occurred_at for voucher in vouchers],
-        },
-    )
-    numbers = {row.event_id: row.voucher_no for row in posted}
+            "business_no": voucher.business_no,
+            "kind": voucher.kind,
+            "event_id": voucher.event_id,
+            "currency": voucher.currency,
+            "occurred_at": voucher.occurred_at,
+            "lines": len(voucher.entries),
+        }
+        for voucher in vouchers
+    ]
+    numbers = {row.event_id: row.voucher_no for row in connection.execute(_VOUCHERS, {"rows": as_json(rows)})}
     if len(numbers) != len(vouchers):
         raise DuplicateFact("a voucher of this kind was posted before")
-    stripe = crc32(vouchers[0].business_no.encode()) % STRIPES
-    lines = [(voucher, number, entry) for voucher in vouchers for number, entry in enumerate(voucher.entries, start=1)]
-    entries = {
-        "vouchers": [numbers[voucher.event_id] for voucher, _, _ in lines],
-        "lines": [number for _, number, _ in lines],
-        "accounts": [entry.account for _, _, entry in lines],
-        "sides": [entry.side for _, _, entry in lines],
-        "amounts": [entry.amount_fen for _, _, entry in lines],
-    }
-    connection.execute(_ENTRIES, entries)
-    moves = {
-        **entries,
-        "currencies": [voucher.currency for voucher, _, _ in lines],
-        "stripes": [stripe if entry.account in FLOORLESS else 0 for _, _, entry in lines],
-    }
-    connection.execute(_BALANCES, moves)
+    _enter(connection, [(numbers[voucher.event_id], voucher) for voucher in vouchers])
+
+
+def _enter(connection: Connection, posted: Sequence[tuple[int, Voucher]]) -> None:
+    """The entries of new vouchers are in, and the balances include them."""
+    stripe = crc32(posted[0][1].business_no.encode()) % STRIPES
+    entries = []
+    moves: dict[tuple[str, str, int], list[int]] = {}
+    for voucher_no, voucher in posted:
+        for line, entry in enumerate(voucher.entries, start=1):
+            entries.append(
+                {
+                    "voucher_no": voucher_no,
+                    "line": line,
+                    "account": entry.account,
+                    "side": entry.side,
+                    "amount_fen": entry.amount_fen,
+                }
+            )
+            place = (entry.account, voucher.currency, stripe if general_account(entry.account).floorless else 0)
+            moves.setdefault(place, [0, 0])["DC".index(entry.side)] += entry.amount_fen
+    connection.execute(_ENTRIES, {"rows": as_json(entries)})
+    balances = [
+        {"account": account, "currency": currency, "stripe": part, "debit_fen": debit_fen, "credit_fen": credit_fen}
+        for (account, currency, part), (debit_fen, credit_fen) in moves.items()
+    ]
+    connection.execute(_BALANCES, {"rows": as_json(balances)})
+
+
+_BY_HAND = text("""
+    INSERT INTO voucher (business_no, kind, currency, occurred_at, lines, reverses, corrects, reason, actor)
+    VALUES (:business_no, :kind, :currency, :occurred_at, :lines, :reverses, :corrects, :reason, :actor)
+    ON CONFLICT DO NOTHING
+    RETURNING voucher_no""")
+
+
+def find_voucher(connection: Connection, voucher_no: int) -> Voucher:
+    """Return a voucher as it was posted. Raises Refused where there is none."""
+    row = connection.execute(
+        text("""SELECT business_no, kind, event_id, currency, occurred_at, reverses, corrects, reason, actor
+                FROM voucher WHERE voucher_no = :voucher_no"""),
+        {"voucher_no": voucher_no},
+    ).first()
+    if row is None:
+        raise Refused(f"there is no voucher {voucher_no}: payrelay ledger statement ACCOUNT shows their numbers")
+    lines = connection.execute(
+        text("SELECT account, side, amount_fen FROM entry WHERE voucher_no = :voucher_no ORDER BY line"),
+        {"voucher_no": voucher_no},
+    )
+    return Voucher(**row._mapping, entries=tuple(Entry(**line._mapping) for line in lines))
+
+
+def reversal_of(connection: Connection, voucher_no: int, *, reason: str, actor: str, at: datetime) -> Voucher:
+    """Return the voucher that would take another one back, at a time of its own. Writes nothing.
+
+    Raises Refused for a voucher that does not exist, is a reversal, or was reversed before.
+    """
+    original = find_voucher(connection, voucher_no)
+    if original.kind == "reversal":
+        raise Refused(f"voucher {voucher_no} is a reversal: post a correction of voucher {original.reverses} instead")
+    if (reversal := _follower(connection, "reverses", voucher_no)) is not None:
+        raise Refused(f"voucher {voucher_no} was reversed before, by voucher {reversal}")
+    return Voucher(
+        business_no=original.business_no,
+        kind="reversal",
+        event_id=None,
+        currency=original.currency,
+        occurred_at=at,
+        entries=tuple(entry.mirrored() for entry in original.entries),
+        reverses=voucher_no,
+        reason=reason,
+        actor=actor,
+    )
+
+
+def reverse_voucher(connection: Connection, voucher_no: int, *, reason: str, actor: str, at: datetime) -> int:
+    """A voucher's entries are taken back by their mirror, whose number is returned, if the caller commits.
+
+    Transaction: the caller's. A voucher is reversed once: a repeat raises Refused, as for one that is a reversal or is not
+    there. What the event told stays told: funds, points and the payment itself do not change.
+    """
+    return _post_by_hand(connection, reversal_of(connection, voucher_no, reason=reason, actor=actor, at=at))
+
+
+def correction_of(
+    connection: Connection, voucher_no: int, entries: Sequence[Entry], *, reason: str, actor: str, at: datetime
+) -> Voucher:
+    """Return the voucher that would stand in the place of a reversed one. Writes nothing.
+
+    Raises Refused unless the voucher was reversed, and not corrected yet; ValueError for entries that do not balance.
+    """
+    original = find_voucher(connection, voucher_no)
+    if _follower(connection, "reverses", voucher_no) is None:
+        raise Refused(f"voucher {voucher_no} stands: payrelay ledger reverse {voucher_no} takes it back")
+    if (correction := _follower(connection, "corrects", voucher_no)) is not None:
+        raise Refused(f"voucher {voucher_no} was corrected before, by voucher {correction}")
+    return Voucher(
+        business_no=original.business_no,
+        kind="correction",
+        event_id=None,
+        currency=original.currency,
+        occurred_at=at,
+        entries=tuple(entries),
+        corrects=voucher_no,
+        reason=reason,
+        actor=actor,
+    )
+
+
+def correct_voucher(
+    connection: Connection, voucher_no: int, entries: Sequence[Entry], *, reason: str, actor: str, at: datetime
+) -> int:
+    """Entries stand in the place of a reversed voucher's, under the number returned, if the caller commits.
+
+    Transaction: the caller's. Once: a repeat raises Refused. Otherwise raises as `correction_of` does.
+    """
+    return _post_by_hand(connection, correction_of(connection, voucher_no, entries, reason=reason, actor=actor, at=at))
+
+
+def _follower(connection: Connection, how: Literal["reverses", "corrects"], voucher_no: int) -> int | None:
+    """Return the voucher that reverses, or corrects, another one."""
+    found: int | None = connection.execute(
+        text(f"SELECT voucher_no FROM voucher WHERE {how} = :voucher_no"), {"voucher_no": voucher_no}  # noqa: S608
+    ).scalar()  # fmt: skip
+    return found
+
+
+def _post_by_hand(connection: Connection, voucher: Voucher) -> int:
+    """The voucher is posted, unless somebody has reversed or corrected the same one meanwhile: then raises Refused."""
+    row = {name: value for name, value in asdict(voucher).items() if name not in ("entries", "event_id")}
+    voucher_no: int | None = connection.execute(_BY_HAND, {**row, "lines": len(voucher.entries)}).scalar()
+    if voucher_no is None:
+        raise Refused(f"voucher {voucher.reverses or voucher.corrects} has its {voucher.kind} already")
+    _enter(connection, [(voucher_no, voucher)])
+    return voucher_no

@@ -1,10 +1,13 @@
-"""payrelay ledger: statement, trial-balance, check."""
+"""payrelay ledger: accounts, statement, trial-balance, check, suspense, reverse, correct."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from datetime import datetime, timedelta
-from typing import Annotated
+from getpass import getuser
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,7 +16,22 @@ from ops.cli.pipeline import FORMATS, current_settings, zoned
 from outbox.clock import utc_now
 from schemas.money import CNY
 
+if TYPE_CHECKING:  # commands import what they run: --help is quick
+    from sqlalchemy import Connection
+
+    from consumers.accounting.entries import Entry
+
 app = typer.Typer(help="The ledger, as an auditor reads it. Amounts are fen.", no_args_is_help=True)
+
+
+@app.command()
+def accounts(output: Output = Format.TABLE) -> None:
+    """Show the chart of accounts: what each is for, on which side it grows, and what it holds."""
+    from ops.health import reader_engine
+    from ops.ledger import accounts as chart_of
+
+    with reader_engine(current_settings()).connect() as connection:
+        print_rows([asdict(one) for one in chart_of(connection)], output)
 
 
 @app.command()
@@ -83,3 +101,100 @@ def check(
     say(f"{len(differences)} differences" if differences else "the ledger agrees with itself and with the payments")
     if differences:
         raise typer.Exit(1)
+
+
+@app.command()
+def suspense(
+    payment: Annotated[str, typer.Option("--payment", help="its number, as the bank named it")] = "",
+    reason: Annotated[str, typer.Option("--reason", help="a part of it, e.g. expired")] = "",
+    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000)] = 100,
+    output: Output = Format.TABLE,
+) -> None:
+    """Show money that the bank has taken and no order could accept, the oldest first."""
+    from ops.health import reader_engine
+    from ops.ledger import SuspenseItem
+    from ops.ledger import suspense as suspense_of
+
+    with reader_engine(current_settings()).connect() as connection:
+        items = suspense_of(connection, payment_no=payment, reason=reason, limit=limit)
+    print_rows([asdict(one) for one in items], output, columns=tuple(SuspenseItem.__dataclass_fields__))
+    say(f"{len(items)} in suspense" + (f", the {limit} oldest at most" if len(items) == limit else ""))
+
+
+Reason = Annotated[str, typer.Option("--reason", help="why; kept on the voucher")]
+Actor = Annotated[str, typer.Option("--actor", help="who; you, if not given")]
+Execute = Annotated[bool, typer.Option("--execute", help="post it; else it is only shown")]
+
+
+@app.command()
+def reverse(
+    voucher_no: int, reason: Reason, actor: Actor = "", execute: Execute = False, output: Output = Format.TABLE
+) -> None:
+    """Take a voucher back by one with its entries on the other side. Shows it; posts it with --execute."""
+    from consumers.accounting.ledger import reversal_of, reverse_voucher
+
+    reason, actor, at = _told("--reason", reason), _told("--actor", actor or getuser()), utc_now()
+    with _accounting() as connection:
+        voucher = reversal_of(connection, voucher_no, reason=reason, actor=actor, at=at)
+        posted_no = reverse_voucher(connection, voucher_no, reason=reason, actor=actor, at=at) if execute else None
+    _show(voucher.entries, posted_no, output)
+
+
+@app.command()
+def correct(
+    voucher_no: Annotated[int, typer.Argument(help="a reversed voucher")],
+    reason: Reason,
+    debit: Annotated[list[str], typer.Option("--debit", metavar="ACCOUNT=FEN", help="may be repeated")],
+    credit: Annotated[list[str], typer.Option("--credit", metavar="ACCOUNT=FEN", help="may be repeated")],
+    actor: Actor = "",
+    execute: Execute = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Post entries in the place of a reversed voucher's. Shows them; posts them with --execute."""
+    from consumers.accounting.ledger import correct_voucher, correction_of
+
+    entries = [*(_entry("D", one) for one in debit), *(_entry("C", one) for one in credit)]
+    reason, actor, at = _told("--reason", reason), _told("--actor", actor or getuser()), utc_now()
+    with _accounting() as connection:
+        try:
+            voucher = correction_of(connection, voucher_no, entries, reason=reason, actor=actor, at=at)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+        posted_no = None
+        if execute:
+            posted_no = correct_voucher(connection, voucher_no, entries, reason=reason, actor=actor, at=at)
+    _show(voucher.entries, posted_no, output)
+
+
+def _accounting() -> AbstractContextManager[Connection]:
+    """Return a transaction with accounting's role."""
+    from sqlalchemy import create_engine
+    from sqlalchemy.pool import NullPool
+
+    from outbox.database import driver_url
+
+    return create_engine(driver_url(current_settings().dsn_of("accounting")), poolclass=NullPool).begin()
+
+
+def _told(option: str, value: str) -> str:
+    if not value.strip():
+        raise typer.BadParameter(f"{option} is empty: the voucher keeps it")
+    return value.strip()
+
+
+def _entry(side: Literal["D", "C"], told: str) -> Entry:
+    from consumers.accounting.entries import Entry, general_account
+
+    account, _, amount = told.rpartition("=")
+    if not amount.isdecimal() or not int(amount):
+        raise typer.BadParameter(f"{told!r} is not ACCOUNT=FEN, e.g. merchant_payable:M1=1200")
+    try:
+        general_account(account)
+    except ValueError as error:
+        raise typer.BadParameter(f"{error}: payrelay ledger accounts lists it") from error
+    return Entry(account=account, side=side, amount_fen=int(amount))
+
+
+def _show(entries: Sequence[Entry], posted_no: int | None, output: Format) -> None:
+    print_rows([asdict(entry) for entry in entries], output)
+    say("nothing is posted: --execute posts it" if posted_no is None else f"posted as voucher {posted_no}")

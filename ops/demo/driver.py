@@ -8,7 +8,7 @@ import random
 import time
 from base64 import b64encode
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 from uuid import uuid4
 
@@ -36,6 +36,8 @@ PAYERS = 40
 POOR_PAYERS = 2
 FAILING_SHARE = 0.05
 REPEATED_SHARE = 0.10
+AMOUNT_FEN_MIN = 20
+"""No merchant's fee takes all of it: each payment leaves the merchant something to be counted."""
 AMOUNT_FEN_MAX = 50_000
 PATIENCE_S = 90.0
 """How long one request is tried again while a part is away."""
@@ -58,7 +60,13 @@ def cast(run: str, seed: int) -> Run:
     """Return merchants and payers of a run; the same for the same seed but for their secrets."""
     draw = random.Random(f"cast {seed}")
     merchants = [
-        Merchant(merchant_no=f"{run}-M{number:02d}", fee_rate_bp=draw.choice([0, 38, 60, 60, 100]))
+        Merchant(
+            merchant_no=f"{run}-M{number:02d}",
+            fee_rate_bp=draw.choice([0, 38, 60, 60, 100]),
+            fee_fixed_fen=draw.choice([0, 0, 10]),
+            fee_min_fen=draw.choice([0, 0, 8]),
+            fee_cap_fen=draw.choice([None, None, 200]),
+        )
         for number in range(MERCHANTS)
     ]
 
@@ -82,7 +90,7 @@ def intents(run: Run, orders: int, seed: int) -> list[Intent]:
             order_no=f"{run.name}-O{number:06d}",
             merchant_no=draw.choice(run.merchants).merchant_no,
             payer_no=draw.choice(run.poor if draw.random() < FAILING_SHARE else run.payers).payer_no,
-            amount_fen=draw.randint(1, AMOUNT_FEN_MAX),
+            amount_fen=draw.randint(AMOUNT_FEN_MIN, AMOUNT_FEN_MAX),
             repeats=draw.choice([1, 2]) if draw.random() < REPEATED_SHARE else 0,
         )
         for number in range(orders)
@@ -98,8 +106,8 @@ def enrol(settings: Settings, run: Run, sink_url: str) -> None:
 
     with engine("payments") as connection:
         for merchant in run.merchants:
-            number, secret = merchant.merchant_no, run.secrets[merchant.merchant_no]
-            register_merchant(connection, number, api_key=number, secret=secret, fee_rate_bp=merchant.fee_rate_bp)
+            number = merchant.merchant_no
+            register_merchant(connection, **asdict(merchant), api_key=number, secret=run.secrets[number])
         for payer in (*run.payers, *run.poor):
             open_account(connection, payer.payer_no, bank_account_no=payer.account_no, limits=unlimited)
     with engine("bank") as connection:

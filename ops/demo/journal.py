@@ -16,6 +16,9 @@ class Merchant:
 
     merchant_no: str
     fee_rate_bp: int
+    fee_fixed_fen: int = 0
+    fee_min_fen: int = 0
+    fee_cap_fen: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

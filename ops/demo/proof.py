@@ -12,11 +12,12 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from ops.demo.journal import Intent, Journal
+from ops.demo.journal import Intent, Journal, Merchant
 from ops.health import reader_engine
 from ops.ledger import ledger_problems
 from outbox.settings import SERVICES, Settings
-from schemas.money import fee_at_rate, points_of
+from producers.payments.fees import FeeRule, fee_of
+from schemas.money import points_of
 
 EFFECTS = ("funds", "points", "accounting", "notification")
 
@@ -137,7 +138,7 @@ def judge(journal: Journal, facts: Facts, *, delivered: int | None = None) -> Pr
     counts = {
         "funds": Counter(row.payment_no for row in facts.funds),
         "points": Counter(row.payment_no for row in facts.points),
-        "accounting": Counter(row.business_no for row in facts.vouchers if row.side == "D"),
+        "accounting": Counter(row.business_no for row in facts.vouchers if row.account.startswith("merchant_payable:")),
         "notification": Counter(row.payment_no for row in facts.records if row.status == "SUCCESS"),
     }
     for name, found in counts.items():
@@ -211,7 +212,7 @@ def _balances(journal: Journal, facts: Facts) -> Iterable[tuple[str, Mapping[str
         payer = journal.payers[intent.payer_no]
         if payer.balance_fen == 0:
             continue
-        fee_fen = fee_at_rate(intent.amount_fen, journal.merchants[intent.merchant_no].fee_rate_bp)
+        fee_fen = fee_of(_fee_rule(journal.merchants[intent.merchant_no]), intent.amount_fen)
         bank[payer.account_no] -= intent.amount_fen
         funds[intent.merchant_no] += intent.amount_fen - fee_fen
         points[intent.payer_no] += points_of(intent.amount_fen)
@@ -224,3 +225,12 @@ def _balances(journal: Journal, facts: Facts) -> Iterable[tuple[str, Mapping[str
     yield "funds", funds, facts.funds_balances
     yield "points", points, facts.points_balances
     yield "ledger", payable, kept
+
+
+def _fee_rule(merchant: Merchant) -> FeeRule:
+    return FeeRule(
+        rate_bp=merchant.fee_rate_bp,
+        fixed_fen=merchant.fee_fixed_fen,
+        min_fen=merchant.fee_min_fen,
+        cap_fen=merchant.fee_cap_fen,
+    )

@@ -15,7 +15,8 @@ from sqlalchemy import Connection, Row, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from outbox.errors import Refused
-from producers.payments.tables import account, limit_use, merchant, payment
+from producers.payments.fees import FeeRule
+from producers.payments.tables import account, channel, limit_use, merchant, payment
 from schemas.events import Amount, Number
 
 EXPIRE_BATCH = 200
@@ -211,11 +212,42 @@ def find_payment(connection: Connection, merchant_no: str, payment_no: str) -> d
     }
 
 
-def register_merchant(connection: Connection, merchant_no: str, *, api_key: str, secret: str, fee_rate_bp: int) -> None:
-    """The merchant may ask for payments with this key and secret. May be repeated: the last one holds."""
-    row = {"merchant_no": merchant_no, "api_key": api_key, "secret": secret, "fee_rate_bp": fee_rate_bp}
+def register_merchant(
+    connection: Connection,
+    merchant_no: str,
+    *,
+    api_key: str,
+    secret: str,
+    fee_rate_bp: int,
+    fee_fixed_fen: int = 0,
+    fee_min_fen: int = 0,
+    fee_cap_fen: int | None = None,
+) -> None:
+    """The merchant may ask for payments with this key and secret, for this fee. May be repeated: the last one holds."""
+    row = {
+        "merchant_no": merchant_no,
+        "api_key": api_key,
+        "secret": secret,
+        "fee_rate_bp": fee_rate_bp,
+        "fee_fixed_fen": fee_fixed_fen,
+        "fee_min_fen": fee_min_fen,
+        "fee_cap_fen": fee_cap_fen,
+    }
     statement = insert(merchant).values(row)
     connection.execute(statement.on_conflict_do_update(index_elements=["merchant_no"], set_=row))
+
+
+def set_channel_cost(connection: Connection, channel_name: str, cost: FeeRule) -> None:
+    """Payments that are settled from now on cost this through the channel. May be repeated: the last one holds."""
+    row = {
+        "channel": channel_name,
+        "cost_rate_bp": cost.rate_bp,
+        "cost_fixed_fen": cost.fixed_fen,
+        "cost_min_fen": cost.min_fen,
+        "cost_cap_fen": cost.cap_fen,
+    }
+    statement = insert(channel).values(row)
+    connection.execute(statement.on_conflict_do_update(index_elements=["channel"], set_=row))
 
 
 def open_account(connection: Connection, payer_no: str, *, bank_account_no: str, limits: Limits) -> None:

@@ -16,11 +16,12 @@ import msgspec
 from sqlalchemy import Connection, Row, text
 
 from outbox.record import Outgoing, record
+from producers.payments.fees import FeeRule, described, fee_of
 from producers.payments.orders import free_limit
 from producers.payments.tables import payment
 from schemas.bank import BankNotification
 from schemas.events import PaymentFailed, PaymentSettled, SuspenseRecorded
-from schemas.money import fee_at_rate, points_of
+from schemas.money import points_of
 from schemas.signature import is_fresh
 
 log = logging.getLogger(__name__)
@@ -148,7 +149,9 @@ _BOOKED = text("""
 _FORGET = text("DELETE FROM bank_notification WHERE webhook_id = :webhook_id")
 
 _ORDER = text("""
-    SELECT payment.*, merchant.fee_rate_bp FROM payment JOIN merchant USING (merchant_no)
+    SELECT payment.*, fee_rate_bp, fee_fixed_fen, fee_min_fen, fee_cap_fen,
+           cost_rate_bp, cost_fixed_fen, cost_min_fen, cost_cap_fen
+    FROM payment JOIN merchant USING (merchant_no) JOIN channel ON channel = 'bank_card'
     WHERE payment_no = :payment_no FOR NO KEY UPDATE OF payment""")
 
 _SUSPEND = text("""
@@ -156,8 +159,8 @@ _SUSPEND = text("""
     VALUES (:transaction_no, :payment_no, :amount_fen, :currency, :reason, :now) ON CONFLICT DO NOTHING""")
 
 _FINISH = text("""
-    UPDATE payment SET status = :status, version = version + 1, fee_fen = :fee_fen, points = :points, reason = :reason,
-                       bank_transaction_no = :transaction_no, finished_at = :now
+    UPDATE payment SET status = :status, version = version + 1, fee_fen = :fee_fen, cost_fen = :cost_fen, points = :points,
+                       reason = :reason, bank_transaction_no = :transaction_no, finished_at = :now
     WHERE payment_no = :payment_no""")
 
 
@@ -196,12 +199,17 @@ def _standing(order: Row[Any], now: datetime) -> Standing:
 
 
 def settle_payment(connection: Connection, order: Row[Any], told: BankNotification, *, now: datetime) -> None:
-    """The order, locked by the caller, is SETTLED; fee and points are decided, and everybody is told, if the caller commits.
+    """The order, locked by the caller, is SETTLED; fee, cost and points are decided, and all are told, if the caller commits.
 
     Transaction: the caller's. Not repeatable by itself: `decide` sees to it.
     """
-    fee_fen, points = fee_at_rate(order.amount_fen, order.fee_rate_bp), points_of(order.amount_fen)
-    _finish(connection, order, told, now, status="SETTLED", fee_fen=fee_fen, points=points)
+    fee, cost = _rule(order, "fee"), _rule(order, "cost")
+    fee_fen, cost_fen, points = (
+        fee_of(fee, order.amount_fen),
+        fee_of(cost, order.amount_fen),
+        points_of(order.amount_fen),
+    )
+    _finish(connection, order, told, now, status="SETTLED", fee_fen=fee_fen, cost_fen=cost_fen, points=points)
     event = PaymentSettled(
         payment_no=order.payment_no,
         order_no=order.order_no,
@@ -210,12 +218,20 @@ def settle_payment(connection: Connection, order: Row[Any], told: BankNotificati
         amount_fen=order.amount_fen,
         currency=order.currency,
         fee_fen=fee_fen,
-        fee_rule=f"rate {order.fee_rate_bp} bp",
+        fee_rule=described(fee),
         points=points,
         bank_transaction_no=told.transaction_no,
         settled_at=now,
+        cost_fen=cost_fen,
+        cost_rule=described(cost),
     )
     record(connection, [Outgoing(event=event, version=order.version + 1, correlation=order.order_no)])
+
+
+def _rule(order: Row[Any], what: Literal["fee", "cost"]) -> FeeRule:
+    return FeeRule(
+        **{part: order._mapping[f"{what}_{part}"] for part in ("rate_bp", "fixed_fen", "min_fen", "cap_fen")}
+    )
 
 
 def fail_payment(connection: Connection, order: Row[Any], told: BankNotification, *, now: datetime) -> None:
@@ -277,6 +293,7 @@ def _finish(
     *,
     status: str,
     fee_fen: int | None = None,
+    cost_fen: int | None = None,
     points: int | None = None,
     reason: str | None = None,
 ) -> None:
@@ -286,6 +303,7 @@ def _finish(
             "payment_no": order.payment_no,
             "status": status,
             "fee_fen": fee_fen,
+            "cost_fen": cost_fen,
             "points": points,
             "reason": reason,
             "transaction_no": told.transaction_no,

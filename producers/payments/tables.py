@@ -24,6 +24,19 @@ merchant = Table(
     Column("secret", Text, nullable=False),
     Column("fee_rate_bp", Integer, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False),
+    Column("fee_fixed_fen", BigInteger, nullable=False),
+    Column("fee_min_fen", BigInteger, nullable=False),
+    Column("fee_cap_fen", BigInteger),
+)
+
+channel = Table(
+    "channel",
+    metadata,
+    Column("channel", Text, primary_key=True),
+    Column("cost_rate_bp", Integer, nullable=False),
+    Column("cost_fixed_fen", BigInteger, nullable=False),
+    Column("cost_min_fen", BigInteger, nullable=False),
+    Column("cost_cap_fen", BigInteger),
 )
 
 account = Table(
@@ -65,6 +78,7 @@ payment = Table(
     Column("created_at", DateTime(timezone=True), nullable=False),
     Column("expires_at", DateTime(timezone=True), nullable=False),
     Column("finished_at", DateTime(timezone=True)),
+    Column("cost_fen", BigInteger),
 )
 
 bank_notification = Table(

@@ -75,7 +75,9 @@ def test_the_proof_names_what_was_tampered_with(
 
 
 def test_the_proof_names_a_dropped_voucher(stack: Stack, journal: Journal) -> None:
+    untriggered = text("SET LOCAL session_replication_role = replica")  # nobody else gets past the ledger's triggers
     with engine_of(stack.settings, "owner").begin() as connection:
+        connection.execute(untriggered)
         number, business_no = connection.execute(
             text("SELECT voucher_no, business_no FROM accounting.voucher JOIN accounting.entry USING (voucher_no) WHERE account LIKE :like LIMIT 1"),
             {"like": f"merchant_payable:{journal.run}-%"},
@@ -89,6 +91,7 @@ def test_the_proof_names_a_dropped_voucher(stack: Stack, journal: Journal) -> No
     proof = prove(stack.settings, journal)
     differences = check(engine_of(stack.settings, "ops"), before=utc_now())
     with engine_of(stack.settings, "owner").begin() as connection:
+        connection.execute(untriggered)
         for table in ("voucher", "entry"):
             for row in rows[table]:
                 names = ", ".join(row)
@@ -101,7 +104,7 @@ def test_the_proof_names_a_dropped_voucher(stack: Stack, journal: Journal) -> No
     assert proof.lost >= 1
     assert any(business_no in finding for finding in proof.findings), proof.findings
     found = {difference.found for difference in differences if difference.subject == business_no}
-    assert found == {"has no voucher"}
+    assert found == {"has no voucher that stands"}
     assert any(difference.kind == "ledger" for difference in differences), "a balance without its entries"
     assert prove(stack.settings, journal).holds
     subjects = {difference.subject for difference in check(engine_of(stack.settings, "ops"), before=utc_now())}

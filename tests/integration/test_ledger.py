@@ -1,18 +1,30 @@
-"""The ledger's statements and trial balances on real PostgreSQL, over vouchers of the test's own merchant."""
+"""The ledger on real PostgreSQL, over vouchers of the test's own merchant: what it refuses, corrects and tells."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
+from typer.testing import CliRunner
 
-from consumers.accounting.ledger import post
-from ops.ledger import Balance, ledger_problems, statement, trial_balance
+from consumers.accounting.entries import CHART, Entry, merchant_payable
+from consumers.accounting.ledger import correct_voucher, find_voucher, post, reverse_voucher
+from consumers.delivery import DuplicateFact
+from ops.cli.main import app
+from ops.ledger import Balance, Difference, accounts, check, ledger_problems, statement, trial_balance
+from outbox.clock import utc_now
+from outbox.errors import Refused
 from outbox.settings import Settings
 from schemas.codec import Envelope
 from tests.factories import settled
-from tests.pipeline import engine_of, fresh_id
+from tests.pipeline import engine_of, environment, fresh_id
 
 DAY = timedelta(days=1)
 # Long ago, so that a balance at a time holds nothing of other tests.
@@ -72,3 +84,262 @@ def test_a_trial_balance_now_and_at_a_time(reader: Connection, account: str) -> 
     assert of(trial_balance(reader, at=BEGIN)) == []
     assert ledger_problems(reader) == []
     reader.close()
+
+
+class Book:
+    """Accounting's side of one test: its own vouchers."""
+
+    def __init__(self, settings: Settings, prefix: str) -> None:
+        self.engine: Engine = engine_of(settings, "accounting")
+        self.owner: Engine = engine_of(settings, "owner")
+        self.reader: Engine = engine_of(settings, "ops")
+        self.prefix = prefix
+        self.payable = merchant_payable(f"{prefix}M")
+
+    def posted(self, number: int = 1) -> int:
+        """Return the number of a settlement's voucher of 10,000 fen, fee 100."""
+        event = settled(
+            prefix=self.prefix, number=number, merchant_no=f"{self.prefix}M", amount_fen=10_000, fee_fen=100
+        )
+        with self.engine.begin() as connection:
+            post(connection, [Envelope(id=fresh_id(), version=1, correlation="c", event=event)])
+            return int(
+                connection.execute(
+                    text("SELECT voucher_no FROM voucher WHERE business_no = :no"), {"no": event.payment_no}
+                ).scalar_one()
+            )
+
+    def reverse(self, voucher_no: int) -> int:
+        with self.engine.begin() as connection:
+            return reverse_voucher(connection, voucher_no, reason="wrong fee", actor="anna", at=utc_now())
+
+    def correct(self, voucher_no: int, *, fee_fen: int, amount_fen: int = 10_000) -> int:
+        entries = [
+            Entry(account="bank_clearing", side="D", amount_fen=amount_fen),
+            Entry(account=self.payable, side="C", amount_fen=amount_fen - fee_fen),
+            Entry(account="fee_income", side="C", amount_fen=fee_fen),
+        ]
+        with self.engine.begin() as connection:
+            return correct_voucher(connection, voucher_no, entries, reason="right fee", actor="anna", at=utc_now())
+
+    def raw(self, *statements: str, **given: Any) -> None:
+        """Run statements in one transaction, as somebody would who goes past our functions."""
+        with self.engine.begin() as connection:
+            for one in statements:
+                connection.execute(text(one), given)
+
+    def owed(self) -> int:
+        with self.reader.connect() as connection:
+            assert ledger_problems(connection) == []
+            return next(one.balance_fen for one in trial_balance(connection) if one.account == self.payable)
+
+    def differences(self) -> list[Difference]:
+        found = check(self.reader, before=utc_now())
+        return [one for one in found if one.subject.startswith(self.prefix)]
+
+
+@pytest.fixture
+def book(settings: Settings, prefix: str) -> Book:
+    return Book(settings, prefix)
+
+
+VOUCHER = """INSERT INTO voucher (voucher_no, business_no, kind, event_id, currency, occurred_at, lines)
+             OVERRIDING SYSTEM VALUE
+             VALUES (:no, :business, 'settlement', gen_random_uuid(), 'CNY', now(), :lines)"""
+DEBIT = "INSERT INTO entry VALUES (:no, 1, 'bank_clearing', 'D', 100)"
+CREDIT = "INSERT INTO entry VALUES (:no, 2, 'fee_income', 'C', 100)"
+SHORT = "INSERT INTO entry VALUES (:no, 2, 'fee_income', 'C', 99)"
+THIRD = "INSERT INTO entry VALUES (:no, 3, 'fee_income', 'C', 1)"
+NEGATIVE = "INSERT INTO entry VALUES (:no, 2, 'fee_income', 'C', -100)"
+STRANGE = "INSERT INTO entry VALUES (:no, 2, 'petty_cash', 'C', 100)"
+AT_ONCE = "SET CONSTRAINTS ALL IMMEDIATE"
+
+
+@pytest.mark.parametrize(
+    ("statements", "told"),
+    [
+        ((VOUCHER,), "not balanced, or not whole"),
+        ((VOUCHER, DEBIT), "not balanced, or not whole"),
+        ((VOUCHER, DEBIT, SHORT), "not balanced, or not whole"),
+        ((VOUCHER, DEBIT, CREDIT, THIRD), "has no room"),
+        ((VOUCHER, DEBIT, CREDIT, AT_ONCE, THIRD), "has no room"),
+        ((VOUCHER, DEBIT, STRANGE), "not in the chart of accounts"),
+        ((VOUCHER, DEBIT, NEGATIVE), "entry_amount_fen_check"),
+        ((DEBIT, CREDIT), "it is not there"),
+    ],
+    ids=[
+        "no entries",
+        "one side",
+        "unequal",
+        "a line more",
+        "a line after the check",
+        "no account",
+        "negative",
+        "none",
+    ],
+)
+def test_the_database_takes_only_whole_and_balanced_vouchers(
+    book: Book, statements: tuple[str, ...], told: str
+) -> None:
+    with pytest.raises(DBAPIError, match=told):
+        book.raw(*statements, no=-1, business=book.prefix, lines=2)
+
+
+def test_the_database_takes_entries_in_any_order_and_none_later(book: Book) -> None:
+    with book.engine.connect() as connection:  # rolled back: the balances know nothing of it
+        for statement in (VOUCHER, CREDIT, DEBIT, AT_ONCE):
+            connection.execute(text(statement), {"no": -1, "business": book.prefix, "lines": 2})
+    number = book.posted()
+    with pytest.raises(DBAPIError, match="has no room"):
+        book.raw("INSERT INTO entry VALUES (:no, 4, 'fee_income', 'C', 1)", no=number)
+    with pytest.raises(DBAPIError, match="duplicate key"):
+        book.raw("INSERT INTO entry VALUES (:no, 3, 'fee_income', 'C', 1)", no=number)
+
+
+@pytest.mark.parametrize("table", ["voucher", "entry"])
+@pytest.mark.parametrize(
+    "statement", ["UPDATE {} SET voucher_no = DEFAULT WHERE false", "DELETE FROM {} WHERE false", "TRUNCATE {}"]
+)
+def test_nobody_changes_what_was_posted(book: Book, table: str, statement: str) -> None:
+    with pytest.raises(DBAPIError, match="permission denied"):
+        book.raw(statement.format(table))
+    with pytest.raises(DBAPIError, match=r"refused(.|\n)*payrelay ledger reverse"), book.owner.begin() as connection:
+        connection.execute(text(statement.format(f"accounting.{table}") + (" CASCADE" if "TRUNC" in statement else "")))
+
+
+def test_the_chart_of_the_database_is_the_codes(book: Book) -> None:
+    with book.reader.connect() as connection:
+        rows = connection.execute(text("SELECT * FROM accounting.chart_of_accounts"))
+        assert {row.code: dict(row._mapping) for row in rows} == {code: asdict(one) for code, one in CHART.items()}
+        assert {one.code for one in accounts(connection)} == set(CHART)
+
+
+def test_a_reversal_takes_a_voucher_back_once_and_a_correction_stands_in_its_place(book: Book) -> None:
+    first = book.posted()
+    reversal = book.reverse(first)
+    assert book.owed() == 0
+    mirror = find_voucher(book.engine.connect(), reversal)
+    assert (mirror.kind, mirror.reverses, mirror.reason, mirror.actor) == ("reversal", first, "wrong fee", "anna")
+    for refused, told in ((first, "reversed before"), (reversal, "is a reversal"), (2**40, "no voucher")):
+        with pytest.raises(Refused, match=told):
+            book.reverse(refused)
+    second = book.correct(first, fee_fen=60)
+    assert book.owed() == 9_940
+    with pytest.raises(Refused, match="corrected before"):
+        book.correct(first, fee_fen=60)
+    with pytest.raises(Refused, match="stands"):
+        book.correct(second, fee_fen=70)
+    book.reverse(second)
+    book.correct(second, fee_fen=70)
+    assert book.owed() == 9_930
+    with pytest.raises(DuplicateFact):  # the event path does not post it again
+        book.posted()
+
+
+def test_two_who_reverse_one_voucher_at_once_reverse_it_once(book: Book) -> None:
+    number = book.posted()
+
+    def attempt(_: int) -> bool:
+        try:
+            book.reverse(number)
+        except Refused:
+            return False
+        return True
+
+    with ThreadPoolExecutor(6) as pool:
+        assert sum(pool.map(attempt, range(12))) == 1
+    assert book.owed() == 0
+
+
+REVERSAL = """INSERT INTO voucher (business_no, kind, currency, occurred_at, lines, reverses, reason, actor)
+              SELECT business_no, 'reversal', currency, now(), :lines, voucher_no, 'r', 'a' FROM voucher WHERE voucher_no = :no"""
+LAST = "(SELECT max(voucher_no) FROM voucher WHERE reverses = :no)"
+
+
+def test_the_database_takes_no_reversal_that_does_not_mirror(book: Book) -> None:
+    number = book.posted()
+    swapped = f"""INSERT INTO entry SELECT {LAST}, line, CASE account WHEN 'fee_income' THEN 'suspense' ELSE account END,
+                  CASE side WHEN 'D' THEN 'C' ELSE 'D' END, amount_fen FROM entry WHERE voucher_no = :no"""
+    with pytest.raises(DBAPIError, match="does not mirror"):
+        book.raw(REVERSAL, swapped, no=number, lines=3)
+    reversal = book.reverse(number)
+    with pytest.raises(DBAPIError, match="cannot be a reversal"):
+        book.raw(REVERSAL, swapped, no=reversal, lines=3)
+    assert book.owed() == 0
+
+
+def test_check_names_a_fact_whose_voucher_was_reversed_until_a_correction_of_its_amount_stands(book: Book) -> None:
+    """The test posts the fact's row itself: a payment that is SETTLED, and nothing else of it."""
+    number = book.posted()
+    business_no = find_voucher(book.engine.connect(), number).business_no
+    assert [one.found for one in book.differences()] == ["has a voucher, and did not happen"]
+    with book.owner.begin() as connection:
+        for one in SETTLED_PAYMENT:
+            connection.execute(text(one), {"no": business_no, "merchant": f"{book.prefix}M"})
+    assert book.differences() == []
+    book.reverse(number)
+    [named] = book.differences()
+    assert (named.subject, named.found) == (business_no, "has no voucher that stands")
+    wrong = book.correct(number, fee_fen=60, amount_fen=9_000)
+    assert [one.found for one in book.differences()] == ["is 10000 CNY, its voucher 9000 CNY"]
+    book.reverse(wrong)
+    book.correct(wrong, fee_fen=60)
+    assert book.differences() == []
+
+
+SETTLED_PAYMENT = (
+    "INSERT INTO payments.merchant VALUES (:merchant, :merchant, 'whsec_', 0)",
+    "INSERT INTO payments.account VALUES (:merchant, 'A', 1, 1, 1)",
+    """INSERT INTO payments.payment (payment_no, merchant_no, order_no, payer_no, amount_fen, currency, request_sha256,
+         status, limit_day, fee_fen, points, bank_transaction_no, created_at, expires_at, finished_at)
+       VALUES (:no, :merchant, :no, :merchant, 10000, 'CNY', '', 'SETTLED', '2026-11-23', 100, 100, :no,
+         '2026-11-23', '2026-11-24', '2026-11-23')""",
+)
+
+
+@pytest.fixture
+def payrelay(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Generator[Any]:
+    """The command line on this stack; gives exit code and standard output."""
+    for name, value in environment(settings).items():
+        monkeypatch.setenv(name, value)
+
+    def run(*arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(app, ["ledger", *arguments])
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.exit_code, result.stdout
+
+    return run
+
+
+def test_reverse_and_correct_show_first_and_post_with_execute(book: Book, payrelay: Any) -> None:
+    number = str(book.posted())
+    shown, posted = ("reverse", number, "--reason", "wrong fee", "-o", "json"), ("--execute", "--actor", "anna")
+    code, out = payrelay(*shown)
+    assert (code, [one["side"] for one in json.loads(out)], book.owed()) == (0, ["C", "D", "D"], 9_900)
+    assert payrelay(*shown, *posted)[0] == 0
+    assert book.owed() == 0
+    with pytest.raises(Refused, match="reversed before"):
+        payrelay(*shown)
+    lines = ("--debit", "bank_clearing=10000", "--credit", f"{book.payable}=9940", "--credit", "fee_income=60")
+    assert payrelay("correct", number, "--reason", "right fee", *lines, *posted)[0] == 0
+    assert book.owed() == 9_940
+    for wrong in ("fee_income", "fee_income=-1", "petty_cash=1"):
+        assert payrelay("correct", number, "--reason", "r", "--debit", wrong, "--credit", "suspense=1")[0] == 2
+    assert payrelay("reverse", number, "--reason", " ")[0] == 2
+
+
+def test_suspense_is_listed_oldest_first(settings: Settings, book: Book, payrelay: Any) -> None:
+    rows = [{"no": f"{book.prefix}B{n}", "payment": f"{book.prefix}P", "age": 3_600 * n} for n in (1, 2)]
+    with engine_of(settings, "payments").begin() as connection:
+        connection.execute(
+            text("""INSERT INTO suspense VALUES (:no, :payment, 500, 'CNY', 'the order has expired',
+                                                 now() - make_interval(secs => :age))"""),
+            rows,
+        )
+    code, out = payrelay("suspense", "--payment", f"{book.prefix}P", "--reason", "expired", "-o", "json")
+    items = json.loads(out)
+    assert (code, [one["bank_transaction_no"] for one in items]) == (0, [rows[1]["no"], rows[0]["no"]])
+    assert 7_200 <= items[0]["age_s"] < 7_300
+    assert json.loads(payrelay("suspense", "--payment", f"{book.prefix}P", "--reason", "amount", "-o", "json")[1]) == []
+    assert "bank_clearing" in payrelay("accounts", "-o", "csv")[1]

@@ -11,10 +11,12 @@ from zoneinfo import ZoneInfo
 import msgspec
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import IntegrityError
 
 from outbox.settings import Settings
 from producers.bank.transactions import execute_transaction
 from producers.bank.transactions import open_account as open_bank_account
+from producers.payments.fees import FeeRule
 from producers.payments.orders import (
     LimitExceeded,
     Limits,
@@ -25,9 +27,11 @@ from producers.payments.orders import (
     open_account,
     open_payment,
     register_merchant,
+    set_channel_cost,
 )
 from producers.payments.settlement import ACCEPTED, REFUSED, Answer, receive_notification
 from schemas.bank import BankNotification, PaymentLink
+from schemas.events import PaymentSettled
 from tests.pipeline import engine_of
 
 # Far ahead: the stack's own payments service must not find these orders expired.
@@ -174,6 +178,39 @@ def test_a_settlement_is_decided_once_and_repeats_change_nothing(shop: Shop) -> 
     assert (
         shop.one("SELECT (fee_fen, points)::text FROM payment WHERE payment_no = :no", no=opened.payment_no) == "(3,5)"
     )
+
+
+def test_fee_and_cost_are_decided_by_rule_and_travel_in_the_event(shop: Shop) -> None:
+    opened = shop.open("O1", 1_000)
+    told = BankNotification(
+        transaction_no=f"{shop.prefix}B",
+        payment_no=opened.payment_no,
+        amount_fen=1_000,
+        currency="CNY",
+        status="SUCCESS",
+    )
+    with shop.engine.connect() as connection:  # rolled back: the channel's cost is everybody's
+        register_merchant(
+            connection, f"{shop.prefix}M", api_key=f"{shop.prefix}M", secret="whsec_a2tra2tra2s=",
+            fee_rate_bp=60, fee_fixed_fen=1, fee_min_fen=8, fee_cap_fen=900,
+        )  # fmt: skip
+        set_channel_cost(connection, "bank_card", FeeRule(rate_bp=25))
+        body = msgspec.json.encode(told)
+        receive_notification(connection, webhook_id=shop.prefix, signed_at=NOW, body=body, now=NOW)
+        payload = connection.execute(text("SELECT payload FROM outbox WHERE key = :no"), {"no": opened.payment_no})
+        event = msgspec.json.decode(payload.scalar_one(), type=PaymentSettled)
+        row = connection.execute(text("SELECT * FROM payment WHERE payment_no = :no"), {"no": opened.payment_no}).one()
+    assert (event.fee_fen, event.fee_rule) == (8, "rate 60 bp + 1, min 8, max 900")
+    assert (event.cost_fen, event.cost_rule) == (2, "rate 25 bp")  # 2.5: half goes to the even fen
+    assert (row.fee_fen, row.cost_fen) == (8, 2)
+
+
+@pytest.mark.parametrize(
+    "parts", [{"fee_min_fen": 9, "fee_cap_fen": 8}, {"fee_fixed_fen": -1}, {"fee_cap_fen": 10**12}]
+)
+def test_the_table_takes_no_rule_that_contradicts_itself(shop: Shop, parts: dict[str, int]) -> None:
+    with pytest.raises(IntegrityError), shop.engine.begin() as connection:
+        register_merchant(connection, f"{shop.prefix}X", api_key=f"{shop.prefix}X", secret="", fee_rate_bp=0, **parts)
 
 
 def test_the_same_id_with_another_body_and_an_unseen_id_out_of_time_are_refused_and_stored_answers_are_not(

@@ -6,17 +6,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumers.accounting.entries import Entry, Voucher, voucher_of
+from consumers.accounting.entries import Entry, Voucher, general_account, voucher_of
 from tests.factories import AT, ID, envelope, failed, settled, suspense
 
 
 @given(st.integers(1, 10**12), st.data())
 def test_a_settlement_balances(amount_fen: int, data: st.DataObject) -> None:
-    fee_fen = data.draw(st.integers(0, amount_fen))
-    event = envelope(settled(amount_fen=amount_fen, fee_fen=fee_fen))
+    fee_fen, cost_fen = data.draw(st.integers(0, amount_fen)), data.draw(st.integers(0, amount_fen))
+    event = envelope(settled(amount_fen=amount_fen, fee_fen=fee_fen, cost_fen=cost_fen))
     voucher = voucher_of(event)
     assert voucher is not None
+    moved = {entry.account: entry.amount_fen for entry in voucher.entries}
     assert sum(e.amount_fen for e in voucher.entries if e.side == "D") == amount_fen
+    assert (moved.get("fee_income", 0), moved.get("channel_cost", 0)) == (fee_fen, cost_fen)
+    assert moved.get("bank_clearing", 0) == amount_fen - cost_fen
+    assert all(general_account(account).code for account in moved)
     assert voucher == voucher_of(event)
 
 
@@ -25,6 +29,17 @@ def test_money_in_suspense_has_a_voucher_and_a_failed_payment_none() -> None:
     assert voucher is not None
     assert [(e.account, e.side) for e in voucher.entries] == [("bank_clearing", "D"), ("suspense", "C")]
     assert voucher_of(envelope(failed())) is None
+
+
+def test_an_account_outside_the_chart_has_no_normal_side() -> None:
+    with pytest.raises(ValueError, match="petty_cash"):
+        general_account("petty_cash")
+
+
+@given(st.lists(st.builds(Entry, account=st.just("suspense"), side=st.sampled_from("DC"), amount_fen=st.integers(1))))
+def test_mirrored_twice_is_as_before(entries: list[Entry]) -> None:
+    assert [entry.mirrored().mirrored() for entry in entries] == entries
+    assert all(entry.mirrored().side != entry.side for entry in entries)
 
 
 def test_a_voucher_out_of_balance_cannot_be_made() -> None:
