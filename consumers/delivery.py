@@ -265,11 +265,11 @@ class Delivery:
         if not events:
             return []
         arrivals = [Arrival(event_id=event.envelope.id, log=event.log, offset=event.record.offset) for event in events]
-        new = arrive(connection, self.consumer, arrivals)
+        known = arrive(connection, self.consumer, arrivals)
         once: dict[UUID, Envelope] = {}
         for event in events:  # the first of its id: a repeat does not move it behind later ones
             once.setdefault(event.envelope.id, event.envelope)
-        fresh = [envelope for envelope in once.values() if envelope.id in new]
+        fresh = [envelope for envelope in once.values() if envelope.id not in known]
         if fresh:
             self.processor.handle(connection, fresh)
         return fresh

@@ -77,12 +77,15 @@ _NONE_PARKED = text("""
     WHERE consumer = :consumer AND has_parked AND NOT EXISTS (SELECT FROM parked WHERE consumer = :consumer)""")
 
 _ARRIVE = text("""
-    INSERT INTO inbox (consumer, event_id, topic, partition, "offset")
-    SELECT :consumer, arrival.*
-    FROM json_to_recordset(CAST(:rows AS json)) AS arrival (event_id uuid, topic text, partition integer, "offset" bigint)
-    ORDER BY arrival.event_id
-    ON CONFLICT DO NOTHING
-    RETURNING event_id""")
+    WITH arrival AS (
+      SELECT * FROM json_to_recordset(CAST(:rows AS json))
+          AS arrival (event_id uuid, topic text, partition integer, "offset" bigint)),
+    arrived AS (
+      INSERT INTO inbox (consumer, event_id, topic, partition, "offset")
+      SELECT :consumer, arrival.* FROM arrival ORDER BY event_id
+      ON CONFLICT DO NOTHING
+      RETURNING event_id)
+    SELECT event_id FROM arrival EXCEPT SELECT event_id FROM arrived""")
 
 
 def _keys(consumer: str, log: Log) -> dict[str, str | int]:
@@ -188,7 +191,7 @@ def note_lot(connection: Connection, consumer: str) -> bool:
 
 
 def arrive(connection: Connection, consumer: str, arrivals: Sequence[Arrival]) -> set[UUID]:
-    """Return the ids that this consumer had not applied before; they count as applied if the caller commits.
+    """Return the ids that this consumer had applied before; the others count as applied if the caller commits.
 
     One statement, in id order, so that two workers that meet the same events wait for, and never on, each other.
     """
