@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-NAMES = ("startup", "latency", "throughput", "repair", "delivery", "ledger")
+NAMES = ("startup", "latency", "throughput", "repair", "delivery", "ledger", "poison")
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 
 
