@@ -20,10 +20,11 @@ from consumers.delivery import Processor
 from consumers.funds.agent import PROCESSOR as FUNDS
 from consumers.notification.agent import PROCESSOR as NOTIFICATION
 from consumers.points.agent import PROCESSOR as POINTS
+from consumers.settlement.agent import PROCESSOR as SETTLEMENT
 from outbox.condition import Condition
 from outbox.settings import Environment, Settings
 
-PROCESSORS = {processor.name: processor for processor in (FUNDS, POINTS, ACCOUNTING, NOTIFICATION)}
+PROCESSORS = {processor.name: processor for processor in (FUNDS, POINTS, ACCOUNTING, NOTIFICATION, SETTLEMENT)}
 
 SWITCH_S = 0.0005
 """Python's 5 ms would make the database's thread wait for the loop's at each of its round trips."""

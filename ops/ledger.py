@@ -181,7 +181,7 @@ def suspense(connection: Connection, *, payment_no: str = "", reason: str = "", 
 
 
 def check(engine: Engine, *, before: datetime) -> list[Difference]:
-    """Return what does not agree: debits with credits, balances with entries, vouchers with settled payments and suspense.
+    """Return what does not agree: debits with credits, balances with entries, vouchers with settled payments, suspense and deposits.
 
     A fact that happened after `before` may still be on its way, and is left out. A voucher that was reversed is none: what
     stands for its fact is the correction in its place, for the same amount. Reads only, each service by itself.
@@ -204,7 +204,14 @@ def check(engine: Engine, *, before: datetime) -> list[Difference]:
            FROM payments.suspense ORDER BY bank_transaction_no COLLATE "C" """,
         before,
     )
-    return [*inside, *settled, *suspended]
+    deposited = _differences(
+        engine,
+        "deposit",
+        """SELECT deposit_no AS business_no, amount_fen, currency, deposited_at AS happened_at
+           FROM funds.deposit ORDER BY deposit_no COLLATE "C" """,
+        before,
+    )
+    return [*inside, *settled, *suspended, *deposited]
 
 
 # A fact's voucher, or the last of the corrections in its place; there is at most one that was not reversed.

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 import msgspec
 from msgspec import Meta, Struct
 
-from schemas.events import Amount, Currency, Number, Reason
+from schemas.events import Amount, Currency, Method, Number, Reason
 from schemas.signature import ID, SIGNATURE, TIMESTAMP, signed_at, signed_headers
 
 
@@ -34,20 +34,27 @@ class PaymentLink(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     expires_at: Annotated[int, Meta(gt=0, description="Unix seconds")]
 
 
-def link_address(bank_url: str, secret: str, link: PaymentLink) -> str:
-    """Return the bank's address for a payment; the same for the same link, so that it can be given again."""
+def link_address(url: str, secret: str, link: PaymentLink, *, method: Method = "bank_card") -> str:
+    """Return the address at which the payer pays; the same for the same link, so that it can be given again.
+
+    At the bank, or at the platform itself for a balance payment: a link of the one is none for the other.
+    """
     body = msgspec.json.encode(link)
     at = datetime.fromtimestamp(link.expires_at, UTC)
-    headers = signed_headers(secret, message_id=link.payment_no, at=at, body=body)
+    headers = signed_headers(secret, message_id=_message_id(link, method), at=at, body=body)
     query = urlencode({"link": body.decode(), "signature": headers[SIGNATURE]})
-    return f"{bank_url.rstrip('/')}/pay?{query}"
+    return f"{url.rstrip('/')}/pay?{query}"
 
 
-def read_link(secret: str, text: str, signature: str) -> PaymentLink | None:
+def _message_id(link: PaymentLink, method: Method) -> str:
+    return link.payment_no if method == "bank_card" else f"{method} {link.payment_no}"
+
+
+def read_link(secret: str, text: str, signature: str, *, method: Method = "bank_card") -> PaymentLink | None:
     """Return the link that the platform signed; None where it did not."""
     try:
         link = msgspec.json.decode(text.encode(), type=PaymentLink)
     except (msgspec.DecodeError, UnicodeEncodeError):
         return None
-    headers = {ID: link.payment_no, TIMESTAMP: str(link.expires_at), SIGNATURE: signature}
+    headers = {ID: _message_id(link, method), TIMESTAMP: str(link.expires_at), SIGNATURE: signature}
     return link if signed_at(secret, headers, text.encode()) else None

@@ -6,12 +6,12 @@ Amounts are integers of fen. Everything that decides money is in the event: a ha
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
-from schemas.topics import PAYMENT_ORDER, Topic
+from schemas.topics import FUNDS_TRANSFER, PAYMENT_ORDER, Topic
 
 Amount = Annotated[int, Meta(gt=0, le=10**15, description="fen")]
 AmountOrZero = Annotated[int, Meta(ge=0, le=10**15, description="fen")]
@@ -20,6 +20,9 @@ Number = Annotated[str, Meta(min_length=1, max_length=64)]
 Currency = Annotated[str, Meta(pattern="^[A-Z]{3}$")]
 Reason = Annotated[str, Meta(min_length=1, max_length=200)]
 Instant = Annotated[datetime, Meta(tz=True)]
+Rule = Annotated[str, Meta(max_length=64, description="the rule that gave the fee, for the record")]
+Method = Literal["bank_card", "balance"]
+"""How a payment is paid: by the payer's bank, or from the payer's balance with the platform."""
 
 
 class Event(Struct, frozen=True, kw_only=True):
@@ -36,7 +39,7 @@ class Event(Struct, frozen=True, kw_only=True):
 
 
 class PaymentSettled(Event, frozen=True, kw_only=True):
-    """The bank has taken the payer's money and the order accepted it. Decided once, never again."""
+    """The payer's money was taken, by the bank or from the balance, and the order accepted it. Decided once, never again."""
 
     type: ClassVar[str] = "payment.settled.v1"
     topic: ClassVar[Topic] = PAYMENT_ORDER
@@ -51,10 +54,12 @@ class PaymentSettled(Event, frozen=True, kw_only=True):
     fee_rule: Annotated[str, Meta(max_length=64, description="the rule that gave the fee, for the record")]
     points: Count
     bank_transaction_no: Number
+    """Of a balance payment, which no bank knows, the payment's own number."""
     settled_at: Instant
     cost_fen: AmountOrZero = 0
     """What the channel keeps of the amount."""
     cost_rule: Annotated[str, Meta(max_length=64, description="the rule that gave the cost, for the record")] = ""
+    method: Method = "bank_card"
 
 
 class PaymentFailed(Event, frozen=True, kw_only=True):
@@ -88,7 +93,80 @@ class SuspenseRecorded(Event, frozen=True, kw_only=True):
     recorded_at: Instant
 
 
-EVENTS: dict[str, type[Event]] = {event.type: event for event in (PaymentSettled, PaymentFailed, SuspenseRecorded)}
+class BalancePaymentRequested(Event, frozen=True, kw_only=True):
+    """The payer has confirmed a balance payment: fee, cost and points are decided, and funds is to move the money."""
+
+    type: ClassVar[str] = "payment.balance_requested.v1"
+    topic: ClassVar[Topic] = PAYMENT_ORDER
+
+    payment_no: Number
+    order_no: Number
+    merchant_no: Number
+    payer_no: Number
+    amount_fen: Amount
+    currency: Currency
+    fee_fen: AmountOrZero
+    fee_rule: Rule
+    points: Count
+    requested_at: Instant
+
+
+class BalancePaid(Event, frozen=True, kw_only=True):
+    """The payer's balance was debited and the merchant's credited less the fee, as the request had decided it."""
+
+    type: ClassVar[str] = "funds.balance_paid.v1"
+    topic: ClassVar[Topic] = FUNDS_TRANSFER
+
+    payment_no: Number
+    amount_fen: Amount
+    currency: Currency
+    fee_fen: AmountOrZero
+    fee_rule: Rule
+    points: Count
+    paid_at: Instant
+
+
+class BalanceRefused(Event, frozen=True, kw_only=True):
+    """The payer's balance did not allow the payment: no money moved."""
+
+    type: ClassVar[str] = "funds.balance_refused.v1"
+    topic: ClassVar[Topic] = FUNDS_TRANSFER
+
+    payment_no: Number
+    reason: Reason
+    refused_at: Instant
+
+
+class FundsDeposited(Event, frozen=True, kw_only=True):
+    """A payer has put money into the balance, through a bank."""
+
+    type: ClassVar[str] = "funds.deposited.v1"
+    topic: ClassVar[Topic] = FUNDS_TRANSFER
+
+    deposit_no: Number
+    payer_no: Number
+    amount_fen: Amount
+    currency: Currency
+    deposited_at: Instant
+
+    @property
+    def key(self) -> str:
+        """Return the deposit's number: it is of no payment."""
+        return self.deposit_no
+
+
+EVENTS: dict[str, type[Event]] = {
+    event.type: event
+    for event in (
+        PaymentSettled,
+        PaymentFailed,
+        SuspenseRecorded,
+        BalancePaymentRequested,
+        BalancePaid,
+        BalanceRefused,
+        FundsDeposited,
+    )
+}
 
 
 def json_schema(event: type[Event]) -> dict[str, object]:

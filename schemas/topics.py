@@ -36,5 +36,6 @@ class Topic:
 
 
 PAYMENT_ORDER = Topic(name="payment.order", service="payments", key="payment_no", partitions=3, retention_ms=FOREVER_MS)
+FUNDS_TRANSFER = Topic(name="funds.transfer", service="funds", key="payment_no", partitions=3, retention_ms=FOREVER_MS)
 
-TOPICS = (PAYMENT_ORDER,)
+TOPICS = (PAYMENT_ORDER, FUNDS_TRANSFER)

@@ -7,7 +7,16 @@ from typing import Any
 from uuid import UUID
 
 from schemas.codec import Envelope
-from schemas.events import Event, PaymentFailed, PaymentSettled, SuspenseRecorded
+from schemas.events import (
+    BalancePaid,
+    BalancePaymentRequested,
+    BalanceRefused,
+    Event,
+    FundsDeposited,
+    PaymentFailed,
+    PaymentSettled,
+    SuspenseRecorded,
+)
 
 AT = datetime(2026, 11, 23, 8, 0, 0, tzinfo=UTC)
 ID = UUID("01a2079e-7a00-7000-8000-000000000001")
@@ -54,6 +63,51 @@ def suspense(**given: Any) -> SuspenseRecorded:
         "recorded_at": AT,
     }
     return SuspenseRecorded(**values | given)
+
+
+def balance_requested(**given: Any) -> BalancePaymentRequested:
+    values: dict[str, Any] = {
+        "payment_no": "T-P1",
+        "order_no": "T-O1",
+        "merchant_no": "T-M1",
+        "payer_no": "T-U1",
+        "amount_fen": 10_000,
+        "currency": "CNY",
+        "fee_fen": 60,
+        "fee_rule": "rate 60 bp",
+        "points": 100,
+        "requested_at": AT,
+    }
+    return BalancePaymentRequested(**values | given)
+
+
+def balance_paid(**given: Any) -> BalancePaid:
+    values: dict[str, Any] = {
+        "payment_no": "T-P1",
+        "amount_fen": 10_000,
+        "currency": "CNY",
+        "fee_fen": 60,
+        "fee_rule": "rate 60 bp",
+        "points": 100,
+        "paid_at": AT,
+    }
+    return BalancePaid(**values | given)
+
+
+def balance_refused(**given: Any) -> BalanceRefused:
+    values: dict[str, Any] = {"payment_no": "T-P1", "reason": "the balance is not enough", "refused_at": AT}
+    return BalanceRefused(**values | given)
+
+
+def deposited(**given: Any) -> FundsDeposited:
+    values: dict[str, Any] = {
+        "deposit_no": "T-D1",
+        "payer_no": "T-U1",
+        "amount_fen": 10_000,
+        "currency": "CNY",
+        "deposited_at": AT,
+    }
+    return FundsDeposited(**values | given)
 
 
 def envelope(event: Event, *, identity: UUID = ID, version: int = 1) -> Envelope:

@@ -2,6 +2,6 @@
 
 from consumers.accounting.ledger import post
 from consumers.delivery import Processor
-from schemas.topics import PAYMENT_ORDER
+from schemas.topics import FUNDS_TRANSFER, PAYMENT_ORDER
 
-PROCESSOR = Processor(name="accounting", service="accounting", topics=(PAYMENT_ORDER,), handle=post)
+PROCESSOR = Processor(name="accounting", service="accounting", topics=(PAYMENT_ORDER, FUNDS_TRANSFER), handle=post)

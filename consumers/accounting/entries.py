@@ -8,7 +8,7 @@ from typing import Literal
 from uuid import UUID
 
 from schemas.codec import Envelope
-from schemas.events import PaymentSettled, SuspenseRecorded
+from schemas.events import FundsDeposited, PaymentSettled, SuspenseRecorded
 
 Side = Literal["D", "C"]
 
@@ -16,6 +16,7 @@ BANK_CLEARING = "bank_clearing"
 CHANNEL_COST = "channel_cost"
 FEE_INCOME = "fee_income"
 MERCHANT_PAYABLE = "merchant_payable"
+PAYER_BALANCE = "payer_balance"
 SUSPENSE = "suspense"
 
 
@@ -40,6 +41,7 @@ CHART = {
         GeneralAccount(code=CHANNEL_COST, name="what banks keep of it", normal_side="D", floorless=True),
         GeneralAccount(code=FEE_INCOME, name="what merchants pay us", normal_side="C", floorless=True),
         GeneralAccount(code=MERCHANT_PAYABLE, name="what we owe a merchant", normal_side="C"),
+        GeneralAccount(code=PAYER_BALANCE, name="what we hold for a payer", normal_side="C"),
         GeneralAccount(code=SUSPENSE, name="money that no order could take", normal_side="C", floorless=True),
     )
 }
@@ -63,6 +65,11 @@ def merchant_payable(merchant_no: str) -> str:
     return f"{MERCHANT_PAYABLE}:{merchant_no}"
 
 
+def payer_balance(payer_no: str) -> str:
+    """Return the account of what the platform holds for a payer."""
+    return f"{PAYER_BALANCE}:{payer_no}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """One line of a voucher: an amount on the debit (D) or credit (C) side of an account."""
@@ -81,7 +88,7 @@ class Voucher:
     """An original voucher; its debits equal its credits, in its one currency."""
 
     business_no: str
-    kind: Literal["settlement", "suspense", "reversal", "correction"]
+    kind: Literal["settlement", "suspense", "deposit", "reversal", "correction"]
     event_id: UUID | None
     """The event that told of the fact; None for what people post, which has a reason and an actor."""
     currency: str
@@ -105,12 +112,13 @@ def voucher_of(envelope: Envelope) -> Voucher | None:
     """Return the voucher that an event calls for; None where no money moved.
 
     A channel settles net: it keeps its cost and remits the rest. So the clearing account is debited what will come in, the
-    cost beside it, and the voucher's total is the amount that was paid.
+    cost beside it, and the voucher's total is the amount that was paid. A balance payment is paid out of what we hold.
     """
     match envelope.event:
         case PaymentSettled() as event:
+            source = BANK_CLEARING if event.method == "bank_card" else payer_balance(event.payer_no)
             lines = (
-                Entry(account=BANK_CLEARING, side="D", amount_fen=event.amount_fen - event.cost_fen),
+                Entry(account=source, side="D", amount_fen=event.amount_fen - event.cost_fen),
                 Entry(account=CHANNEL_COST, side="D", amount_fen=event.cost_fen),
                 Entry(
                     account=merchant_payable(event.merchant_no), side="C", amount_fen=event.amount_fen - event.fee_fen
@@ -135,6 +143,18 @@ def voucher_of(envelope: Envelope) -> Voucher | None:
                 entries=(
                     Entry(account=BANK_CLEARING, side="D", amount_fen=event.amount_fen),
                     Entry(account=SUSPENSE, side="C", amount_fen=event.amount_fen),
+                ),
+            )
+        case FundsDeposited() as event:
+            return Voucher(
+                business_no=event.deposit_no,
+                kind="deposit",
+                event_id=envelope.id,
+                currency=event.currency,
+                occurred_at=event.deposited_at,
+                entries=(
+                    Entry(account=BANK_CLEARING, side="D", amount_fen=event.amount_fen),
+                    Entry(account=payer_balance(event.payer_no), side="C", amount_fen=event.amount_fen),
                 ),
             )
         case _:

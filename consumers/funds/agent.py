@@ -1,7 +1,7 @@
 """The funds processor."""
 
 from consumers.delivery import Processor
-from consumers.funds.funds import credit_merchants
+from consumers.funds.funds import move_funds
 from schemas.topics import PAYMENT_ORDER
 
-PROCESSOR = Processor(name="funds", service="funds", topics=(PAYMENT_ORDER,), handle=credit_merchants)
+PROCESSOR = Processor(name="funds", service="funds", topics=(PAYMENT_ORDER,), handle=move_funds)

@@ -91,7 +91,7 @@ def check(
     grace: Annotated[float, typer.Option("--grace", min=0, help="seconds in which a fact may be on its way")] = 60.0,
     output: Output = Format.TABLE,
 ) -> None:
-    """Compare debits with credits, balances with entries, vouchers with settled payments and suspense. Exit code 1 on a difference."""
+    """Compare debits with credits, balances with entries, vouchers with settled payments, suspense, deposits. Exit code 1 on a difference."""
     from ops.health import reader_engine
     from ops.ledger import check as differences_of
 

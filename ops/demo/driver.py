@@ -18,6 +18,7 @@ from aiohttp import web
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
+from consumers.funds.funds import deposit
 from consumers.notification.records import register_receiver
 from ops.demo.journal import Intent, JournalWriter, Merchant, Payer
 from outbox.clock import utc_now
@@ -36,6 +37,8 @@ PAYERS = 40
 POOR_PAYERS = 2
 FAILING_SHARE = 0.05
 REPEATED_SHARE = 0.10
+BALANCE_SHARE = 0.25
+"""Of the orders, paid from the payer's balance."""
 AMOUNT_FEN_MIN = 20
 """No merchant's fee takes all of it: each payment leaves the merchant something to be counted."""
 AMOUNT_FEN_MAX = 50_000
@@ -71,7 +74,12 @@ def cast(run: str, seed: int) -> Run:
     ]
 
     def payer(number: int, balance_fen: int) -> Payer:
-        return Payer(payer_no=f"{run}-U{number:02d}", account_no=f"{run}-A{number:02d}", balance_fen=balance_fen)
+        return Payer(
+            payer_no=f"{run}-U{number:02d}",
+            account_no=f"{run}-A{number:02d}",
+            balance_fen=balance_fen,
+            deposit_fen=balance_fen,
+        )
 
     return Run(
         name=run,
@@ -92,6 +100,7 @@ def intents(run: Run, orders: int, seed: int) -> list[Intent]:
             payer_no=draw.choice(run.poor if draw.random() < FAILING_SHARE else run.payers).payer_no,
             amount_fen=draw.randint(AMOUNT_FEN_MIN, AMOUNT_FEN_MAX),
             repeats=draw.choice([1, 2]) if draw.random() < REPEATED_SHARE else 0,
+            method="balance" if draw.random() < BALANCE_SHARE else "bank_card",
         )
         for number in range(orders)
     ]
@@ -113,6 +122,10 @@ def enrol(settings: Settings, run: Run, sink_url: str) -> None:
     with engine("bank") as connection:
         for payer in (*run.payers, *run.poor):
             open_bank_account(connection, payer.account_no, balance_fen=payer.balance_fen, currency=CNY)
+    with engine("funds") as connection:
+        for payer in run.payers:
+            number, amount_fen = f"{payer.payer_no}-D", payer.deposit_fen
+            deposit(connection, number, payer_no=payer.payer_no, amount_fen=amount_fen, currency=CNY, at=utc_now())
     with engine("notification") as connection:
         for merchant in run.merchants:
             number = merchant.merchant_no
@@ -195,7 +208,12 @@ class Driver:
         self.starts.append(time.monotonic())
         self._journal.write(intent)
         body = msgspec.json.encode(
-            {"payer_no": intent.payer_no, "amount_fen": intent.amount_fen, "order_no": intent.order_no}
+            {
+                "payer_no": intent.payer_no,
+                "amount_fen": intent.amount_fen,
+                "order_no": intent.order_no,
+                "method": intent.method,
+            }
         )
         secret = self._run.secrets[intent.merchant_no]
 
@@ -204,9 +222,13 @@ class Driver:
             return {**signed, "merchant-key": intent.merchant_no}
 
         opened = await self._post(session, f"{self._settings.payments_url}/payments", body, headers)
-        result = await self._post(session, opened["bank_address"], b"", dict)
-        for number in range(intent.repeats):
-            await self._repeat(session, result, same_id=number == 0)
+        if intent.method == "balance":
+            for _ in range(1 + intent.repeats):
+                await self._post(session, opened["confirm_address"], b"", dict)
+        else:
+            result = await self._post(session, opened["bank_address"], b"", dict)
+            for number in range(intent.repeats):
+                await self._repeat(session, result, same_id=number == 0)
         self._done()
 
     async def _repeat(self, session: aiohttp.ClientSession, result: dict[str, Any], *, same_id: bool) -> None:

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from schemas.events import Method
+
 
 @dataclass(frozen=True, kw_only=True)
 class Merchant:
@@ -23,22 +25,24 @@ class Merchant:
 
 @dataclass(frozen=True, kw_only=True)
 class Payer:
-    """A payer of the run, and what the bank account held at first."""
+    """A payer of the run, and what the bank account held at first, and a deposit put into the balance besides."""
 
     payer_no: str
     account_no: str
     balance_fen: int
+    deposit_fen: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Intent:
-    """An order that the driver is about to send. A poor payer's fails at the bank; `repeats` notifications are sent again."""
+    """An order that the driver is about to send. A poor payer's fails; `repeats` notifications or confirmations are sent again."""
 
     order_no: str
     merchant_no: str
     payer_no: str
     amount_fen: int
     repeats: int
+    method: Method = "bank_card"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,9 @@ class Facts:
     funds: list[Any]
     """payment_no, account_no, amount"""
     funds_balances: dict[str, int]
+    """Of merchants, and of payers as `payer:…`."""
+    paid: list[Any]
+    """What payers' balances were debited: payment_no, account_no, amount"""
     points: list[Any]
     points_balances: dict[str, int]
     vouchers: list[Any]
@@ -95,7 +98,11 @@ def read_facts(connection: Connection, journal: Journal) -> Facts:
         bank_balances=balances("SELECT account_no, balance_fen FROM bank.account WHERE account_no LIKE :like"),
         payments=payments,
         funds=rows("SELECT payment_no, account_no, amount_fen AS amount FROM funds.entry WHERE account_no LIKE :like"),
-        funds_balances=balances("SELECT account_no, balance_fen FROM funds.account WHERE account_no LIKE :like"),
+        funds_balances=balances(
+            "SELECT account_no, balance_fen FROM funds.account WHERE account_no LIKE :like OR account_no LIKE 'payer:' || :like"
+        ),
+        paid=rows("""SELECT payment_no, account_no, amount_fen AS amount FROM funds.entry
+                     WHERE account_no LIKE 'payer:' || :like AND kind = 'debit'"""),
         points=rows("SELECT payment_no, account_no, points AS amount FROM points.entry WHERE account_no LIKE :like"),
         points_balances=balances("SELECT account_no, balance FROM points.account WHERE account_no LIKE :like"),
         vouchers=rows("""SELECT business_no, account, side, amount_fen AS amount FROM accounting.voucher
@@ -120,16 +127,17 @@ def judge(journal: Journal, facts: Facts, *, delivered: int | None = None) -> Pr
     lost: set[str] = set()
     doubled = 0
 
-    debits = {row.payment_no: row for row in facts.bank if row.status == "SUCCESS"}
+    debits = {row.payment_no: row.amount_fen for row in facts.bank if row.status == "SUCCESS"}
+    paid = {row.payment_no: row.amount for row in facts.paid}
     unsettled = 0
-    for row in debits.values():
-        order = orders.get(row.payment_no)
-        if order is None or order.status not in ("SETTLED", "FAILED"):
-            unsettled += 1
-            state = order.status if order else "missing"
-            findings.append(f"bank debit {row.transaction_no} of {row.amount_fen}: order {row.payment_no} is {state}")
+    for source, taken in (("bank", debits), ("balance", paid)):
+        for payment_no, amount_fen in taken.items():
+            if (order := orders.get(payment_no)) is None or order.status not in ("SETTLED", "FAILED"):
+                unsettled += 1
+                state = order.status if order else "missing"
+                findings.append(f"{source} debit of {amount_fen}: order {payment_no} is {state}")
     for row in facts.payments:
-        findings += _order_problems(row, intents.get(row.order_no), debits.get(row.payment_no))
+        findings += _order_problems(row, intents.get(row.order_no), bank=debits, balance=paid)
     opened = {row.order_no for row in facts.payments}
     findings += [f"order {order_no} of the journal was never opened" for order_no in intents if order_no not in opened]
 
@@ -188,43 +196,53 @@ def judge(journal: Journal, facts: Facts, *, delivered: int | None = None) -> Pr
     )
 
 
-def _order_problems(row: Any, intent: Intent | None, debit: Any) -> Iterable[str]:
+def _order_problems(
+    row: Any, intent: Intent | None, *, bank: Mapping[str, int], balance: Mapping[str, int]
+) -> Iterable[str]:
     if intent is None:
         yield f"order {row.order_no} is in no journal"
         return
     if (row.merchant_no, row.payer_no, row.amount_fen) != (intent.merchant_no, intent.payer_no, intent.amount_fen):
         yield f"order {row.order_no} is not what the journal asked for"
-    if row.status == "SETTLED" and (debit is None or debit.amount_fen != row.amount_fen):
-        yield f"order {row.order_no} is SETTLED without the bank's debit of {row.amount_fen}"
+    name, taken, other = ("bank", bank, balance) if intent.method == "bank_card" else ("balance", balance, bank)
+    if row.status == "SETTLED" and taken.get(row.payment_no) != row.amount_fen:
+        yield f"order {row.order_no} is SETTLED without the {name}'s debit of {row.amount_fen}"
     if row.status not in ("SETTLED", "FAILED"):
         yield f"order {row.order_no} is {row.status}"
-    if row.status == "FAILED" and debit is not None:
-        yield f"order {row.order_no} is FAILED, but the bank has debited {debit.amount_fen}"
+    if row.status == "FAILED" and row.payment_no in taken:
+        yield f"order {row.order_no} is FAILED, but the {name} has debited {taken[row.payment_no]}"
+    if row.payment_no in other:
+        yield f"order {row.order_no} is paid by {name}, and was debited elsewhere"
 
 
 def _balances(journal: Journal, facts: Facts) -> Iterable[tuple[str, Mapping[str, int], Mapping[str, int]]]:
     """Give subject, balances as the journal makes them, balances as kept. Poor payers' orders move nothing."""
     bank = {payer.account_no: payer.balance_fen for payer in journal.payers.values()}
-    funds: Counter[str] = Counter()
+    funds = Counter({f"payer:{payer.payer_no}": payer.deposit_fen for payer in journal.payers.values()})
     points: Counter[str] = Counter()
-    payable: Counter[str] = Counter()
+    booked: Counter[str] = Counter()
     for intent in journal.intents:
         payer = journal.payers[intent.payer_no]
         if payer.balance_fen == 0:
             continue
         fee_fen = fee_of(_fee_rule(journal.merchants[intent.merchant_no]), intent.amount_fen)
-        bank[payer.account_no] -= intent.amount_fen
+        if intent.method == "bank_card":
+            bank[payer.account_no] -= intent.amount_fen
+        else:
+            funds[f"payer:{payer.payer_no}"] -= intent.amount_fen
+            booked[f"payer_balance:{payer.payer_no}"] += intent.amount_fen
         funds[intent.merchant_no] += intent.amount_fen - fee_fen
         points[intent.payer_no] += points_of(intent.amount_fen)
-        payable[intent.merchant_no] += intent.amount_fen - fee_fen
+        booked[f"merchant_payable:{intent.merchant_no}"] += intent.amount_fen - fee_fen
     kept: Counter[str] = Counter()
     for row in facts.vouchers:
-        if row.account.startswith("merchant_payable:"):
-            kept[row.account.removeprefix("merchant_payable:")] += row.amount if row.side == "C" else -row.amount
+        normal = {"merchant_payable": "C", "payer_balance": "D"}.get(row.account.partition(":")[0])
+        if normal:  # what merchants are owed, and what payers have paid of what they are owed
+            kept[row.account] += row.amount if row.side == normal else -row.amount
     yield "bank", bank, facts.bank_balances
     yield "funds", funds, facts.funds_balances
     yield "points", points, facts.points_balances
-    yield "ledger", payable, kept
+    yield "ledger", booked, kept
 
 
 def _fee_rule(merchant: Merchant) -> FeeRule:

@@ -25,7 +25,7 @@ TIE = Path(tie.__file__)
 KAFKA_CLUSTER = "payrelay-local-kafka00"  # 22 characters, as Kafka wants it
 
 SERVICES = ("payments", "bank")
-WORKERS = ("funds", "points", "accounting", "notification", "notifier")
+WORKERS = ("funds", "points", "accounting", "notification", "settlement", "notifier")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -17,11 +17,14 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from outbox.clock import utc_now
+from outbox.errors import Refused
 from outbox.settings import Settings
 from producers.http import Database, HttpError, read_body, service, usable_secret
+from producers.payments.balance import confirm_payment
 from producers.payments.orders import (
     LimitExceeded,
     NoAccount,
+    Opened,
     OrderConflict,
     PaymentRequest,
     expire_payments,
@@ -29,7 +32,7 @@ from producers.payments.orders import (
     open_payment,
 )
 from producers.payments.settlement import REFUSED, Answer, receive_notification
-from schemas.bank import PaymentLink, link_address
+from schemas.bank import PaymentLink, link_address, read_link
 from schemas.signature import ID, is_fresh, signed_at
 
 EXPIRY_S = 1.0
@@ -79,33 +82,26 @@ def create_app(settings: Settings) -> Starlette:
 
         def opened(connection: Connection) -> JSONResponse:
             merchant_no = merchant_of(connection, request, body)
-            try:
-                asked = msgspec.json.decode(body, type=PaymentRequest)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise HttpError(400, "bad_request", str(error)) from error
-            try:
-                found = open_payment(connection, merchant_no, asked, now=utc_now(), zone=zone, ttl=ttl)
-            except OrderConflict as error:
-                raise HttpError(409, "order_conflict", str(error)) from error
-            except NoAccount as error:
-                raise HttpError(404, "no_account", str(error)) from error
-            except LimitExceeded as error:
-                raise HttpError(422, "limit_exceeded", str(error)) from error
-            link = PaymentLink(
-                payment_no=found.payment_no,
-                account_no=found.account_no,
-                amount_fen=found.amount_fen,
-                currency=found.currency,
-                expires_at=int(found.expires_at.timestamp()),
-            )
-            content = {
-                "payment_no": found.payment_no,
-                "bank_address": link_address(settings.bank_url, link_secret, link),
-                "expires_at": found.expires_at.isoformat(),
-            }
-            return JSONResponse(content, status_code=201)
+            found = _open(connection, merchant_no, body, now=utc_now(), zone=zone, ttl=ttl)
+            return JSONResponse(_invitation(found, settings, link_secret), status_code=201)
 
         return await database.transact(opened)
+
+    async def confirm(request: Request) -> Response:
+        """Confirm a balance payment, as the payer. Same link: the status as it is by then."""
+        query = request.query_params
+        link = read_link(link_secret, query.get("link", ""), query.get("signature", ""), method="balance")
+        if link is None:
+            raise HttpError(403, "bad_link", "the payment link is not ours: open the payment again")
+
+        def confirmed(connection: Connection) -> JSONResponse:
+            try:
+                status = confirm_payment(connection, link.payment_no, now=utc_now())
+            except Refused as error:
+                raise HttpError(409, "expired", str(error)) from error
+            return JSONResponse({"payment_no": link.payment_no, "status": status})
+
+        return await database.transact(confirmed)
 
     async def get_payment(request: Request) -> Response:
         """Show a merchant's own payment. Signed like a request with an empty body."""
@@ -136,10 +132,47 @@ def create_app(settings: Settings) -> Starlette:
         [
             Route("/payments", post_payment, methods=["POST"]),
             Route("/payments/{payment_no}", get_payment),
+            Route("/pay", confirm, methods=["POST"]),
             Route("/bank/notifications", post_notification, methods=["POST"]),
         ],
         lifespan,
     )
+
+
+def _open(
+    connection: Connection, merchant_no: str, body: bytes, *, now: datetime, zone: ZoneInfo, ttl: timedelta
+) -> Opened:
+    """Return the payment that a merchant's body asks for, opened; raises HttpError."""
+    try:
+        asked = msgspec.json.decode(body, type=PaymentRequest)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise HttpError(400, "bad_request", str(error)) from error
+    try:
+        return open_payment(connection, merchant_no, asked, now=now, zone=zone, ttl=ttl)
+    except OrderConflict as error:
+        raise HttpError(409, "order_conflict", str(error)) from error
+    except NoAccount as error:
+        raise HttpError(404, "no_account", str(error)) from error
+    except LimitExceeded as error:
+        raise HttpError(422, "limit_exceeded", str(error)) from error
+
+
+def _invitation(found: Opened, settings: Settings, secret: str) -> dict[str, str]:
+    """Return what a merchant is answered: where the payer pays, at the bank or with us."""
+    by_bank = found.method == "bank_card"
+    link = PaymentLink(
+        payment_no=found.payment_no,
+        account_no=found.account_no,
+        amount_fen=found.amount_fen,
+        currency=found.currency,
+        expires_at=int(found.expires_at.timestamp()),
+    )
+    url = settings.bank_url if by_bank else settings.payments_url
+    return {
+        "payment_no": found.payment_no,
+        "bank_address" if by_bank else "confirm_address": link_address(url, secret, link, method=found.method),
+        "expires_at": found.expires_at.isoformat(),
+    }
 
 
 def _plain(answer: Answer) -> PlainTextResponse:

@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql import insert
 from outbox.errors import Refused
 from producers.payments.fees import FeeRule
 from producers.payments.tables import account, channel, limit_use, merchant, payment
-from schemas.events import Amount, Number
+from schemas.events import Amount, Method, Number
 
 EXPIRE_BATCH = 200
 
@@ -29,6 +29,7 @@ class PaymentRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     amount_fen: Amount
     currency: Annotated[str, Meta(pattern="^CNY$")] = "CNY"
     order_no: Number
+    method: Method = "bank_card"
 
 
 class OrderConflict(Refused):
@@ -45,13 +46,14 @@ class NoAccount(Refused):
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """A payment that waits for the payer at the bank."""
+    """A payment that waits for the payer, at the bank or at the platform."""
 
     payment_no: str
     account_no: str
     amount_fen: int
     currency: str
     expires_at: datetime
+    method: Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,7 @@ def open_payment(
     Transaction: the caller's. Repeatable: the same order number with the same body gets the first answer. Raises
     OrderConflict, NoAccount, LimitExceeded; the caller must then roll back.
     """
-    digest = sha256(msgspec.json.encode(request)).digest()
+    digest = _digest(request)
     day = now.astimezone(zone).date()
     opened = connection.execute(
         _OPEN,
@@ -113,7 +115,16 @@ def open_payment(
         amount_fen=request.amount_fen,
         currency=request.currency,
         expires_at=opened.expires_at,
+        method=request.method,
     )
+
+
+def _digest(request: PaymentRequest) -> bytes:
+    """Return what tells one body from another. Without `method` it is what it was before there was one."""
+    body = msgspec.structs.asdict(request)
+    if request.method == "bank_card":
+        del body["method"]
+    return sha256(msgspec.json.encode(body)).digest()
 
 
 def _opened_before(connection: Connection, merchant_no: str, request: PaymentRequest, digest: bytes) -> Opened:
@@ -132,6 +143,7 @@ def _opened_before(connection: Connection, merchant_no: str, request: PaymentReq
         amount_fen=first.amount_fen,
         currency=first.currency,
         expires_at=first.expires_at,
+        method=first.method,
     )
 
 
@@ -152,9 +164,9 @@ def _use_limit(connection: Connection, held: Row[Any], amount_fen: int, day: dat
 _OPEN = text("""
     WITH inserted AS (
       INSERT INTO payment (payment_no, merchant_no, order_no, payer_no, amount_fen, currency, request_sha256, status,
-                           limit_day, created_at, expires_at)
+                           limit_day, created_at, expires_at, method)
       SELECT :payment_no, :merchant_no, :order_no, payer_no, :amount_fen, :currency, :digest, 'CREATED',
-             :day, :now, :expires_at
+             :day, :now, :expires_at, :method
       FROM account WHERE payer_no = :payer_no AND open
       ON CONFLICT (merchant_no, order_no) DO NOTHING
       RETURNING payment_no, payer_no, expires_at)
@@ -205,7 +217,18 @@ def find_payment(connection: Connection, merchant_no: str, payment_no: str) -> d
     ).first()
     if row is None:
         return None
-    names = ("payment_no", "order_no", "payer_no", "amount_fen", "currency", "status", "fee_fen", "points", "reason")
+    names = (
+        "payment_no",
+        "order_no",
+        "payer_no",
+        "amount_fen",
+        "currency",
+        "method",
+        "status",
+        "fee_fen",
+        "points",
+        "reason",
+    )
     times = {name: getattr(row, name) for name in ("created_at", "expires_at", "finished_at")}
     return {name: getattr(row, name) for name in names} | {
         name: at.isoformat() if at else None for name, at in times.items()

@@ -20,7 +20,7 @@ from producers.payments.fees import FeeRule, described, fee_of
 from producers.payments.orders import free_limit
 from producers.payments.tables import payment
 from schemas.bank import BankNotification
-from schemas.events import PaymentFailed, PaymentSettled, SuspenseRecorded
+from schemas.events import Method, PaymentFailed, PaymentSettled, SuspenseRecorded
 from schemas.money import points_of
 from schemas.signature import is_fresh
 
@@ -43,6 +43,7 @@ class Standing:
     amount_fen: int
     currency: str
     expired: bool
+    method: Method = "bank_card"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,8 @@ def decide(order: Standing | None, told: BankNotification, booking: Booking | No
             return Decision(act="refuse", reason="no such order, or another amount")
         if booking is not None and (order.status == "CREATED" or booking.payment_no != told.payment_no):
             return Decision(act="refuse", reason=f"it was booked as {booking}")
-        return Decision(act="fail") if order.status == "CREATED" else Decision(act="repeat")
+        fails = order.status == "CREATED" and order.method == "bank_card"
+        return Decision(act="fail") if fails else Decision(act="repeat")
     if booking is not None:
         same = booking == Booking(payment_no=told.payment_no, amount_fen=told.amount_fen, currency=told.currency)
         return Decision(act="repeat") if same else Decision(act="refuse", reason=f"it was booked as {booking}")
@@ -76,6 +78,8 @@ def decide(order: Standing | None, told: BankNotification, booking: Booking | No
     if order.status != "CREATED" or order.expired:
         reason = "the order has expired" if order.expired else f"the order is {order.status}"
         return Decision(act="suspend", reason=reason)
+    if order.method != "bank_card":
+        return Decision(act="suspend", reason=f"the order is paid by {order.method}")
     return Decision(act="settle")
 
 
@@ -110,7 +114,7 @@ def receive_notification(
     noted = connection.execute(_NOTE, {**note, "transaction_no": told.transaction_no})
     if not noted.rowcount:
         return _stored_answer(connection.execute(_STORED, {"webhook_id": webhook_id}).one(), digest)
-    order = connection.execute(_ORDER, {"payment_no": told.payment_no}).first()
+    order = locked_order(connection, told.payment_no)
     booked = connection.execute(_BOOKED, {"transaction_no": told.transaction_no, "payment_no": told.payment_no}).first()
     decision = decide(
         _standing(order, now) if order is not None else None,
@@ -151,7 +155,7 @@ _FORGET = text("DELETE FROM bank_notification WHERE webhook_id = :webhook_id")
 _ORDER = text("""
     SELECT payment.*, fee_rate_bp, fee_fixed_fen, fee_min_fen, fee_cap_fen,
            cost_rate_bp, cost_fixed_fen, cost_min_fen, cost_cap_fen
-    FROM payment JOIN merchant USING (merchant_no) JOIN channel ON channel = 'bank_card'
+    FROM payment JOIN merchant USING (merchant_no) JOIN channel ON channel = payment.method
     WHERE payment_no = :payment_no FOR NO KEY UPDATE OF payment""")
 
 _SUSPEND = text("""
@@ -195,7 +199,36 @@ def _standing(order: Row[Any], now: datetime) -> Standing:
         amount_fen=order.amount_fen,
         currency=order.currency,
         expired=order.status == "EXPIRED" or (order.status == "CREATED" and order.expires_at <= now),
+        method=order.method,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Charges:
+    """What is decided of a payment's money, once."""
+
+    fee_fen: int
+    fee_rule: str
+    cost_fen: int
+    cost_rule: str
+    points: int
+
+
+def charges_of(order: Row[Any]) -> Charges:
+    """Return fee, cost and points of an order, read with its merchant's and its channel's rules. Pure."""
+    fee, cost = _rule(order, "fee"), _rule(order, "cost")
+    return Charges(
+        fee_fen=fee_of(fee, order.amount_fen),
+        fee_rule=described(fee),
+        cost_fen=fee_of(cost, order.amount_fen),
+        cost_rule=described(cost),
+        points=points_of(order.amount_fen),
+    )
+
+
+def locked_order(connection: Connection, payment_no: str) -> Row[Any] | None:
+    """Return an order with the rules that price it, locked until the caller's transaction ends."""
+    return connection.execute(_ORDER, {"payment_no": payment_no}).first()
 
 
 def settle_payment(connection: Connection, order: Row[Any], told: BankNotification, *, now: datetime) -> None:
@@ -203,13 +236,8 @@ def settle_payment(connection: Connection, order: Row[Any], told: BankNotificati
 
     Transaction: the caller's. Not repeatable by itself: `decide` sees to it.
     """
-    fee, cost = _rule(order, "fee"), _rule(order, "cost")
-    fee_fen, cost_fen, points = (
-        fee_of(fee, order.amount_fen),
-        fee_of(cost, order.amount_fen),
-        points_of(order.amount_fen),
-    )
-    _finish(connection, order, told, now, status="SETTLED", fee_fen=fee_fen, cost_fen=cost_fen, points=points)
+    charges = charges_of(order)
+    _finish(connection, order, told, now, status="SETTLED", charges=charges)
     event = PaymentSettled(
         payment_no=order.payment_no,
         order_no=order.order_no,
@@ -217,13 +245,13 @@ def settle_payment(connection: Connection, order: Row[Any], told: BankNotificati
         payer_no=order.payer_no,
         amount_fen=order.amount_fen,
         currency=order.currency,
-        fee_fen=fee_fen,
-        fee_rule=described(fee),
-        points=points,
+        fee_fen=charges.fee_fen,
+        fee_rule=charges.fee_rule,
+        points=charges.points,
         bank_transaction_no=told.transaction_no,
         settled_at=now,
-        cost_fen=cost_fen,
-        cost_rule=described(cost),
+        cost_fen=charges.cost_fen,
+        cost_rule=charges.cost_rule,
     )
     record(connection, [Outgoing(event=event, version=order.version + 1, correlation=order.order_no)])
 
@@ -292,9 +320,7 @@ def _finish(
     now: datetime,
     *,
     status: str,
-    fee_fen: int | None = None,
-    cost_fen: int | None = None,
-    points: int | None = None,
+    charges: Charges | None = None,
     reason: str | None = None,
 ) -> None:
     connection.execute(
@@ -302,9 +328,9 @@ def _finish(
         {
             "payment_no": order.payment_no,
             "status": status,
-            "fee_fen": fee_fen,
-            "cost_fen": cost_fen,
-            "points": points,
+            "fee_fen": charges and charges.fee_fen,
+            "cost_fen": charges and charges.cost_fen,
+            "points": charges and charges.points,
             "reason": reason,
             "transaction_no": told.transaction_no,
             "now": now,

@@ -79,6 +79,7 @@ payment = Table(
     Column("expires_at", DateTime(timezone=True), nullable=False),
     Column("finished_at", DateTime(timezone=True)),
     Column("cost_fen", BigInteger),
+    Column("method", Text, ForeignKey("channel.channel"), nullable=False),
 )
 
 bank_notification = Table(

@@ -11,10 +11,27 @@ import pytest
 from schemas.codec import Envelope, decode, encode
 from schemas.events import EVENTS, Event, json_schema
 from schemas.export import FOLDER, rendered
-from tests.factories import ID, failed, settled, suspense
+from tests.factories import (
+    ID,
+    balance_paid,
+    balance_refused,
+    balance_requested,
+    deposited,
+    failed,
+    settled,
+    suspense,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
-EXAMPLES: list[Event] = [settled(cost_fen=20, cost_rule="rate 20 bp"), failed(), suspense()]
+EXAMPLES: list[Event] = [
+    settled(cost_fen=20, cost_rule="rate 20 bp"),
+    failed(),
+    suspense(),
+    balance_requested(),
+    balance_paid(),
+    balance_refused(),
+    deposited(),
+]
 EARLIER: dict[str, Event] = {"payment.settled.v1.first": settled()}
 """As an event was released before it had all of its fields; the file's name says what of."""
 

@@ -51,6 +51,11 @@ def journal(stack: Stack) -> Journal:
         "funds balance of", "doubled",
     ),
     (
+        "UPDATE funds.account SET balance_fen = balance_fen - 1 WHERE account_no = (SELECT min(account_no) FROM funds.account WHERE account_no LIKE 'payer:' || :like)",
+        "UPDATE funds.account SET balance_fen = balance_fen + 1 WHERE account_no = (SELECT min(account_no) FROM funds.account WHERE account_no LIKE 'payer:' || :like)",
+        "funds balance of payer:", "lost",
+    ),
+    (
         "INSERT INTO bank.transaction SELECT :like || 'x', 'P-nobody', account_no, 1, 'CNY', 'SUCCESS', NULL, now() FROM bank.account WHERE account_no LIKE :like LIMIT 1",
         "DELETE FROM bank.transaction WHERE payment_no = 'P-nobody'",
         "order P-nobody is missing", "unsettled",

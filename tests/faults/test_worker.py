@@ -128,7 +128,9 @@ def test_partitions_added_under_a_running_worker_are_read_from_their_beginning(p
     pipeline.send(pipeline.events(200))
     pipeline.all_posted()
     pipeline.prove()
-    partitions = pipeline.count("SELECT count(*) FROM accounting.progress WHERE consumer = :consumer")
+    partitions = pipeline.count(
+        "SELECT count(*) FROM accounting.progress WHERE consumer = :consumer AND topic = :topic", topic=pipeline.topic
+    )
     assert partitions == 9
 
 
@@ -161,13 +163,13 @@ def test_a_worker_told_to_end_leaves_its_group_at_once_with_its_batch_committed_
     assert not group.members
     request = [ConsumerGroupTopicPartitions(pipeline.consumer)]
     committed = pipeline.admin.list_consumer_group_offsets(request)[pipeline.consumer].result(20)
-    mirrored = {one.partition: one.offset for one in committed.topic_partitions}
+    mirrored = {(one.topic, one.partition): one.offset for one in committed.topic_partitions if one.offset > 0}
     with engine_of(pipeline.settings, "ops").connect() as connection:
         rows = connection.execute(
-            text("SELECT partition, next_offset FROM accounting.progress WHERE consumer = :consumer AND next_offset > 0"),
+            text("SELECT topic, partition, next_offset FROM accounting.progress WHERE consumer = :consumer AND next_offset > 0"),
             {"consumer": pipeline.consumer},
         ).all()  # fmt: skip
-    assert {row.partition: row.next_offset for row in rows} == mirrored
+    assert {(row.topic, row.partition): row.next_offset for row in rows} == mirrored
     pipeline.start()
     pipeline.all_posted()
     pipeline.prove()

@@ -26,7 +26,9 @@ FILES = sorted(path.stem for path in GOLDEN.glob("*.json"))
 ROWS = {
     "accounting": """SELECT business_no, kind, event_id, currency, occurred_at, line, account, side, amount_fen
                      FROM voucher JOIN entry USING (voucher_no) WHERE event_id = :id ORDER BY line""",
-    "funds": "SELECT payment_no, account_no, kind, amount_fen, event_id FROM entry WHERE event_id = :id ORDER BY 2",
+    "funds": """SELECT payment_no, account_no, kind, amount_fen, event_id FROM entry WHERE event_id = :id
+                UNION ALL SELECT payment_no, payload, outbox.type, 0, event_id FROM balance_payment
+                JOIN outbox ON causation = event_id::text WHERE event_id = :id ORDER BY 2""",
     "points": "SELECT payment_no, account_no, kind, points, event_id FROM entry WHERE event_id = :id ORDER BY 2",
     "notification": "SELECT queue, event_id, merchant_no, payment_no, order_no, body, status FROM notify_record WHERE event_id = :id",
 }
@@ -74,8 +76,13 @@ def test_a_golden_event_gives_the_same_rows_under_other_rules(
 
 
 WITH_ROWS = {
-    "accounting": {"payment.settled.v1", "payment.settled.v1.first", "payment.suspense_recorded.v1"},
-    "funds": {"payment.settled.v1", "payment.settled.v1.first"},
+    "accounting": {
+        "payment.settled.v1",
+        "payment.settled.v1.first",
+        "payment.suspense_recorded.v1",
+        "funds.deposited.v1",
+    },
+    "funds": {"payment.settled.v1", "payment.settled.v1.first", "payment.balance_requested.v1"},
     "points": {"payment.settled.v1", "payment.settled.v1.first"},
     "notification": {"payment.settled.v1", "payment.settled.v1.first", "payment.failed.v1"},
 }

@@ -6,8 +6,8 @@ import importlib
 import pytest
 
 MODULES = ["schemas.money", "outbox.clock", "outbox.retry", "outbox.partitions", "connect.client", "connect.connector",
-           "producers.payments.orders", "producers.payments.fees", "consumers.accounting.entries", "consumers.notification.guard",
-           "ops.demo.latency", "ops.upkeep"]  # fmt: skip
+           "producers.payments.orders", "producers.payments.fees", "consumers.accounting.entries", "consumers.funds.funds",
+           "consumers.notification.guard", "ops.demo.latency", "ops.upkeep"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -1,0 +1,93 @@
+"""Scene 4, from the balance: what funds has answered finishes the payment, and everybody is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
+
+from consumers.delivery import DuplicateFact
+from outbox.record import Outgoing, record
+from outbox.rows import as_json
+from producers.payments.orders import free_limit
+from schemas.codec import Envelope
+from schemas.events import BalancePaid, BalanceRefused, Event, PaymentFailed, PaymentSettled
+
+_ORDERS = text("""
+    SELECT * FROM payment WHERE payment_no = ANY (CAST(:payments AS text[]))
+    ORDER BY payment_no FOR NO KEY UPDATE""")
+
+_FINISH = text("""
+    UPDATE payment SET status = answer.status, version = version + 1, fee_fen = answer.fee_fen, points = answer.points,
+                       cost_fen = CASE answer.status WHEN 'SETTLED' THEN 0 END, reason = answer.reason, finished_at = answer.at
+    FROM json_to_recordset(CAST(:rows AS json))
+         AS answer (payment_no text, status text, fee_fen bigint, points bigint, reason text, at timestamptz)
+    WHERE payment.payment_no = answer.payment_no AND payment.status = 'PAYING'""")
+
+
+def finish_balance_payments(connection: Connection, events: Sequence[Envelope]) -> None:
+    """Payments that funds has paid are SETTLED, those that it has refused FAILED with their limit free; all are told.
+
+    Transaction: the caller's. Raises DuplicateFact for a payment that does not wait for an answer.
+    """
+    answers = [(one, one.event) for one in events if isinstance(one.event, BalancePaid | BalanceRefused)]
+    if not answers:
+        return
+    told = [event for _, event in answers]
+    orders = {
+        row.payment_no: row for row in connection.execute(_ORDERS, {"payments": [event.payment_no for event in told]})
+    }
+    rows = as_json([_row(event) for event in told])
+    if connection.execute(_FINISH, {"rows": rows}).rowcount != len(told):
+        raise DuplicateFact("a payment does not wait for an answer of funds")
+    refused = [orders[event.payment_no] for event in told if isinstance(event, BalanceRefused)]
+    for order in sorted(refused, key=lambda order: (order.payer_no, order.limit_day)):
+        free_limit(connection, order.payer_no, order.limit_day, order.amount_fen)
+    record(
+        connection,
+        [
+            Outgoing(
+                event=_result(orders[event.payment_no], event),
+                version=orders[event.payment_no].version + 1,
+                correlation=envelope.correlation,
+                causation=str(envelope.id),
+            )
+            for envelope, event in answers
+        ],
+    )
+
+
+def _row(answer: BalancePaid | BalanceRefused) -> dict[str, object]:
+    row: dict[str, object] = {"payment_no": answer.payment_no}
+    if isinstance(answer, BalanceRefused):
+        return {**row, "status": "FAILED", "reason": answer.reason, "at": answer.refused_at}
+    return {**row, "status": "SETTLED", "fee_fen": answer.fee_fen, "points": answer.points, "at": answer.paid_at}
+
+
+def _result(order: Row[Any], answer: BalancePaid | BalanceRefused) -> Event:
+    if isinstance(answer, BalanceRefused):
+        return PaymentFailed(
+            payment_no=order.payment_no,
+            order_no=order.order_no,
+            merchant_no=order.merchant_no,
+            payer_no=order.payer_no,
+            amount_fen=order.amount_fen,
+            currency=order.currency,
+            reason=answer.reason,
+            failed_at=answer.refused_at,
+        )
+    return PaymentSettled(
+        payment_no=order.payment_no,
+        order_no=order.order_no,
+        merchant_no=order.merchant_no,
+        payer_no=order.payer_no,
+        amount_fen=order.amount_fen,
+        currency=order.currency,
+        fee_fen=answer.fee_fen,
+        fee_rule=answer.fee_rule,
+        points=answer.points,
+        bank_transaction_no=order.payment_no,
+        settled_at=answer.paid_at,
+        method="balance",
+    )
