@@ -122,6 +122,14 @@ def trial_balance(connection: Connection, *, at: datetime | None = None) -> list
     return [Balance(**row._mapping, balance_fen=balance_of(row.account, row.debit_fen, row.credit_fen)) for row in rows]
 
 
+def imbalances(connection: Connection) -> dict[str, int]:
+    """Return debits less credits of each currency (fen), by the kept balances; anything but 0 is wrong."""
+    rows = connection.execute(
+        text("SELECT currency, sum(debit_fen - credit_fen)::bigint AS fen FROM accounting.balance GROUP BY currency")
+    )
+    return {row.currency: row.fen for row in rows}
+
+
 def check(engine: Engine, *, before: datetime) -> list[Difference]:
     """Return what does not agree: debits with credits, balances with entries, vouchers with settled payments and suspense.
 

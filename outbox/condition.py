@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from pathlib import Path
 from threading import Lock
 
 RUNNING = "running"
 
+KINDS = {"braked": "braked", "stopped": "stopped", "waiting for the database": "waiting"}
+"""What a condition begins with, up to its colon, and its kind."""
+
 log = logging.getLogger(__name__)
+
+
+def kind_of(condition: str) -> str:
+    """Return which of few kinds a condition is.
+
+    >>> kind_of("braked: nothing passes"), kind_of("does not answer at 127.0.0.1:9092")
+    ('braked', 'other')
+    """
+    return KINDS.get(condition.partition(":")[0], "other") if condition else ""
 
 
 class Condition:
@@ -19,6 +32,7 @@ class Condition:
         self._file = file
         self._name = name
         self._said: dict[str, str] = {}
+        self._since: dict[str, float] = {}
         self._lock = Lock()
 
     def tell(self, about: str, condition: str) -> None:
@@ -28,11 +42,19 @@ class Condition:
                 return
             if condition:
                 log.warning("condition about=%s %s", about, condition)
+                if kind_of(self._said.get(about, "")) != kind_of(condition):
+                    self._since[about] = time.monotonic()
                 self._said[about] = condition
             else:
                 log.warning("condition about=%s over", about)
-                del self._said[about]
+                del self._said[about], self._since[about]
             self._write()
+
+    def ages(self) -> dict[tuple[str, str], float]:
+        """Return since how many seconds each subject has been as it says, by subject and kind; none while all is well."""
+        with self._lock:
+            now = time.monotonic()
+            return {(about, kind_of(said)): now - self._since[about] for about, said in self._said.items()}
 
     def ready(self) -> None:
         """The process does its work."""

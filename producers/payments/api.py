@@ -133,6 +133,7 @@ def create_app(settings: Settings) -> Starlette:
         return _plain(await database.transact(received))
 
     return service(
+        "payments",
         [
             Route("/payments", post_payment, methods=["POST"]),
             Route("/payments/{payment_no}", get_payment),
