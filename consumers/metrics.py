@@ -49,6 +49,12 @@ ATTEMPTS = Counter(
 ATTEMPT = Histogram(
     "notify_attempt_seconds", "Duration of one attempt to notify, to the end of the answer.", ["rule"], buckets=SECONDS
 )
+CONDITION = "worker_condition_seconds"
+CONDITION_HELP = (
+    "Since when a subject (a consumer, one of its logs, the notifier) is braked, waiting for its database, stopped at a "
+    "hole in its log, or otherwise not well; no series while it is well."
+)
+CONDITION_LABELS = ("about", "condition")
 
 
 class DeliveryMetrics:
@@ -82,12 +88,7 @@ class ConditionMetrics:
 
     def collect(self) -> Iterator[Metric]:
         """Give since when each subject that is not well has been so."""
-        family = GaugeMetricFamily(
-            "condition_seconds",
-            "Since when a subject (a consumer, one of its logs, the notifier) is braked, waiting for its database, stopped "
-            "at a hole in its log, or otherwise not well; no series while it is well.",
-            labels=["about", "condition"],
-        )
+        family = GaugeMetricFamily(CONDITION, CONDITION_HELP, labels=CONDITION_LABELS)
         for (about, kind), age_s in self._condition.ages().items():
             family.add_metric([about, kind], age_s)
         yield family

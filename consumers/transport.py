@@ -498,6 +498,9 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
         """Faust calls this before partitions go: flow stops, then `wait_empty` lets the batch in hand finish."""
         self.closing.set()
         await super().on_partitions_revoked(revoked)
+        for lane in self.lanes.values():  # whoever has it next says how it is
+            if lane.log is not None:
+                self.positions.tell(str(lane.log), "")
         self.lanes = {}
         self._mirrored = {}
 

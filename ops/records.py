@@ -17,6 +17,9 @@ from schemas.codec import ID
 TIMEOUT_S = 20.0
 
 
+FEW = {"queued.min.messages": 1, "fetch.message.max.bytes": 64 * 1024}
+"""How to look at single records of a long log: without fetching megabytes ahead."""
+
 Place = tuple[str, int]
 """A topic and one of its partitions."""
 
@@ -65,7 +68,7 @@ def append_times(settings: Settings, offsets: Collection[tuple[Place, int]]) -> 
     left = set(offsets)
     if not left:
         return times
-    with _looking(settings) as consumer:
+    with _looking(settings, **FEW) as consumer:
         deadline = time.monotonic() + TIMEOUT_S
         while left:
             asked = dict(sorted(left))  # of each partition one
@@ -93,10 +96,10 @@ def last_append(settings: Settings, topics: Sequence[str]) -> datetime | None:
 
 
 @contextmanager
-def _looking(settings: Settings) -> Generator[Consumer]:
+def _looking(settings: Settings, **how: int) -> Generator[Consumer]:
     consumer = Consumer(
         {"bootstrap.servers": settings.kafka_bootstrap, "group.id": "payrelay-look", "enable.auto.commit": False,
-         "log_level": 0, "auto.offset.reset": "earliest", "enable.partition.eof": False}
+         "log_level": 0, "auto.offset.reset": "earliest", "enable.partition.eof": False, **how}
     )  # fmt: skip
     try:
         yield consumer

@@ -132,15 +132,12 @@ def create_app(settings: Settings) -> Starlette:
 
         return _plain(await database.transact(received))
 
-    return service(
-        "payments",
-        [
-            Route("/payments", post_payment, methods=["POST"]),
-            Route("/payments/{payment_no}", get_payment),
-            Route("/bank/notifications", post_notification, methods=["POST"]),
-        ],
-        lifespan,
-    )
+    routes = [
+        Route("/payments", post_payment, methods=["POST"]),
+        Route("/payments/{payment_no}", get_payment),
+        Route("/bank/notifications", post_notification, methods=["POST"]),
+    ]
+    return service("payments", routes, lifespan)
 
 
 def _plain(answer: Answer) -> PlainTextResponse:

@@ -5,7 +5,7 @@ import importlib
 
 import pytest
 
-MODULES = ["schemas.money", "outbox.clock", "outbox.retry", "outbox.partitions", "connect.client", "connect.connector",
+MODULES = ["schemas.money", "outbox.clock", "outbox.condition", "outbox.retry", "outbox.partitions", "connect.client", "connect.connector",
            "producers.payments.orders", "consumers.notification.guard", "ops.demo.latency"]  # fmt: skip
 
 
