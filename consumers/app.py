@@ -101,6 +101,7 @@ class PipelineApp(faust.App):  # type: ignore[misc]
         loop = asyncio.get_running_loop()
         for attempt in range(1, 1_000_000_000):
             if batch.is_unwanted:
+                self.condition.tell(subject, "")  # whoever has its partitions next says how they are
                 return
             self.busy_since.beat()
             slices, began = batch.slices, time.monotonic()

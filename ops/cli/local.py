@@ -77,7 +77,7 @@ def down(stack: Stack = "", wipe: Annotated[bool, typer.Option("--wipe", help="r
 
 
 def status(stack: Stack = "", output: Output = Format.TABLE) -> None:
-    """Show each part: state, pid, port, version, since when, restarts, last exit. Exit code 1 unless all run."""
+    """Show each part: state, pid, ports, version, since when, restarts, last exit. Exit code 1 unless all run."""
     folder = this_stack(stack)
     rows = [asdict(state) | {"condition": _condition(folder, state)} for state in folder.states()]
     print_rows(rows, output)
