@@ -20,6 +20,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from consumers.delivery import Braked, Delivered, Delivery, Processor, Unexpected, is_transient, told
+from consumers.sensors import BatchSensors
 from consumers.transport import Batch, BatchSchema, Consumer, Opening, require_versions
 from outbox.clock import utc_now
 from outbox.condition import Condition
@@ -78,6 +79,7 @@ class PipelineApp(faust.App):  # type: ignore[misc]
             broker_max_poll_records=settings.batch_max,
             datadir=f"/tmp/payrelay-faust-{os.getpid()}",  # noqa: S108 - Faust wants one, and puts nothing there
         )
+        self.sensors = BatchSensors(self)
         names = [settings.topic_prefix + topic.name for topic in processor.topics]
         source = self.topic(*names, schema=BatchSchema(), acks=False, key_serializer="raw", value_serializer="raw")
 
@@ -86,7 +88,12 @@ class PipelineApp(faust.App):  # type: ignore[misc]
             async for consumer in stream:
                 while (batch := consumer.take()) is not None:
                     async with batch:
-                        await self._until_committed(batch)
+                        slices = batch.slices
+                        self.sensors.took(slices)
+                        try:
+                            await self._until_committed(batch)
+                        finally:
+                            self.sensors.let_go(slices)
 
     async def _until_committed(self, batch: Batch) -> None:
         """The batch is committed, or it is no longer ours to commit. No exception leaves but cancellation."""
@@ -94,10 +101,12 @@ class PipelineApp(faust.App):  # type: ignore[misc]
         loop = asyncio.get_running_loop()
         for attempt in range(1, 1_000_000_000):
             if batch.is_unwanted:
+                self.condition.tell(subject, "")  # whoever has its partitions next says how they are
                 return
             self.busy_since.beat()
+            slices, began = batch.slices, time.monotonic()
             try:
-                outcomes = await loop.run_in_executor(self.database, self.delivery.deliver, batch.slices)
+                outcomes = await loop.run_in_executor(self.database, self.delivery.deliver, slices)
             except asyncio.CancelledError:
                 raise
             except BaseException as error:
@@ -108,6 +117,7 @@ class PipelineApp(faust.App):  # type: ignore[misc]
                 await batch.pause(backoff_s(attempt, jitter=random.random()))  # noqa: S311 - no secret
             else:
                 self.condition.tell(subject, "")
+                self.sensors.handled([one for one in slices if isinstance(outcomes[one.log], Delivered)], began=began)
                 for one, outcome in outcomes.items():
                     self._settle(batch, one, outcome)
                 return

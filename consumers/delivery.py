@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from consumers.metrics import DeliveryMetrics
 from outbox.clock import first_id_at, time_of
 from outbox.inbox import Arrival, Log, arrive, claim_spans, horizon
 from outbox.parking import Cause, Parked, blocked_keys, park
@@ -143,6 +144,7 @@ class Delivery:
         self._clock = clock
         self._horizon: tuple[float, UUID, UUID] | None = None
         self._brake = Brake()
+        self._metrics = DeliveryMetrics(consumer)
 
     def deliver(self, slices: Sequence[Slice]) -> Mapping[Log, Delivered | Braked | Unexpected]:
         """Every record of a slice that is Delivered is applied, known as applied before, or parked; progress is at its end.
@@ -188,6 +190,7 @@ class Delivery:
 
     def _attempt(self, slices: Sequence[Slice], *, bisects: bool) -> dict[Log, Delivered]:
         outcome = _Outcome(self._brake, bisects=bisects)
+        began = time.monotonic()
         with self._engine.begin() as connection:
             spans = {one.log: range(one.start, one.end) for one in slices}
             claims = claim_spans(connection, self.consumer, spans)
@@ -206,6 +209,13 @@ class Delivery:
             for log, events in parked.items():
                 park(connection, self.consumer, log, events)
         self._brake.parked(outcome.poison)
+        self._metrics.committed(
+            records=sum(len(one.records) for one in slices),
+            applied=outcome.applied,
+            parked=len(aside),
+            began=began,
+            first=outcome.first,
+        )
         return {log: Delivered(parked=len(events)) for log, events in parked.items()}
 
     def _apply(self, connection: Connection, records: Sequence[tuple[Log, Record]], outcome: _Outcome) -> None:
@@ -271,7 +281,8 @@ class Delivery:
             once.setdefault(event.envelope.id, event.envelope)
         fresh = [envelope for envelope in once.values() if envelope.id not in known]
         if fresh:
-            self.processor.handle(connection, fresh)
+            with self._metrics.handler.time():
+                self.processor.handle(connection, fresh)
         return fresh
 
     def _bounds(self, connection: Connection) -> tuple[UUID, UUID]:
@@ -294,10 +305,14 @@ class _Outcome:
         self.poison: list[_Poison] = []
         self.behind: list[_Poison] = []
         self.applied = 0
+        self.first: UUID | None = None
+        """Id of the first event that was applied."""
 
     def passed(self, events: Sequence[Envelope]) -> None:
         """The events were applied."""
         self.applied += len(events)
+        if events and self.first is None:
+            self.first = events[0].id
         self._brake.saw_pass({event.event.type for event in events})
 
     def reject(self, poison: _Poison) -> None:

@@ -499,6 +499,9 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
         """Faust calls this before partitions go: flow stops, then `wait_empty` lets the batch in hand finish."""
         self.closing.set()
         await super().on_partitions_revoked(revoked)
+        for lane in self.lanes.values():  # whoever has it next says how it is
+            if lane.log is not None:
+                self.positions.tell(str(lane.log), "")
         self.lanes = {}
         self._mirrored = {}
 
@@ -535,8 +538,11 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
             if not offsets:
                 return
             logs = {tp: lane.log for tp, lane in self.lanes.items() if lane.log is not None}
+            sensed = self.app.sensors.on_commit_initiated(self)
             try:
                 await asyncio.wait_for(self._in_thread(self._commit_mine(offsets)), MIRROR_TIMEOUT_S)
+                self.app.sensors.on_commit_completed(self, sensed)
+                self.app.monitor.on_tp_commit(offsets)
                 written = {logs[tp]: at for tp, at in offsets.items() if tp in logs}
                 await asyncio.wait_for(self.app.mirrored(written), MIRROR_TIMEOUT_S)
             except (KafkaError, IllegalStateError, TimeoutError, RuntimeError) as error:

@@ -18,10 +18,12 @@ from consumers.accounting.agent import PROCESSOR as ACCOUNTING
 from consumers.app import FAILED, PipelineApp, wait_for_broker
 from consumers.delivery import Processor
 from consumers.funds.agent import PROCESSOR as FUNDS
+from consumers.metrics import expose
 from consumers.notification.agent import PROCESSOR as NOTIFICATION
 from consumers.points.agent import PROCESSOR as POINTS
 from consumers.settlement.agent import PROCESSOR as SETTLEMENT
 from outbox.condition import Condition
+from outbox.metrics import serve_metrics
 from outbox.settings import Environment, Settings
 
 PROCESSORS = {processor.name: processor for processor in (FUNDS, POINTS, ACCOUNTING, NOTIFICATION, SETTLEMENT)}
@@ -53,6 +55,8 @@ def run(processors: Sequence[Processor], settings: Settings) -> None:
     sys.setswitchinterval(SWITCH_S)
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
     condition = Condition(Environment().payrelay_condition_file, processors[0].name)
+    serve_metrics(settings)
+    expose(condition)
     wait_for_broker(settings, condition)
     apps = [PipelineApp(processor, settings, condition) for processor in processors]
     threading.Thread(target=_watch, args=(apps,), name="watchdog", daemon=True).start()

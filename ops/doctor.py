@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from functools import cache
 from uuid import UUID
 
 from confluent_kafka import KafkaException
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from connect.apply import apply_connector
@@ -47,7 +47,7 @@ class Check:
 
 def examine(settings: Settings, *, now: datetime) -> list[Check]:
     """Return every check's outcome. Reads only; a part that does not answer is a finding, not an error."""
-    positions = cache(lambda: _consumer_positions(settings))  # for two checks
+    positions = cache(lambda: consumer_positions(settings))  # for two checks
     checks: list[tuple[str, Callable[[], Check]]] = [
         ("heartbeat", lambda: _heartbeat(settings, now)),
         ("slot", lambda: _slot(settings)),
@@ -121,16 +121,19 @@ def _topics(settings: Settings) -> Check:
 
 def _days_ahead(settings: Settings, now: datetime) -> Check:
     with reader_engine(settings).connect() as connection:
-        last = min(
-            (days_of(connection, service, table) or [now.date()])[-1] for service in SERVICES for table in PARTITIONED
-        )
-    ahead = (last - now.date()).days
+        ahead = days_ahead(connection, now.date())
     mend = "" if ahead >= DAYS_AHEAD_MIN else "payrelay upkeep"
     return Check(check="days ahead", ok=ahead >= DAYS_AHEAD_MIN, found=f"{ahead}, at least {DAYS_AHEAD_MIN}", mend=mend)
 
 
+def days_ahead(connection: Connection, today: date) -> int:
+    """Return for how many days after today every outbox and inbox can take rows."""
+    last = min((days_of(connection, service, table) or [today])[-1] for service in SERVICES for table in PARTITIONED)
+    return (last - today).days
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Position:
+class Position:
     """How far a consumer is in one log, and how far the log goes."""
 
     consumer: str
@@ -139,8 +142,18 @@ class _Position:
     low: int
     high: int
 
+    @property
+    def begin(self) -> int:
+        """The first offset that waits, if any does."""
+        return max(self.next_offset, self.low)
 
-def _consumer_positions(settings: Settings) -> list[_Position]:
+    @property
+    def behind(self) -> int:
+        """How many offsets wait."""
+        return max(0, self.high - self.begin)
+
+
+def consumer_positions(settings: Settings) -> list[Position]:
     """Return every consumer's position in the topics of today: one that was made again under its name is another log."""
     topics = {state.topic: state.topic_id for state in topic_states(settings) if state.found}
     with reader_engine(settings).connect() as connection:
@@ -152,7 +165,7 @@ def _consumer_positions(settings: Settings) -> list[_Position]:
         ]
     ends = bounds(settings, topics)  # after the positions: a log only grows
     return [
-        _Position(
+        Position(
             consumer=row.consumer, place=place, next_offset=row.next_offset, low=ends[place][0], high=ends[place][1]
         )
         for row in rows
@@ -160,7 +173,7 @@ def _consumer_positions(settings: Settings) -> list[_Position]:
     ]
 
 
-def _positions(positions: Sequence[_Position]) -> Check:
+def _positions(positions: Sequence[Position]) -> Check:
     """Every consumer's progress lies inside its log."""
     holes = [
         f"{one.consumer} {one.place[0]}/{one.place[1]} is at {one.next_offset}, the log holds {one.low} to {one.high}"
@@ -175,16 +188,21 @@ def _positions(positions: Sequence[_Position]) -> Check:
     )
 
 
-def _lag(settings: Settings, positions: Sequence[_Position], now: datetime) -> Check:
+def lag_ages(settings: Settings, positions: Sequence[Position], now: datetime) -> dict[Position, float]:
+    """Return how old (seconds) the oldest message that waits is, of each position that is behind. Raises Unreachable."""
+    behind = [one for one in positions if one.behind]
+    times = append_times(settings, {(one.place, one.begin) for one in behind})
+    return {one: (now - times[one.place, one.begin]).total_seconds() for one in behind}
+
+
+def _lag(settings: Settings, positions: Sequence[Position], now: datetime) -> Check:
     """How far each consumer is behind: in messages, and in the age of the oldest that waits."""
     messages: dict[str, int] = {}
     ages: dict[str, float] = {}
     for one in positions:
-        behind = max(0, one.high - max(one.next_offset, one.low))
-        messages[one.consumer] = messages.get(one.consumer, 0) + behind
-        if behind:
-            [oldest] = append_times(settings, {one.place: max(one.next_offset, one.low)}).values()
-            ages[one.consumer] = max(ages.get(one.consumer, 0.0), (now - oldest).total_seconds())
+        messages[one.consumer] = messages.get(one.consumer, 0) + one.behind
+    for one, age_s in lag_ages(settings, positions, now).items():
+        ages[one.consumer] = max(ages.get(one.consumer, 0.0), age_s)
     found = ", ".join(
         f"{consumer} {count}" + (f" ({ages[consumer]:.0f} s)" if consumer in ages else "")
         for consumer, count in sorted(messages.items())

@@ -167,6 +167,14 @@ def accounts(connection: Connection) -> list[Account]:
     return rows
 
 
+def imbalances(connection: Connection) -> dict[str, int]:
+    """Return debits less credits of each currency (fen), by the kept balances; anything but 0 is wrong."""
+    rows = connection.execute(
+        text("SELECT currency, sum(debit_fen - credit_fen)::bigint AS fen FROM accounting.balance GROUP BY currency")
+    )
+    return {row.currency: row.fen for row in rows}
+
+
 def suspense(connection: Connection, *, payment_no: str = "", reason: str = "", limit: int) -> list[SuspenseItem]:
     """Return what is in suspense, the oldest first, at most so many; of one payment, or with a word in its reason."""
     rows = connection.execute(

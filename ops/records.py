@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from uuid import UUID
@@ -16,6 +16,9 @@ from schemas.codec import ID
 
 TIMEOUT_S = 20.0
 
+
+FEW = {"queued.min.messages": 1, "fetch.message.max.bytes": 64 * 1024}
+"""How to look at single records of a long log: without fetching megabytes ahead."""
 
 Place = tuple[str, int]
 """A topic and one of its partitions."""
@@ -56,39 +59,47 @@ def bounds(settings: Settings, topics: Collection[str]) -> dict[Place, tuple[int
         }
 
 
-def append_times(settings: Settings, offsets: Mapping[Place, int]) -> dict[Place, datetime]:
-    """Return when the record at each of the offsets was appended. Every one must exist. Raises Unreachable."""
-    times: dict[Place, datetime] = {}
-    if not offsets:
+def append_times(settings: Settings, offsets: Collection[tuple[Place, int]]) -> dict[tuple[Place, int], datetime]:
+    """Return when the record at each of the offsets was appended. Every one must exist. Raises Unreachable.
+
+    One client for all; several offsets of one partition are looked at one after the other.
+    """
+    times: dict[tuple[Place, int], datetime] = {}
+    left = set(offsets)
+    if not left:
         return times
-    with _looking(settings) as consumer:
-        consumer.assign([TopicPartition(*place, offset) for place, offset in offsets.items()])
+    with _looking(settings, **FEW) as consumer:
         deadline = time.monotonic() + TIMEOUT_S
-        while len(times) < len(offsets):
-            if time.monotonic() > deadline:
-                raise Unreachable(f"no record in {TIMEOUT_S:.0f} s of {len(offsets) - len(times)} partitions")
-            record = consumer.poll(0.1)
-            if record is None:
-                continue
-            if record.error():
-                raise KafkaException(record.error())
-            times.setdefault(
-                (record.topic(), record.partition()), datetime.fromtimestamp(record.timestamp()[1] / 1000, UTC)
-            )
+        while left:
+            asked = dict(sorted(left))  # of each partition one
+            left -= set(asked.items())
+            consumer.assign([TopicPartition(*place, offset) for place, offset in asked.items()])
+            while asked:
+                if time.monotonic() > deadline:
+                    raise Unreachable(f"no record in {TIMEOUT_S:.0f} s of {len(asked)} partitions")
+                record = consumer.poll(0.1)
+                if record is None:
+                    continue
+                if record.error():
+                    raise KafkaException(record.error())
+                place = (record.topic(), record.partition())
+                if place in asked and record.offset() >= asked[place]:
+                    at = datetime.fromtimestamp(record.timestamp()[1] / 1000, UTC)
+                    times[place, asked.pop(place)] = at
     return times
 
 
 def last_append(settings: Settings, topics: Sequence[str]) -> datetime | None:
     """Return when the last event was appended to any of the topics; None while they hold none. Raises Unreachable."""
-    ends = {place: high - 1 for place, (low, high) in bounds(settings, topics).items() if low < high}
+    ends = {(place, high - 1) for place, (low, high) in bounds(settings, topics).items() if low < high}
     return max(append_times(settings, ends).values(), default=None)
 
 
 @contextmanager
-def _looking(settings: Settings) -> Generator[Consumer]:
+def _looking(settings: Settings, **how: int) -> Generator[Consumer]:
     consumer = Consumer(
         {"bootstrap.servers": settings.kafka_bootstrap, "group.id": "payrelay-look", "enable.auto.commit": False,
-         "log_level": 0, "auto.offset.reset": "earliest", "enable.partition.eof": False}
+         "log_level": 0, "auto.offset.reset": "earliest", "enable.partition.eof": False, **how}
     )  # fmt: skip
     try:
         yield consumer

@@ -66,6 +66,10 @@ class Settings(BaseSettings):
     allow_private_receivers: bool = False
     """Whether merchants' addresses may be private or loopback ones; for local stacks only."""
 
+    # Metrics for Prometheus, of each process at an address of its own; port 0: none.
+    metrics_host: str = "127.0.0.1"
+    metrics_port: Port = 0
+
     # Processors
     batch_max: Annotated[int, Field(ge=1, le=10_000)] = 500
     session_timeout_s: Annotated[float, Field(ge=1, le=300)] = 10.0

@@ -7,23 +7,28 @@ import contextlib
 import logging
 import signal
 import sys
+import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import uvicorn
 import uvloop
+from prometheus_client import Counter, Histogram
 from pydantic import SecretStr
 from sqlalchemy import Connection
 from sqlalchemy.exc import DataError, SQLAlchemyError
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Lifespan
+from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
 from outbox.database import engine_for
 from outbox.errors import Refused
+from outbox.metrics import SECONDS, serve_metrics
+from outbox.settings import Settings
 from schemas.signature import can_sign
 
 BODY_BYTES_MAX = 64 * 1024
@@ -32,6 +37,19 @@ THREADS = 8
 
 SWITCH_S = 0.0005
 """Python's 5 ms would make a request wait for other threads at each of its round trips to the database."""
+
+REQUESTS = Counter(
+    "http_requests",
+    "Requests answered, by service, route as it is declared, and status.",
+    ["service", "route", "status"],
+)
+REQUEST = Histogram(
+    "http_request_seconds",
+    "Duration of requests, from their first bytes to the end of the answer.",
+    ["service", "route"],
+    buckets=SECONDS,
+)
+NO_ROUTE = "none"
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +66,36 @@ class HttpError(Exception):
         self.message = message
 
 
-def service(routes: Sequence[Route], lifespan: Lifespan[Starlette]) -> Starlette:
-    """Return an application with these routes, a health page, and the answers to errors."""
+class _Counted:
+    """Counts requests by the route that took them: a path that no route takes has no name of its own."""
+
+    def __init__(self, app: ASGIApp, name: str, routes: Sequence[Route]) -> None:
+        self._app = app
+        self._name = name
+        self._paths: dict[object, str] = {route.endpoint: route.path for route in routes}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.monotonic(), 500
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        finally:
+            route = self._paths.get(scope.get("endpoint"), NO_ROUTE)
+            REQUESTS.labels(self._name, route, status).inc()
+            REQUEST.labels(self._name, route).observe(time.monotonic() - began)
+
+
+def service(name: str, routes: Sequence[Route], lifespan: Lifespan[Starlette]) -> Starlette:
+    """Return an application with these routes, a health page, the answers to errors, and its requests counted."""
 
     async def health(_: Request) -> Response:
         return JSONResponse({"status": "up"})
@@ -58,8 +104,12 @@ def service(routes: Sequence[Route], lifespan: Lifespan[Starlette]) -> Starlette
         assert isinstance(error, HttpError)
         return JSONResponse({"error": error.code, "message": error.message}, status_code=error.status)
 
+    every = [*routes, Route("/health", health)]
     return Starlette(
-        routes=[*routes, Route("/health", health)], lifespan=lifespan, exception_handlers={HttpError: told}
+        routes=every,
+        lifespan=lifespan,
+        exception_handlers={HttpError: told},
+        middleware=[Middleware(_Counted, name=name, routes=every)],
     )
 
 
@@ -118,8 +168,11 @@ class _Server(uvicorn.Server):
         yield
 
 
-def serve(apps: Sequence[tuple[Starlette, str, int]]) -> None:
-    """Serve applications at their hosts and ports in one process, until SIGTERM or Ctrl-C; open requests are answered."""
+def serve(apps: Sequence[tuple[Starlette, str, int]], settings: Settings) -> None:
+    """Serve applications at their hosts and ports in one process, until SIGTERM or Ctrl-C; open requests are answered.
+
+    The process's metrics are at an address of their own, not at a public one.
+    """
 
     async def until_told() -> None:
         servers = [
@@ -148,5 +201,6 @@ def serve(apps: Sequence[tuple[Starlette, str, int]]) -> None:
             asyncio.get_running_loop().add_signal_handler(signum, end)
         await asyncio.gather(*(server.serve() for server in servers))
 
+    serve_metrics(settings)
     sys.setswitchinterval(SWITCH_S)
     uvloop.run(until_told())

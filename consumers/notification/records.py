@@ -30,7 +30,7 @@ _CLAIM = text("""
     UPDATE notify_record SET claimed_until = clock_timestamp() + make_interval(secs => :lease_s), attempts = attempts + 1
     WHERE id IN (SELECT id FROM notify_record WHERE status = 'CREATED' AND claimed_until <= clock_timestamp()
                  ORDER BY claimed_until, id LIMIT :limit FOR UPDATE SKIP LOCKED)
-    RETURNING id, merchant_no, body""")
+    RETURNING id, queue, merchant_no, body""")
 
 _RECEIVERS = text("SELECT merchant_no, url, secret FROM receiver WHERE merchant_no = ANY (CAST(:merchants AS text[]))")
 
@@ -48,6 +48,7 @@ class Claimed:
     """A record that the caller may send until its lease ends."""
 
     id: UUID
+    queue: str
     merchant_no: str
     body: str
     url: str | None
@@ -96,6 +97,7 @@ def claim(connection: Connection, *, limit: int) -> list[Claimed]:
     return [
         Claimed(
             id=row.id,
+            queue=row.queue,
             merchant_no=row.merchant_no,
             body=row.body,
             url=found.url if (found := receivers.get(row.merchant_no)) else None,

@@ -7,6 +7,7 @@ import logging
 import random
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from uuid import UUID
 
@@ -15,11 +16,13 @@ import uvloop
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from consumers.metrics import ATTEMPT, ATTEMPTS, expose
 from consumers.notification.guard import GuardedResolver, check_url
 from consumers.notification.records import Claimed, claim, mark
 from outbox.clock import utc_now
 from outbox.condition import Condition
 from outbox.database import engine_for
+from outbox.metrics import serve_metrics
 from outbox.retry import backoff_s
 from outbox.settings import Environment, Settings
 from schemas.signature import signed_headers
@@ -69,7 +72,7 @@ class Sender:
     async def _round(self, session: aiohttp.ClientSession) -> int:
         claimed = await asyncio.to_thread(self._claim)
         if claimed:
-            results = await asyncio.gather(*(self._send(session, record) for record in claimed))
+            results = await asyncio.gather(*(self._attempt(session, record) for record in claimed))
             await asyncio.to_thread(self._mark, results)
         return len(claimed)
 
@@ -80,6 +83,14 @@ class Sender:
     def _mark(self, results: Sequence[tuple[UUID, str | None]]) -> None:
         with self._engine.begin() as connection:
             mark(connection, results)
+
+    async def _attempt(self, session: aiohttp.ClientSession, record: Claimed) -> tuple[UUID, str | None]:
+        """Return the record's id, and what went wrong; the attempt is counted."""
+        began = time.monotonic()
+        identity, error = await self._send(session, record)
+        ATTEMPTS.labels(record.queue, "success" if error is None else "failure").inc()
+        ATTEMPT.labels(record.queue).observe(time.monotonic() - began)
+        return identity, error
 
     async def _send(self, session: aiohttp.ClientSession, record: Claimed) -> tuple[UUID, str | None]:
         """Return the record's id, and what went wrong."""
@@ -122,6 +133,8 @@ def run(settings: Settings) -> None:
     )
     engine = engine_for(settings.dsn_of("notification"), name="notifier", pool_size=2)
     condition = Condition(Environment().payrelay_condition_file, "notifier")
+    serve_metrics(settings)
+    expose(condition)
     sender = Sender(engine, condition, allow_private=settings.allow_private_receivers)
 
     async def until_told() -> None:

@@ -77,7 +77,7 @@ def down(stack: Stack = "", wipe: Annotated[bool, typer.Option("--wipe", help="r
 
 
 def status(stack: Stack = "", output: Output = Format.TABLE) -> None:
-    """Show each part: state, pid, port, version, since when, restarts, last exit; and the last round of upkeep.
+    """Show each part: state, pid, ports, version, since when, restarts, last exit; and the last round of upkeep.
 
     Exit code 1 unless all run and upkeep is done.
     """

@@ -108,9 +108,16 @@ def serve(
     wanted = names or list(services)
     if unknown := [name for name in wanted if name not in services]:
         raise typer.BadParameter(f"{', '.join(unknown)}; there are: {', '.join(services)}")
-    serve_apps([(services[name][0](settings), settings.host, services[name][1]) for name in wanted])
+    serve_apps([(services[name][0](settings), settings.host, services[name][1]) for name in wanted], settings)
+
+
+def exporter() -> None:
+    """Serve metrics of what belongs to no process: lag, outbox, slot, heartbeat, parked, ledger. Until SIGTERM or Ctrl-C."""
+    from ops.exporter import run
+
+    run(current_settings())
 
 
 NOTIFIER = "notifier"
 
-COMMANDS = (migrate, worker, serve)
+COMMANDS = (migrate, worker, serve, exporter)

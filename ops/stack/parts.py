@@ -36,6 +36,7 @@ class Part:
     version: str
     command: list[str]
     port: int | None = None
+    metrics_port: int | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     prepare: Callable[[], None] = lambda: None
     """Makes what the process needs before its first start; may be repeated."""
@@ -61,32 +62,36 @@ def parts_of(folder: StackFolder, programs: Programs, ports: Mapping[str, int], 
     parts = [_postgres(folder, ports["postgres"]), _kafka(folder, programs, ports), _connect(folder, programs, ports)]
     if infrastructure:
         return parts
-    for name in SERVICES:
-        port = ports[f"service:{name}"]
-        parts.append(_payrelay(folder, "service", name, ["serve", name], port=port, needs=("schema",)))
+    parts += [_payrelay(folder, ports, f"service:{name}", ["serve", name], needs=("schema",)) for name in SERVICES]
     for name in WORKERS:
         needs = ("schema",) if name == "notifier" else ("schema", "topics")
-        parts.append(_payrelay(folder, "worker", name, ["worker", name], needs=needs))
+        parts.append(_payrelay(folder, ports, f"worker:{name}", ["worker", name], needs=needs))
+    # Last, so that it does not take its turn on the processors from those that work.
+    parts.append(_payrelay(folder, ports, "exporter", ["exporter"], needs=("connector",)))
     return parts
 
 
 def _payrelay(
-    folder: StackFolder, kind: str, name: str, arguments: list[str], *, needs: tuple[str, ...], port: int | None = None
+    folder: StackFolder, ports: Mapping[str, int], name: str, arguments: list[str], *, needs: tuple[str, ...]
 ) -> Part:
-    condition = folder.conditions / f"{kind}-{name}.json"
+    condition = folder.conditions / f"{name.replace(':', '-')}.json"
+    port, metrics_port = ports.get(name), ports[f"metrics:{name}"]
 
     def forget() -> None:
         condition.unlink(missing_ok=True)
 
     return Part(
-        name=f"{kind}:{name}",
+        name=name,
         version="",
         command=[sys.executable, "-m", "ops.cli.main", *arguments],
         port=port,
+        metrics_port=metrics_port,
         environment={
             "PAYRELAY_HOME": str(folder.home),
             "PAYRELAY_STACK": folder.name,
             "PAYRELAY_CONDITION_FILE": str(condition),
+            "PAYRELAY_METRICS_HOST": "127.0.0.1",
+            "PAYRELAY_METRICS_PORT": str(metrics_port),
         },
         prepare=forget,
         ready=partial(_answers, f"http://127.0.0.1:{port}/health") if port else condition.exists,

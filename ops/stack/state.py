@@ -23,7 +23,19 @@ ROOT = Path(__file__).resolve().parents[2]
 PORTS = range(20_000, 30_000)
 """Below the kernel's range for outgoing connections, which could otherwise take a port between two starts."""
 
-PORT_NAMES = ("postgres", "kafka", "controller", "connect", "service:payments", "service:bank")
+HTTP_PARTS = ("service:payments", "service:bank")
+METERED = (
+    *HTTP_PARTS,
+    "worker:funds",
+    "worker:points",
+    "worker:accounting",
+    "worker:notification",
+    "worker:notifier",
+    "exporter",
+)
+"""Parts with an endpoint for metrics."""
+
+PORT_NAMES = ("postgres", "kafka", "controller", "connect", *HTTP_PARTS, *(f"metrics:{part}" for part in METERED))
 
 
 @dataclass(kw_only=True)
@@ -34,6 +46,7 @@ class PartState:
     state: str = "stopped"
     pid: int | None = None
     port: int | None = None
+    metrics_port: int | None = None
     version: str = ""
     since: str = ""
     restarts: int = 0

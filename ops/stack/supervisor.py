@@ -56,7 +56,8 @@ class Supervisor:
         programs = installed_programs(folder.home)
         self.parts = parts_of(folder, programs, ports, infrastructure=infrastructure)
         self.states = {
-            part.name: PartState(name=part.name, version=part.version, port=part.port) for part in self.parts
+            part.name: PartState(name=part.name, version=part.version, port=part.port, metrics_port=part.metrics_port)
+            for part in self.parts
         }
         self.gates = {
             name: asyncio.Event() for name in ("postgres", "kafka", "connect", "schema", "topics", "connector")

@@ -89,4 +89,4 @@ def create_app(settings: Settings) -> Starlette:
         due.set()
         return JSONResponse(msgspec.to_builtins(result))
 
-    return service([Route("/pay", pay, methods=["POST"])], lifespan)
+    return service("bank", [Route("/pay", pay, methods=["POST"])], lifespan)

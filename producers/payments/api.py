@@ -128,15 +128,13 @@ def create_app(settings: Settings) -> Starlette:
 
         return _plain(await database.transact(received))
 
-    return service(
-        [
-            Route("/payments", post_payment, methods=["POST"]),
-            Route("/payments/{payment_no}", get_payment),
-            Route("/pay", confirm, methods=["POST"]),
-            Route("/bank/notifications", post_notification, methods=["POST"]),
-        ],
-        lifespan,
-    )
+    routes = [
+        Route("/payments", post_payment, methods=["POST"]),
+        Route("/payments/{payment_no}", get_payment),
+        Route("/pay", confirm, methods=["POST"]),
+        Route("/bank/notifications", post_notification, methods=["POST"]),
+    ]
+    return service("payments", routes, lifespan)
 
 
 def _open(

@@ -105,7 +105,7 @@ def test_sizes_functions_stay_within_the_ratchet() -> None:
 
 
 def test_generated_reference_pages_are_in_step() -> None:
-    from ops.cli import reference, settings_reference
+    from ops.cli import metrics_reference, reference, settings_reference
 
-    for page in (reference, settings_reference):
+    for page in (metrics_reference, reference, settings_reference):
         assert page.TARGET.read_text() == page.rendered(), f"run: python -m {page.__name__}"
