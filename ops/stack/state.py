@@ -30,6 +30,7 @@ METERED = (
     "worker:points",
     "worker:accounting",
     "worker:notification",
+    "worker:settlement",
     "worker:notifier",
     "exporter",
 )
