@@ -76,9 +76,18 @@ class DuplicateFact(Exception):
 class Braked(Exception):
     """Nothing passes: rather than parked one by one, the events wait where they are."""
 
+    def __init__(self, message: str, logs: Collection[Log] = ()) -> None:
+        super().__init__(message)
+        self.logs = logs
+        """Where they wait."""
+
 
 class _Failed(Exception):
     """Something in the run fails."""
+
+
+class _Unsteady(Exception):
+    """What failed in its place passes at the end."""
 
 
 class Unexpected(Exception):
@@ -149,15 +158,23 @@ class Delivery:
     def deliver(self, slices: Sequence[Slice]) -> Mapping[Log, Delivered | Braked | Unexpected]:
         """Every record of a slice that is Delivered is applied, known as applied before, or parked; progress is at its end.
 
-        The others changed nothing. Of each log one slice. Own transaction: one for all, or, where one fails, one for each.
+        The others changed nothing. Of each log one slice. Own transaction: one for all; where that is braked, one for each.
         May be repeated at any point. Raises whatever the database raises that `is_transient` knows: try again.
         """
+        outcomes: dict[Log, Delivered | Braked | Unexpected] = {}
         if len(slices) > 1:
             try:
                 return self._attempt(slices, bisects=False)
-            except (_Failed, Braked, Unexpected):  # one of them stands in the way
+            except (_Failed, _Unsteady, Braked, Unexpected) as error:  # one of them stands in the way
+                failed = isinstance(error, _Failed)
+            try:
+                if failed:
+                    return self._attempt(slices, bisects=True)
+            except Braked as error:
+                outcomes = dict.fromkeys(error.logs, error)
+            except _Unsteady:
                 pass
-        return {one.log: self._deliver_alone(one) for one in slices}
+        return outcomes | {one.log: self._deliver_alone(one) for one in slices if one.log not in outcomes}
 
     def retry(self, connection: Connection, log: Log, record: Record) -> Retried:
         """Return what became of a parked record's event; where it fails still, nothing of it has changed.
@@ -176,19 +193,19 @@ class Delivery:
         return Retried(applied=False, cause=item.cause, error=item.error)
 
     def _deliver_alone(self, one: Slice) -> Delivered | Braked | Unexpected:
-        """As a whole; if something in it fails, under savepoints, to find out what; and once more, knowing what passes."""
-        for bisects in (False, True, True):
+        """As a whole; if something in it fails, under savepoints, to find out what; if that passes later on, in order once more."""
+        for bisects, again in ((False, True), (True, True), (True, False)):
             try:
-                return self._attempt([one], bisects=bisects)[one.log]
-            except Unexpected as error:
+                return self._attempt([one], bisects=bisects, again=again)[one.log]
+            except (Unexpected, Braked) as error:
                 return error
-            except _Failed:  # of the whole; under savepoints each failure is named
+            except (_Failed, _Unsteady):
                 continue
-            except Braked as error:
-                braked = error
-        return braked
+        raise AssertionError("under savepoints each failure is named")
 
-    def _attempt(self, slices: Sequence[Slice], *, bisects: bool) -> dict[Log, Delivered]:
+    def _attempt(
+        self, slices: Sequence[Slice], *, bisects: bool, again: bool = True
+    ) -> dict[Log, Delivered | Braked | Unexpected]:
         outcome = _Outcome(self._brake, bisects=bisects)
         began = time.monotonic()
         with self._engine.begin() as connection:
@@ -203,6 +220,8 @@ class Delivery:
                 keys = {record.key for _, record in records if record.key is not None}
                 outcome.blocked = blocked_keys(connection, self.consumer, keys)
             self._apply(connection, records, outcome)
+            if again:
+                self._try_again(connection, outcome)
             self._brake.judge(outcome.poison)
             aside = sorted((*outcome.poison, *outcome.behind), key=lambda poison: poison.record.offset)
             parked = {one.log: [_parked(poison) for poison in aside if poison.log == one.log] for one in slices}
@@ -229,6 +248,17 @@ class Delivery:
             else:
                 run += outcome.flowing([item], outcome.blocked)
         self._run(connection, run, outcome)
+
+    def _try_again(self, connection: Connection, outcome: _Outcome) -> None:
+        """What has no witness yet has failed once more, now that others have passed. Raises _Unsteady if something passes now.
+
+        Whether that was mended, or needs what came after it, only another attempt in order can tell.
+        """
+        for poison in self._brake.unwitnessed(outcome.poison):
+            retried = self.retry(connection, poison.log, poison.record)
+            if retried.cause is None:
+                raise _Unsteady
+            self._brake.saw_failure(poison)
 
     def _run(self, connection: Connection, events: Sequence[_Event], outcome: _Outcome) -> None:
         """Every event of the run is applied or rejected. As a whole first; under savepoints only once that has failed."""
@@ -326,7 +356,8 @@ class _Outcome:
         """The handler rejects the event, tried alone; later ones of its key park behind it."""
         self._reject(poison, self.failed)
         if len(self.poison) > PARKED_KEYS_MAX and not self.applied:  # no need to try the rest of them one by one
-            raise Braked(f"nothing passes; the last is {poison.cause} {poison.error[:300]}")
+            logs = {one.log for one in self.poison}
+            raise Braked(f"nothing passes; the last is {poison.cause} {poison.error[:300]}", logs)
 
     def _reject(self, poison: _Poison, keys: set[bytes]) -> None:
         self.poison.append(poison)
@@ -396,17 +427,26 @@ class Brake:
                 parts[-1].append(event)
         return [part for part in parts if part]
 
+    def unwitnessed(self, poison: Sequence[_Poison]) -> list[_Poison]:
+        """Return the poison of which it is not known yet that others pass where it fails."""
+        return [
+            item for item in poison if item.cause is not Cause.DUPLICATE_FACT and _place(item) not in self._witnessed
+        ]
+
     def judge(self, poison: Sequence[_Poison]) -> None:
         """Return if the poison may be parked; raises Braked if it must wait."""
-        for item in poison:
-            if item.cause is not Cause.DUPLICATE_FACT and _place(item) not in self._witnessed:
-                raise Braked(f"nothing passes; the first is {item.cause} {item.error[:300]}")
+        if unwitnessed := self.unwitnessed(poison):
+            first, logs = unwitnessed[0], {item.log for item in unwitnessed}
+            raise Braked(f"nothing passes; the first is {first.cause} {first.error[:300]}", logs)
         now = self._now()
         while self._parked and now - self._parked[0][0] > PARKED_WINDOW_S:
             self._parked.popleft()
         keys = {key for _, key in self._parked} | {item.record.key for item in poison}
         if poison and len(keys) > PARKED_KEYS_MAX:
-            raise Braked(f"{len(keys)} keys would be parked within a minute, the last for {poison[-1].error[:300]}")
+            logs = {item.log for item in poison}
+            raise Braked(
+                f"{len(keys)} keys would be parked within a minute, the last for {poison[-1].error[:300]}", logs
+            )
 
     def parked(self, poison: Sequence[_Poison]) -> None:
         """The poison is parked, and counted."""

@@ -69,7 +69,7 @@ def attached(settings: Settings, service: str, table: str) -> list[str]:
 
 def test_with_the_connector_stopped_for_twice_the_retention_nothing_unpublished_goes(spare_stack: StackFolder) -> None:
     up(spare_stack, infrastructure=True, with_parent=True)
-    settings = spare_stack.settings()
+    settings = spare_stack.settings(outbox_days=1, inbox_days=2)  # few days to drop: quick
     real, now = utc_now(), utc_now() + timedelta(days=2 * settings.inbox_days)
     outbox_day, inbox_day = (f"{service}.{day_table(table, real.date())}"
                              for service, table in (("payments", "outbox"), ("accounting", "inbox")))  # fmt: skip
