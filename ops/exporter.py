@@ -83,7 +83,7 @@ def database_samples(connection: Connection, settings: Settings) -> Iterator[Sam
     yield SLOT_ACTIVE, (), float(slot.active and slot.wal_status != "lost")
     yield SLOT_RETAINED, (), float(slot.retained_bytes)
     if (beat_at := beat_of(connection)) is not None:
-        yield HEARTBEAT, (), (now - beat_at).total_seconds()
+        yield HEARTBEAT, (), max(0.0, (now - beat_at).total_seconds())
     yield DAYS_AHEAD, (), float(days_ahead(connection, now.date()))
     kept = timedelta(days=settings.outbox_days + 1)
     for service in SERVICES:
