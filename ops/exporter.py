@@ -7,6 +7,7 @@ while the others are served. What was read a moment ago is served again.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -21,26 +22,25 @@ from typing import Any
 
 from prometheus_client import REGISTRY
 from prometheus_client.core import GaugeMetricFamily, Metric
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, text
 
 from ops.backlog import backlog
 from ops.doctor import consumer_positions, days_ahead, lag_ages
-from ops.health import beat_of, slot_of
+from ops.health import beat_of, reader_engine, slot_of
 from ops.ledger import imbalances
 from ops.parked import Filter, counts
 from outbox.clock import utc_now
 from outbox.condition import Condition
-from outbox.database import engine_for
 from outbox.errors import Refused
 from outbox.metrics import serve_metrics
-from outbox.settings import READER, SERVICES, Environment, Settings
+from outbox.settings import SERVICES, Environment, Settings
 
 SCRAPE_S = 5.0
 """How long a scrape waits for its sources; Prometheus gives up after 10."""
 FRESH_S = 2.0
 """For so long what was read is served again."""
-STATEMENT_S = 5.0
-"""Twice this long, and PostgreSQL ends a statement of ours."""
+STATEMENT_MS = 10_000
+"""After this long PostgreSQL ends a statement of ours."""
 
 HEARTBEAT = "connector_heartbeat_age_seconds"
 SLOT_ACTIVE = "outbox_slot_active"
@@ -83,7 +83,7 @@ def database_samples(connection: Connection, settings: Settings) -> Iterator[Sam
     yield SLOT_ACTIVE, (), float(slot.active and slot.wal_status != "lost")
     yield SLOT_RETAINED, (), float(slot.retained_bytes)
     if (beat_at := beat_of(connection)) is not None:
-        yield HEARTBEAT, (), (now - beat_at).total_seconds()
+        yield HEARTBEAT, (), max(0.0, (now - beat_at).total_seconds())
     yield DAYS_AHEAD, (), float(days_ahead(connection, now.date()))
     kept = timedelta(days=settings.outbox_days + 1)
     for service in SERVICES:
@@ -174,17 +174,13 @@ def _outcome(name: str, reading: Future[list[Sample]]) -> list[Sample] | None:
 
 def sources_of(settings: Settings) -> list[Source]:
     """Return what there is to read from."""
-    engine: Engine = engine_for(
-        settings.dsn_of(READER), name="exporter", session_timeout_s=STATEMENT_S, pool_size=1
-    ).execution_options(isolation_level="AUTOCOMMIT")  # a row read keeps no snapshot open
+    # A row read keeps no snapshot open, and a server that was away leaves no dead connection behind.
+    engine = reader_engine(settings).execution_options(isolation_level="AUTOCOMMIT")
 
     def database() -> list[Sample]:
-        try:
-            with engine.connect() as connection:
-                return list(database_samples(connection, settings))
-        except Exception:
-            engine.dispose()  # the server may have been away: no connection of before is taken again
-            raise
+        with engine.connect() as connection:
+            connection.execute(text(f"SET statement_timeout = {STATEMENT_MS}"))
+            return list(database_samples(connection, settings))
 
     return [Source("database", database), Source("lag", lambda: list(lag_samples(settings)))]
 
@@ -207,3 +203,4 @@ def run(settings: Settings) -> None:
     serve_metrics(settings)
     Condition(Environment().payrelay_condition_file, "exporter").ready()
     ending.wait()
+    os._exit(0)  # nothing is to be saved, and a reading that hangs must not hold up the end
