@@ -20,8 +20,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from outbox.clock import first_id_at, time_of
 from outbox.inbox import Arrival, Log, arrive, claim_spans, horizon
-from outbox.parking import Cause, Parked, park, parked_keys
-from schemas.codec import TYPE, Envelope, Undecodable, UnknownType, decode
+from outbox.parking import Cause, Parked, blocked_keys, park
+from schemas.codec import TYPE, Envelope, Undecodable, UnknownType, UnknownVersion, decode
 from schemas.topics import Topic
 
 PARKED_KEYS_MAX = 20
@@ -124,6 +124,15 @@ class Delivered:
     parked: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Retried:
+    """What became of a parked event: applied, or known as applied before, unless it has a cause to stay."""
+
+    applied: bool
+    cause: Cause | None = None
+    error: str = ""
+
+
 class Delivery:
     """Applies slices for one consumer. One thread at a time."""
 
@@ -147,6 +156,22 @@ class Delivery:
             except (_Failed, Braked, Unexpected):  # one of them stands in the way
                 pass
         return {one.log: self._deliver_alone(one) for one in slices}
+
+    def retry(self, connection: Connection, log: Log, record: Record) -> Retried:
+        """Return what became of a parked record's event; where it fails still, nothing of it has changed.
+
+        Transaction: the caller's, under a savepoint. May be repeated: applied once, it is known. Raises what `is_transient` knows.
+        """
+        item = _read(log, record, *self._bounds(connection))
+        if isinstance(item, _Event):
+            try:
+                with connection.begin_nested():
+                    return Retried(applied=bool(self._handle(connection, [item])))
+            except Exception as error:
+                if is_transient(error):
+                    raise
+                item = _poison(item, error)
+        return Retried(applied=False, cause=item.cause, error=item.error)
 
     def _deliver_alone(self, one: Slice) -> Delivered | Braked | Unexpected:
         """As a whole; if something in it fails, under savepoints, to find out what; and once more, knowing what passes."""
@@ -173,7 +198,7 @@ class Delivery:
             ]
             if any(claim.has_parked for claim in claims.values()):
                 keys = {record.key for _, record in records if record.key is not None}
-                outcome.blocked = parked_keys(connection, self.consumer, keys)
+                outcome.blocked = blocked_keys(connection, self.consumer, keys)
             self._apply(connection, records, outcome)
             self._brake.judge(outcome.poison)
             aside = sorted((*outcome.poison, *outcome.behind), key=lambda poison: poison.record.offset)
@@ -184,51 +209,57 @@ class Delivery:
         return {log: Delivered(parked=len(events)) for log, events in parked.items()}
 
     def _apply(self, connection: Connection, records: Sequence[tuple[Log, Record]], outcome: _Outcome) -> None:
+        """Every record is applied or set aside. What cannot be read never reaches the handler: the rest is one run."""
         low, high = self._bounds(connection)
-        # Runs of events between unreadable records, so that what follows on a parked key sees it parked.
         run: list[_Event] = []
-        for item in [_read(log, record, low, high) for log, record in records]:
-            if isinstance(item, _Event):
-                run.append(item)
-                continue
-            self._run(connection, run, outcome)
-            run = []
-            outcome.reject(item)
+        for log, record in records:
+            item = _read(log, record, low, high)
+            if isinstance(item, _Poison):
+                outcome.reject(item)
+            else:
+                run += outcome.flowing([item], outcome.blocked)
         self._run(connection, run, outcome)
 
     def _run(self, connection: Connection, events: Sequence[_Event], outcome: _Outcome) -> None:
         """Every event of the run is applied or rejected. As a whole first; under savepoints only once that has failed."""
         if outcome.bisects:
-            self._bisect(connection, events, outcome)
+            for part in self._brake.parts(events):
+                self._bisect(connection, part, outcome)
             return
         try:
-            outcome.passed(self._handle(connection, outcome.unblocked(events)))
+            outcome.passed(self._handle(connection, events))
         except Exception as error:
             if is_transient(error):
                 raise
             raise _Failed from error
 
-    def _bisect(self, connection: Connection, events: Sequence[_Event], outcome: _Outcome) -> None:
-        """Every event is applied, or is alone found to be what fails. Each attempt has a savepoint of its own."""
-        events = outcome.unblocked(events)
+    def _bisect(
+        self, connection: Connection, events: Sequence[_Event], outcome: _Outcome, *, fails: bool = False
+    ) -> bool:
+        """Every event is applied, or is alone found to be what fails. Each attempt has a savepoint of its own.
+
+        Returns whether all were applied. Several that are known to fail together are not tried together again.
+        """
+        events = outcome.flowing(events, outcome.failed)
         if not events:
-            return
-        try:
-            with connection.begin_nested():
-                fresh = self._handle(connection, events)
-        except Exception as error:
-            if is_transient(error):
-                raise
-            if len(events) == 1:
-                cause = Cause.DUPLICATE_FACT if isinstance(error, DuplicateFact) else Cause.REJECTED
-                [event] = events
-                outcome.reject(_Poison(event.log, event.record, cause, told(error), event.envelope))
-                return
-            middle = len(events) // 2
-            self._bisect(connection, events[:middle], outcome)
-            self._bisect(connection, events[middle:], outcome)
-        else:
-            outcome.passed(fresh)
+            return True
+        if len(events) == 1 or not fails:
+            try:
+                with connection.begin_nested():
+                    fresh = self._handle(connection, events)
+            except Exception as error:
+                if is_transient(error):
+                    raise
+                if len(events) == 1:
+                    outcome.fail(_poison(events[0], error))
+                    return False
+            else:
+                outcome.passed(fresh)
+                return True
+        middle = len(events) // 2
+        passes = self._bisect(connection, events[:middle], outcome)
+        self._bisect(connection, events[middle:], outcome, fails=passes)  # if not here, where?
+        return False
 
     def _handle(self, connection: Connection, events: Sequence[_Event]) -> list[Envelope]:
         if not events:
@@ -257,6 +288,9 @@ class _Outcome:
         self.bisects = bisects
         self._brake = brake
         self.blocked: set[bytes] = set()
+        """Keys that are parked, or have an unreadable record in front."""
+        self.failed: set[bytes] = set()
+        """Keys of events that the handler rejects; an unreadable record may come behind them."""
         self.poison: list[_Poison] = []
         self.behind: list[_Poison] = []
         self.applied = 0
@@ -270,19 +304,26 @@ class _Outcome:
         """The record is poison, or parks behind its key's; later ones of its key park behind it."""
         if poison.record.key is not None and poison.record.key in self.blocked:
             self.behind.append(poison)
-            return
-        self.poison.append(poison)
-        self._brake.saw_failure(poison)
+        else:
+            self._reject(poison, self.blocked)
+
+    def fail(self, poison: _Poison) -> None:
+        """The handler rejects the event, tried alone; later ones of its key park behind it."""
+        self._reject(poison, self.failed)
         if len(self.poison) > PARKED_KEYS_MAX and not self.applied:  # no need to try the rest of them one by one
             raise Braked(f"nothing passes; the last is {poison.cause} {poison.error[:300]}")
-        if poison.record.key is not None:
-            self.blocked.add(poison.record.key)
 
-    def unblocked(self, events: Sequence[_Event]) -> list[_Event]:
-        """Return the events whose key flows; the others are parked behind it."""
+    def _reject(self, poison: _Poison, keys: set[bytes]) -> None:
+        self.poison.append(poison)
+        self._brake.saw_failure(poison)
+        if poison.record.key is not None:
+            keys.add(poison.record.key)
+
+    def flowing(self, events: Sequence[_Event], blocked: Collection[bytes]) -> list[_Event]:
+        """Return the events whose key is not blocked; the others park behind it."""
         flowing = []
         for event in events:
-            if event.record.key in self.blocked:
+            if event.record.key in blocked:
                 self.behind.append(
                     _Poison(event.log, event.record, Cause.BEHIND_PARKED, "its key is parked", event.envelope)
                 )
@@ -330,6 +371,16 @@ class Brake:
         if any(passed > first for passed in witnesses):
             self._witnessed.add(_place(poison))
 
+    def parts(self, events: Sequence[_Event]) -> list[list[_Event]]:
+        """Return the events in order, each that has failed before by itself: it need not be searched for again."""
+        parts: list[list[_Event]] = [[]]
+        for event in events:
+            if (event.log, event.record.offset) in self._failed:
+                parts += [[event], []]
+            else:
+                parts[-1].append(event)
+        return [part for part in parts if part]
+
     def judge(self, poison: Sequence[_Poison]) -> None:
         """Return if the poison may be parked; raises Braked if it must wait."""
         for item in poison:
@@ -375,6 +426,8 @@ def headers_of(record: Record) -> dict[str, bytes]:
 def _read(log: Log, record: Record, low: UUID, high: UUID) -> _Event | _Poison:
     try:
         envelope = decode(headers_of(record), record.value)
+    except UnknownVersion as error:
+        return _Poison(log, record, Cause.UNKNOWN_VERSION, str(error))
     except UnknownType as error:
         return _Poison(log, record, Cause.UNKNOWN_TYPE, str(error))
     except Undecodable as error:
@@ -386,11 +439,20 @@ def _read(log: Log, record: Record, low: UUID, high: UUID) -> _Event | _Poison:
         return _Poison(log, record, Cause.UNDECODABLE, f"id {envelope.id} is no UUIDv7", envelope)
     if envelope.id < low:
         return _Poison(
-            log, record, Cause.BEHIND_HORIZON, f"recorded {at}: its repeats would not be recognised", envelope
+            log,
+            record,
+            Cause.BEHIND_HORIZON,
+            f"recorded {at}: its repeats would not be recognised; it can be skipped, not retried",
+            envelope,
         )
     if envelope.id >= high:
         return _Poison(log, record, Cause.AHEAD_OF_CLOCK, f"recorded {at}: ahead of the clock here", envelope)
     return _Event(log, record, envelope)
+
+
+def _poison(event: _Event, error: Exception) -> _Poison:
+    cause = Cause.DUPLICATE_FACT if isinstance(error, DuplicateFact) else Cause.REJECTED
+    return _Poison(event.log, event.record, cause, told(error), event.envelope)
 
 
 def _parked(poison: _Poison) -> Parked:

@@ -61,7 +61,19 @@ _BEGIN = text("""
 
 _MIRRORED = text(f"UPDATE progress SET mirrored_offset = :offset WHERE consumer = :consumer AND {_LOG}")  # noqa: S608
 
-_HAS_PARKED = text(f"UPDATE progress SET has_parked = true WHERE consumer = :consumer AND {_LOG}")  # noqa: S608
+_PLACE = "consumer = :consumer AND topic = :topic AND partition = :partition"
+"""A log and its namesakes: a topic made again carries the same keys."""
+
+_HAS_PARKED = text(f"UPDATE progress SET has_parked = true WHERE {_PLACE} AND NOT has_parked")  # noqa: S608
+
+_LOCK_NAMESAKES = text(f"SELECT FROM progress WHERE {_PLACE} AND NOT ({_LOG}) FOR UPDATE")
+
+_LOCK_ALL = text("""
+    SELECT FROM progress WHERE consumer = :consumer ORDER BY cluster_id, topic, topic_id, partition FOR UPDATE""")
+
+_NONE_PARKED = text("""
+    UPDATE progress SET has_parked = false
+    WHERE consumer = :consumer AND has_parked AND NOT EXISTS (SELECT FROM parked WHERE consumer = :consumer)""")
 
 _ARRIVE = text("""
     INSERT INTO inbox (consumer, event_id, topic, partition, "offset")
@@ -97,7 +109,12 @@ def positions(connection: Connection, consumer: str, logs: Sequence[Log]) -> dic
 
 
 def begin_log(connection: Connection, consumer: str, log: Log, *, next_offset: int) -> None:
-    """The consumer has a position in the log; one that it had is kept. Transaction: the caller's."""
+    """The consumer has a position in the log; one that it had is kept. Transaction: the caller's.
+
+    Of a topic made again, a sibling may be parking the old one's last records right now. It holds the old log's row from its
+    claim to its commit: waited for, its rows are seen here; and if it claims later, it sees the new log and notes there too.
+    """
+    connection.execute(_LOCK_NAMESAKES, _keys(consumer, log))
     connection.execute(_BEGIN, {**_keys(consumer, log), "next_offset": next_offset})
 
 
@@ -159,6 +176,17 @@ def note_parked(connection: Connection, consumer: str, log: Log) -> None:
     connection.execute(_HAS_PARKED, _keys(consumer, log))
 
 
+def note_lot(connection: Connection, consumer: str) -> bool:
+    """Claims look into the parking lot only if it holds something of the consumer's; returns whether they no longer need to.
+
+    Transaction: the caller's, and a short one: claims wait for it. May be repeated. The rows are locked by a statement of
+    their own: whoever parks holds its log's row from its claim to its commit, and one statement that waited for it would
+    test the row as it is then, but the parking lot as it was before.
+    """
+    connection.execute(_LOCK_ALL, {"consumer": consumer})
+    return connection.execute(_NONE_PARKED, {"consumer": consumer}).rowcount > 0
+
+
 def arrive(connection: Connection, consumer: str, arrivals: Sequence[Arrival]) -> set[UUID]:
     """Return the ids that this consumer had not applied before; they count as applied if the caller commits.
 
@@ -176,7 +204,7 @@ def arrive(connection: Connection, consumer: str, arrivals: Sequence[Arrival]) -
 
 def horizon(connection: Connection, service: str) -> tuple[UUID, UUID]:
     """Return the smallest id whose repeats the inbox would still recognise, and the smallest id too far ahead for it."""
-    days = days_of(connection, service, "inbox")
+    days = days_of(connection, service, "inbox", leaving=False)
     if not days:
         return first_id_of(date.max), first_id_of(date.max)
     return first_id_of(days[0]), first_id_of(date.fromordinal(days[-1].toordinal() + 1))

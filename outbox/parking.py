@@ -1,6 +1,21 @@
 """The parking lot: events that a consumer could not apply, and the later events of their keys behind them, in order.
 
 Other keys flow. This is the dead-letter queue that keeps order, which a dead-letter topic breaks.
+
+The live stream and whoever takes something out (retry, skip) meet at an advisory lock per consumer and key:
+
+- Who takes out locks the key first and then reads what is parked of it, in one transaction per event. It only removes, or
+  leaves as it was.
+- The live stream parks behind what is parked, or lets flow. It may do either only under the lock, held to its commit: else a
+  retry could take out the last row of the key while an event parks behind it, or see an empty lot and let the key flow
+  past an event that is parked a moment later. So it looks which of its keys are parked, locks those, and looks again: the
+  second statement sees what a retry has committed while the lock was waited for (READ COMMITTED), and decides.
+- A key that was not parked at the first look needs no lock: nobody but its own stream can park it, and of one log, one
+  transaction claims at a time. Nor does the poison that opens a key's queue: until its commit nobody knows of it.
+- Locks are taken after the claim of progress and before the handler's rows, in the order of their numbers, and who takes out
+  holds one: no two can wait on each other. Roll-back frees them with everything else undone.
+- A topic made again: the old log's last records may be in one worker's hands while another reads the new log. Keys are the
+  consumer's, whatever the log, so the lock and the lot are the same; `begin_log` sees to it that the new log looks.
 """
 
 from __future__ import annotations
@@ -9,9 +24,10 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Row, text
 
 from outbox.inbox import Log, note_parked
 
@@ -23,6 +39,7 @@ class Cause(StrEnum):
 
     UNDECODABLE = "UNDECODABLE"
     UNKNOWN_TYPE = "UNKNOWN_TYPE"
+    UNKNOWN_VERSION = "UNKNOWN_VERSION"
     AHEAD_OF_CLOCK = "AHEAD_OF_CLOCK"
     BEHIND_HORIZON = "BEHIND_HORIZON"
     DUPLICATE_FACT = "DUPLICATE_FACT"
@@ -82,15 +99,128 @@ def park(connection: Connection, consumer: str, log: Log, events: Sequence[Parke
     )
 
 
+_PARKED_KEYS = text("""
+    SELECT wanted.key FROM unnest(CAST(:keys AS bytea[])) AS wanted (key)
+    WHERE EXISTS (SELECT FROM parked WHERE consumer = :consumer AND sha256(parked.key) = sha256(wanted.key))""")
+
+_LOCK_KEYS = text("""
+    SELECT pg_advisory_xact_lock(number)
+    FROM (SELECT DISTINCT hashtextextended('parked ' || CAST(:consumer AS text) || encode(sha256(wanted.key), 'hex'), 0)
+                 AS number
+          FROM unnest(CAST(:keys AS bytea[])) AS wanted (key) ORDER BY number) AS ordered""")
+
+_HELD = """
+    SELECT id, topic, topic_id, partition, "offset", key, headers, value FROM parked WHERE consumer = :consumer"""
+
+_HEAD = text(f"{_HELD} AND sha256(key) = sha256(:key) ORDER BY id LIMIT 1")
+
+_ONE = text(f"{_HELD} AND id = :id")
+
+# Whole where it leaves the lot; where it stays, it is there to be seen.
+_AUDIT = text("""
+    INSERT INTO parked_audit (action, outcome, error, reason, actor, event)
+    SELECT :action, :outcome, :error, :reason, :actor,
+           CASE WHEN :leaves THEN to_jsonb(parked) ELSE to_jsonb(parked) - 'value' - 'headers' END
+    FROM parked WHERE id = :id""")
+
+_REMOVE = text("DELETE FROM parked WHERE id = :id")
+
+_FAILED_AGAIN = text("UPDATE parked SET cause = :cause, error = :error, attempts = attempts + 1 WHERE id = :id")
+
+
 def parked_keys(connection: Connection, consumer: str, keys: Collection[bytes]) -> set[bytes]:
     """Return which of the keys have an event in the consumer's parking lot."""
-    rows = connection.execute(
-        text("""SELECT DISTINCT key FROM parked
-                WHERE consumer = :consumer
-                  AND sha256(key) IN (SELECT sha256(wanted) FROM unnest(CAST(:keys AS bytea[])) AS wanted)"""),
-        {"consumer": consumer, "keys": list(keys)},
+    return set(connection.execute(_PARKED_KEYS, {"consumer": consumer, "keys": list(keys)}).scalars())
+
+
+def lock_keys(connection: Connection, consumer: str, keys: Collection[bytes]) -> None:
+    """Nobody else parks behind these keys or takes out anything of theirs until the caller's transaction ends."""
+    connection.execute(_LOCK_KEYS, {"consumer": consumer, "keys": list(keys)})
+
+
+def blocked_keys(connection: Connection, consumer: str, keys: Collection[bytes]) -> set[bytes]:
+    """Return which of the keys must not flow; they stay so, and the others free, until the caller's transaction ends."""
+    parked = parked_keys(connection, consumer, keys)
+    if not parked:
+        return parked
+    lock_keys(connection, consumer, parked)
+    return parked_keys(connection, consumer, parked)
+
+
+@dataclass(slots=True, kw_only=True)
+class Held:
+    """An event as it lies in the parking lot: a record again."""
+
+    id: int
+    log: Log
+    offset: int
+    key: bytes | None
+    headers: Sequence[tuple[str, bytes | None]]
+    value: bytes | None
+
+
+def head_of(connection: Connection, consumer: str, key: bytes) -> Held | None:
+    """Return the first event of a key, which the caller has locked; None once nothing of it is parked."""
+    return _held(connection.execute(_HEAD, {"consumer": consumer, "key": key}).first())
+
+
+def held(connection: Connection, consumer: str, number: int) -> Held | None:
+    """Return one event, its key locked by this call (or, without one, all that have none); None if it is parked no more."""
+    wanted = {"consumer": consumer, "id": number}
+    event = _held(connection.execute(_ONE, wanted).first())
+    if event is not None:
+        lock_keys(connection, consumer, [event.key or b""])
+        event = _held(connection.execute(_ONE, wanted).first())
+    return event
+
+
+class Action(StrEnum):
+    """What is done about a parked event."""
+
+    RETRY = "RETRY"
+    SKIP = "SKIP"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Act:
+    """Something done about parked events: what, by whom, why. The database adds its role and the time."""
+
+    action: Action
+    actor: str
+    reason: str = ""
+
+
+def take_out(connection: Connection, event: Held, act: Act, *, outcome: str) -> None:
+    """The event is parked no more and stands whole in the audit table, if the caller commits."""
+    _audit(connection, event, act, outcome=outcome, error="", leaves=True)
+    connection.execute(_REMOVE, {"id": event.id})
+
+
+def note_failure(connection: Connection, event: Held, act: Act, *, cause: Cause, error: str) -> None:
+    """The event stays where it is, with one attempt more and what it fails at now, if the caller commits."""
+    error = _storable(error)[:ERROR_LENGTH_MAX]
+    _audit(connection, event, act, outcome=cause.value, error=error, leaves=False)
+    connection.execute(_FAILED_AGAIN, {"id": event.id, "cause": cause.value, "error": error})
+
+
+def _audit(connection: Connection, event: Held, act: Act, *, outcome: str, error: str, leaves: bool) -> None:
+    parameters = {"outcome": outcome, "error": error, "leaves": leaves, "id": event.id}
+    told = {"action": act.action.value, "actor": act.actor, "reason": _storable(act.reason)}
+    connection.execute(_AUDIT, parameters | told)
+
+
+def _held(row: Row[Any] | None) -> Held | None:
+    if row is None:
+        return None
+    return Held(
+        id=row.id,
+        # Which cluster it came from is not kept; topics have ids of their own.
+        log=Log(cluster_id="", topic=row.topic, topic_id=row.topic_id, partition=row.partition),
+        offset=row.offset,
+        key=row.key,
+        headers=[(name, value.encode()) for name, value in row.headers.items()],
+        value=row.value,
     )
-    return {bytes(row.key) for row in rows}
 
 
 def _storable(told: str) -> str:

@@ -7,6 +7,7 @@ lock time-out: a plain CREATE TABLE … PARTITION OF waits behind one open inser
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
@@ -17,6 +18,7 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 from outbox.clock import first_id_of
 from outbox.errors import NotReady
 from outbox.retry import backoff_s
+from outbox.settings import SERVICES
 from outbox.tables import PARTITIONED
 
 DAYS_AHEAD = 14
@@ -39,13 +41,13 @@ def day_table(table: str, day: date) -> str:
     return f"{table}_{day:%Y%m%d}"
 
 
-def days_of(connection: Connection, schema: str, table: str) -> list[date]:
-    """Return the days attached to a partitioned table, oldest first."""
+def days_of(connection: Connection, schema: str, table: str, *, leaving: bool = True) -> list[date]:
+    """Return the days attached to a partitioned table, oldest first; those half detached take no rows any more."""
     names = connection.execute(
         text("""SELECT child.relname FROM pg_inherits
                 JOIN pg_class child ON child.oid = inhrelid
-                WHERE inhparent = CAST(:parent AS regclass) ORDER BY 1"""),
-        {"parent": f'"{schema}".{table}'},
+                WHERE inhparent = CAST(:parent AS regclass) AND (:leaving OR NOT inhdetachpending) ORDER BY 1"""),
+        {"parent": f'"{schema}".{table}', "leaving": leaving},
     ).scalars()
     return [date(*map(int, match.groups()[1:])) for name in names if (match := _NAME.fullmatch(name))]
 
@@ -67,20 +69,33 @@ def make_days(engine: Engine, schemas: Iterable[str], *, today: date, days_ahead
     return made
 
 
-def drop_days(engine: Engine, schema: str, table: str, *, before: date, slot: str) -> tuple[list[str], dict[str, str]]:
+def drop_days(
+    engine: Engine,
+    schema: str,
+    table: str,
+    *,
+    before: date,
+    slot: str,
+    readable_from: date = date.max,
+    limit: int = sys.maxsize,
+) -> tuple[list[str], dict[str, str]]:
     """Days older than `before` are gone, except those something may still need. Returns the dropped, and why the others stay.
 
     Own transactions, as the tables' owner; may be repeated: a half-removed day is finished. An outbox day stays while the
-    slot has not passed its highest lsn or a transaction is older; an inbox day stays while an outbox day as old is kept
-    or a parked event is as old.
+    slot has not passed its highest lsn or a transaction is older. An inbox day stays while its events could come again: from
+    any service's outbox, from a topic (`readable_from`: the oldest day that one may hold and will not hold for ever), or from
+    the parking lot. The oldest go first, at most `limit`. Raises NotReady where a lock was not to be had in time.
     """
     dropped, kept = [], {}
     with engine.connect() as connection:
         days = [day for day in days_of(connection, schema, table) if day < before]
-    for day in days:
+    for day in days[:limit]:
         name = day_table(table, day)
         with engine.connect() as connection:
-            reason = _needed(connection, schema, table, day, slot)
+            if table == "outbox":
+                reason = _unpublished(connection, schema, day, slot)
+            else:
+                reason = _repeatable(connection, schema, day, oldest=days[0], readable_from=readable_from)
         if reason:
             kept[name] = reason
             continue
@@ -144,37 +159,43 @@ def _detach(engine: Engine, schema: str, table: str, name: str) -> None:
     raise NotReady(f"{schema}.{name} could not be detached: end the long transactions")
 
 
-def _needed(connection: Connection, schema: str, table: str, day: date, slot: str) -> str | None:
-    """Return why a day must stay, or None."""
-    end = datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)
-    if table == "inbox":
-        if (oldest := next(iter(days_of(connection, schema, "outbox")), None)) and oldest <= day:
+def _repeatable(connection: Connection, schema: str, day: date, *, oldest: date, readable_from: date) -> str | None:
+    """Return why events of an inbox day could come again, or None. What keeps a day keeps all later ones: none is left out."""
+    for service in SERVICES:  # a consumer's events are mostly another service's
+        if (kept := next(iter(days_of(connection, service, "outbox")), None)) and kept <= day:
             return "an outbox day as old is kept"
-        parked = connection.execute(
-            text(f'SELECT count(*) FROM "{schema}".parked WHERE event_id < :high'),  # noqa: S608 - a schema of ours
-            {"high": first_id_of(day + timedelta(days=1))},
-        ).scalar_one()
-        return f"{parked} parked events are as old" if parked else None
-    behind = connection.execute(
-        text(f"""SELECT max(lsn) >= (SELECT restart_lsn - CAST('0/0' AS pg_lsn) FROM pg_replication_slots
-                                     WHERE slot_name = :slot)
-                 FROM "{schema}".{day_table(table, day)}"""),  # noqa: S608
-        {"slot": slot},
+    if readable_from <= day:
+        return "a topic with a retention may still hold events as old"
+    # Older ones than the inbox itself are behind its horizon, and never applied: they need no day.
+    parked = connection.execute(
+        text(f"""SELECT count(*)
+                 FROM (SELECT coalesce(CAST(event_id AS text), lower(headers ->> 'ce_id')) COLLATE "C" AS id
+                       FROM "{schema}".parked) AS lot
+                 WHERE id >= CAST(:low AS text) AND id < CAST(:high AS text)"""),  # noqa: S608 - a schema of ours
+        {"low": str(first_id_of(oldest)), "high": str(first_id_of(day + timedelta(days=1)))},
     ).scalar_one()
-    slot_exists = connection.execute(
-        text("SELECT count(*) FROM pg_replication_slots WHERE slot_name = :slot AND restart_lsn IS NOT NULL"),
+    return f"{parked} parked events are as old" if parked else None
+
+
+def _unpublished(connection: Connection, schema: str, day: date, slot: str) -> str | None:
+    """Return why events of an outbox day may not be on their topics yet, or None."""
+    row = connection.execute(
+        text(f"""SELECT restart_lsn - CAST('0/0' AS pg_lsn) <= (SELECT max(lsn) FROM "{schema}".{day_table("outbox", day)})
+                        AS behind
+                 FROM pg_replication_slots WHERE slot_name = :slot AND restart_lsn IS NOT NULL"""),  # noqa: S608
         {"slot": slot},
-    ).scalar_one()
-    if not slot_exists:
+    ).first()
+    if row is None:
         return "the replication slot is lost: payrelay doctor --repair-slot"
-    if behind:
+    if row.behind:
         return "the replication slot has not passed it"
     older = connection.execute(
-        text("""SELECT count(*) FROM pg_stat_activity
-                WHERE pid <> pg_backend_pid()
-                  AND (backend_type = 'client backend' AND xact_start < :end
-                       OR backend_type IS NULL AND usesysid IS NOT NULL)"""),  # another role's, which we may not see
-        {"end": end},
+        text("""SELECT (SELECT count(*) FROM pg_stat_activity
+                        WHERE pid <> pg_backend_pid()
+                          AND (backend_type = 'client backend' AND xact_start < :end
+                               OR backend_type IS NULL AND usesysid IS NOT NULL))
+                     + (SELECT count(*) FROM pg_prepared_xacts WHERE prepared < :end)"""),
+        {"end": datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)},  # another role's may be hidden
     ).scalar_one()
     return f"{older} open transactions are older, or not ours to see: GRANT pg_read_all_stats" if older else None
 

@@ -75,6 +75,8 @@ class Settings(BaseSettings):
     # Retention
     outbox_days: Annotated[int, Field(ge=1)] = 14
     inbox_days: Annotated[int, Field(ge=2)] = 45
+    bank_notification_days: Annotated[int, Field(ge=1)] = 30
+    """How long the answer to a bank's notification is remembered; its signature is good for minutes."""
 
     def dsn_of(self, role: str) -> str:
         """Return the DSN of a service (or of `ops`); raises Refused naming the setting that is missing."""

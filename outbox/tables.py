@@ -1,9 +1,10 @@
-"""The kernel's tables. Every service schema has the same four, found through the role's search_path.
+"""The kernel's tables. Every service schema has the same five, found through the role's search_path.
 
-outbox    what the service tells others; insert-only, one partition a UTC day by the id's own time
-inbox     which events a consumer has applied; same days
-progress  how far a consumer has come in each log: the truth, of which Kafka's committed offset is the mirror
-parked    events a consumer could not apply, and the later events of their keys, in order
+outbox        what the service tells others; insert-only, one partition a UTC day by the id's own time
+inbox         which events a consumer has applied; same days
+progress      how far a consumer has come in each log: the truth, of which Kafka's committed offset is the mirror
+parked        events a consumer could not apply, and the later events of their keys, in order
+parked_audit  who retried or skipped which of them, why, and what came of it; insert-only
 """
 
 from __future__ import annotations
@@ -73,6 +74,20 @@ parked = Table(
     Column("error", Text, nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("parked_at", DateTime(timezone=True), nullable=False),
+)
+
+parked_audit = Table(
+    "parked_audit",
+    metadata,
+    Column("id", BigInteger, primary_key=True),
+    Column("action", Text, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("error", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("event", JSONB, nullable=False),
+    Column("acted_at", DateTime(timezone=True), nullable=False),
 )
 
 PARTITIONED = (outbox.name, inbox.name)

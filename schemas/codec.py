@@ -28,7 +28,11 @@ class Undecodable(ValueError):
 
 
 class UnknownType(ValueError):
-    """No event of this type and version is known here."""
+    """No event of this type is known here."""
+
+
+class UnknownVersion(UnknownType):
+    """Events of this type are known here, but not of this version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +63,7 @@ def decode(headers: Mapping[str, bytes], value: bytes | None) -> Envelope:
     except (KeyError, ValueError) as error:
         raise Undecodable(f"header: {error!r}") from error
     if name not in EVENTS:
-        raise UnknownType(name[:100])
+        raise (UnknownVersion if _versionless(name) in map(_versionless, EVENTS) else UnknownType)(name[:100])
     if value is None or len(value) > PAYLOAD_BYTES_MAX:
         raise Undecodable("no body" if value is None else f"body of {len(value)} bytes")
     try:
@@ -67,6 +71,10 @@ def decode(headers: Mapping[str, bytes], value: bytes | None) -> Envelope:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Undecodable(f"body: {error}") from error
     return Envelope(id=identity, version=version, correlation=correlation, event=event)
+
+
+def _versionless(name: str) -> str:
+    return name.rpartition(".v")[0]
 
 
 @cache

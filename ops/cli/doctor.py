@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Annotated
 
 import typer
 
 from ops.cli.output import Format, Output, print_rows, say
-from ops.cli.pipeline import current_settings
+from ops.cli.pipeline import current_settings, local_folder
 from outbox.clock import utc_now
 
 
@@ -43,22 +44,35 @@ def doctor(
         raise typer.Exit(1)
 
 
-def upkeep(output: Output = Format.TABLE) -> None:
-    """Make days ahead, and drop days past their retention that nothing needs any more. For cron; the local stack makes its days itself."""
-    from outbox.migrate import owner_engine
-    from outbox.partitions import drop_days, make_days
-    from outbox.settings import SERVICES
+def upkeep(
+    every: Annotated[
+        int, typer.Option("--every", min=0, metavar="SECONDS", help="for ever, with so long between two rounds")
+    ] = 0,
+    output: Output = Format.TABLE,
+) -> None:
+    """Make days ahead, drop days past their retention that nothing can need any more, purge old answers to the bank.
 
-    settings = current_settings()
-    engine, today = owner_engine(settings), utc_now().date()
-    rows = [{"day": name, "outcome": "made"} for name in make_days(engine, SERVICES, today=today)]
-    for service in SERVICES:
-        for table, days in (("outbox", settings.outbox_days), ("inbox", settings.inbox_days)):
-            before = today - timedelta(days=days)
-            dropped, kept = drop_days(engine, service, table, before=before, slot=settings.slot)
-            rows += [{"day": name, "outcome": "dropped"} for name in dropped]
-            rows += [{"day": f"{service}.{name}", "outcome": f"kept: {reason}"} for name, reason in kept.items()]
-    print_rows(rows, output, columns=("day", "outcome"))
+    One round, or for ever; needs the owner's DSN. The local stack does it by itself, every hour. Exit code 1 if a part of the
+    round failed; the next round tries it again.
+    """
+    from ops.upkeep import REPORT
+    from ops.upkeep import upkeep as one_round
+
+    settings, local = current_settings(), local_folder()
+    while True:
+        report = one_round(settings, now=utc_now())
+        if local is not None:
+            local.write(REPORT, asdict(report))
+        print_rows(report.rows(), output, columns=("what", "outcome"))
+        say(f"{report.at} {report.summary()}")
+        if not every:
+            break
+        try:
+            time.sleep(every)
+        except KeyboardInterrupt:
+            return
+    if report.errors:
+        raise typer.Exit(1)
 
 
 COMMANDS = (doctor, upkeep)

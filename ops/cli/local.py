@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.live import Live
@@ -77,14 +77,31 @@ def down(stack: Stack = "", wipe: Annotated[bool, typer.Option("--wipe", help="r
 
 
 def status(stack: Stack = "", output: Output = Format.TABLE) -> None:
-    """Show each part: state, pid, port, version, since when, restarts, last exit. Exit code 1 unless all run."""
+    """Show each part: state, pid, port, version, since when, restarts, last exit; and the last round of upkeep.
+
+    Exit code 1 unless all run and upkeep is done.
+    """
     folder = this_stack(stack)
     rows = [asdict(state) | {"condition": _condition(folder, state)} for state in folder.states()]
+    if rows:
+        rows.append(_upkeep(folder))
     print_rows(rows, output)
     if not rows:
         say("no stack here: payrelay up")
-    if not rows or any(row["state"] != "running" for row in rows):
+    if not rows or any(row["state"] not in ("running", "done") for row in rows):
         raise typer.Exit(1)
+
+
+def _upkeep(folder: StackFolder) -> dict[str, Any]:
+    """Return the last round of upkeep as a row."""
+    from ops.upkeep import REPORT, Upkeep
+
+    said = folder.read(REPORT)
+    if not said:
+        return asdict(PartState(name="upkeep", state="done", condition="no round yet"))
+    report = Upkeep(**said)
+    state = "failed" if report.errors else "done"
+    return asdict(PartState(name="upkeep", state=state, since=report.at, condition=report.summary()))
 
 
 def _condition(folder: StackFolder, state: PartState) -> str:

@@ -1,40 +1,50 @@
-"""payrelay parked: list, show."""
+"""payrelay parked: list, show, retry, skip."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ops.cli.output import Format, Output, print_json, print_rows, say
 from ops.cli.pipeline import FORMATS, current_settings, zoned
+from outbox.settings import Settings
 
 app = typer.Typer(help="Events that a consumer could not apply, and what waits behind them.", no_args_is_help=True)
+
+Identity = Annotated[str, typer.Argument(metavar="[ID]", help="as `parked list --events` shows it")]
+Consumer = Annotated[str, typer.Option("--consumer")]
+Key = Annotated[str, typer.Option("--key")]
+Type = Annotated[str, typer.Option("--type", help="e.g. payment.settled.v1")]
+CauseOption = Annotated[str, typer.Option("--cause", help="e.g. REJECTED, UNDECODABLE")]
+Begin = Annotated[datetime | None, typer.Option("--from", formats=FORMATS, help="parked from then on")]
+End = Annotated[datetime | None, typer.Option("--to", formats=FORMATS, help="parked before then")]
+Limit = Annotated[int, typer.Option("--limit", min=1, max=10_000)]
+Execute = Annotated[bool, typer.Option("--execute", help="without it, only show what would be done")]
+Yes = Annotated[bool, typer.Option("--yes", help="do not ask")]
 
 
 @app.command("list")
 def list_(
-    consumer: Annotated[str, typer.Option("--consumer")] = "",
-    key: Annotated[str, typer.Option("--key")] = "",
-    type_: Annotated[str, typer.Option("--type", help="e.g. payment.settled.v1")] = "",
-    cause: Annotated[str, typer.Option("--cause", help="e.g. REJECTED, UNDECODABLE")] = "",
-    begin: Annotated[datetime | None, typer.Option("--from", formats=FORMATS, help="parked from then on")] = None,
-    end: Annotated[datetime | None, typer.Option("--to", formats=FORMATS, help="parked before then")] = None,
+    consumer: Consumer = "",
+    key: Key = "",
+    type_: Type = "",
+    cause: CauseOption = "",
+    begin: Begin = None,
+    end: End = None,
     events: Annotated[bool, typer.Option("--events", help="the events themselves, oldest first")] = False,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000)] = 100,
+    limit: Limit = 100,
     output: Output = Format.TABLE,
 ) -> None:
     """Show how many events are parked, by consumer, cause and type; with --events, which ones."""
     from ops.health import reader_engine
-    from ops.parked import Count, Filter, ParkedRow, counts
+    from ops.parked import Count, ParkedRow, counts
     from ops.parked import events as parked_events
 
     settings = current_settings()
-    wanted = Filter(
-        consumer=consumer, key=key, type=type_, cause=cause, begin=zoned(settings, begin), end=zoned(settings, end)
-    )
+    wanted = _filter(settings, consumer=consumer, key=key, type=type_, cause=cause, begin=begin, end=end)
     with reader_engine(settings).connect() as connection:
         found = counts(connection, wanted)
         rows: list[Count] | list[ParkedRow] = parked_events(connection, wanted, limit=limit) if events else found
@@ -52,3 +62,107 @@ def show(identity: Annotated[str, typer.Argument(metavar="ID", help="as `parked 
 
     with reader_engine(current_settings()).connect() as connection:
         print_json(event(connection, identity))
+
+
+@app.command()
+def retry(
+    identity: Identity = "",
+    consumer: Consumer = "",
+    key: Key = "",
+    type_: Type = "",
+    cause: CauseOption = "",
+    begin: Begin = None,
+    end: End = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="keys at most")] = 1_000,
+    reason: Annotated[str, typer.Option("--reason", help="kept in the audit table")] = "",
+    execute: Execute = False,
+    yes: Yes = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Apply parked events again, each key whole and in order, from its first event on; where that still fails, its key waits.
+
+    Safe beside running workers. Exit code 1 if something still fails.
+    """
+    from ops.health import reader_engine
+    from ops.parked import operator, queues
+    from ops.parked import retry as retry_queues
+    from outbox.parking import Act, Action
+
+    settings = current_settings()
+    wanted = _filter(
+        settings, identity=identity, consumer=consumer, key=key, type=type_, cause=cause, begin=begin, end=end
+    )
+    with reader_engine(settings).connect() as connection:
+        chosen = queues(connection, wanted, limit=limit)
+    say(f"{sum(queue.events for queue in chosen)} parked events to retry, in {len(chosen)} queues")
+    if not execute:
+        rows = [asdict(queue) | {"key": queue.legible_key} for queue in chosen]
+        print_rows(rows, output, columns=("id", "consumer", "key", "events", "cause", "type", "error"))
+        say("nothing was done: --execute retries them")
+        return
+    if chosen and not yes:
+        typer.confirm("retry them?", abort=True, err=True)
+    act = Act(action=Action.RETRY, actor=operator(), reason=reason)
+    rows = [
+        {"id": queue.id, "consumer": queue.consumer, "key": queue.legible_key, **asdict(drained)}
+        for queue, drained in retry_queues(settings, chosen, act)
+    ]
+    print_rows(rows, output, columns=("id", "consumer", "key", "applied", "known", "cause", "error"))
+    failing = sum(row["cause"] is not None for row in rows)
+    say(f"{sum(row['applied'] for row in rows)} applied; {failing} queues still fail at their first event")
+    if failing:
+        raise typer.Exit(1)
+
+
+@app.command()
+def skip(
+    reason: Annotated[str, typer.Option("--reason", help="why; kept in the audit table")],
+    identity: Identity = "",
+    consumer: Consumer = "",
+    key: Key = "",
+    type_: Type = "",
+    cause: CauseOption = "",
+    begin: Begin = None,
+    end: End = None,
+    limit: Limit = 1_000,
+    execute: Execute = False,
+    yes: Yes = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Take events out of the parking lot without applying them; they are kept whole in the service's `parked_audit`.
+
+    What waits behind them can then be retried.
+    """
+    from ops.health import reader_engine
+    from ops.parked import Filter, ParkedRow, operator, queues
+    from ops.parked import events as parked_events
+    from ops.parked import skip as skip_events
+    from outbox.parking import Act, Action
+
+    settings = current_settings()
+    wanted = _filter(
+        settings, identity=identity, consumer=consumer, key=key, type=type_, cause=cause, begin=begin, end=end
+    )
+    if wanted == Filter():
+        raise typer.BadParameter("name an ID, or choose with --consumer, --key, --type, --cause, --from, --to")
+    if not reason.strip():
+        raise typer.BadParameter("--reason is empty")
+    with reader_engine(settings).connect() as connection:
+        chosen = parked_events(connection, wanted, limit=limit)
+        behind = sum(queue.events for queue in queues(connection, wanted, limit=limit)) - len(chosen)
+    print_rows([asdict(row) for row in chosen], output, columns=tuple(ParkedRow.__dataclass_fields__))
+    if not execute:
+        say(f"{len(chosen)} parked events would be skipped; nothing was done: --execute skips them")
+        return
+    if chosen and not yes:
+        typer.confirm(f"skip {len(chosen)} events, which will then not be applied?", abort=True, err=True)
+    skipped = skip_events(settings, chosen, Act(action=Action.SKIP, actor=operator(), reason=reason))
+    say(f"{skipped} skipped, kept in parked_audit")
+    if behind > 0:
+        say(f"{behind} other events of the same keys are parked: payrelay parked retry")
+
+
+def _filter(settings: Settings, *, begin: datetime | None, end: datetime | None, **given: str) -> Any:
+    from ops.parked import Filter
+
+    return Filter(**given, begin=zoned(settings, begin), end=zoned(settings, end))

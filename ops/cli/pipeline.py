@@ -11,6 +11,7 @@ import typer
 
 from ops.cli.local import this_stack
 from ops.cli.output import Format, Output, print_rows, say
+from ops.stack.state import StackFolder
 from outbox.errors import Refused
 from outbox.settings import Settings
 
@@ -26,6 +27,11 @@ def current_settings() -> Settings:
         return this_stack().settings()
     except FileNotFoundError as error:
         raise Refused(f"{error}; or set PAYRELAY_KAFKA_BOOTSTRAP and the rest for a stack of your own") from error
+
+
+def local_folder() -> StackFolder | None:
+    """Return the local stack's folder if that is the stack that commands mean."""
+    return None if Settings().kafka_bootstrap else this_stack()
 
 
 FORMATS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]

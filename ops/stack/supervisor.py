@@ -18,6 +18,7 @@ import traceback
 from asyncio.subprocess import Process
 from collections import deque
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -28,11 +29,10 @@ from ops.stack.parts import Part, parts_of, tied
 from ops.stack.programs import installed_programs
 from ops.stack.state import PartState, StackFolder
 from ops.topics import apply_topics
+from ops.upkeep import REPORT, Upkeep, upkeep
 from outbox.clock import utc_now
-from outbox.migrate import migrate, owner_engine
-from outbox.partitions import make_days
+from outbox.migrate import migrate
 from outbox.retry import backoff_s
-from outbox.settings import SERVICES, Settings
 
 FAILURES_MAX = 5
 FAILURES_WINDOW_S = 60.0
@@ -177,12 +177,16 @@ class Supervisor:
         apply_connector(ConnectClient(self.settings.connect_url), self.settings)
 
     async def _upkeep(self) -> None:
-        """Days are made ahead, for as long as the stack is up."""
+        """A round at start and every hour, for as long as the stack is up; `payrelay status` shows the last one's report."""
         await self.gates["schema"].wait()
         while True:
+            try:
+                report = await asyncio.to_thread(upkeep, self.settings, now=utc_now())
+            except Exception as error:  # noqa: BLE001 - shown, and the next round tries again
+                told = f"{type(error).__name__}: {error}"
+                report = Upkeep(at=utc_now().isoformat(timespec="seconds"), errors={"upkeep": told})
+            self.folder.write(REPORT, asdict(report))
             await asyncio.sleep(UPKEEP_S)
-            with contextlib.suppress(Exception):  # the next hour tries again; doctor alarms long before it matters
-                await asyncio.to_thread(_make_days, self.settings)
 
     def _try_failed_again(self) -> None:
         self.retry.set()
@@ -200,10 +204,6 @@ class Supervisor:
 
     def _tell(self) -> None:
         self.folder.write_states(list(self.states.values()), started_at=self.started_at)
-
-
-def _make_days(settings: Settings) -> None:
-    make_days(owner_engine(settings), SERVICES, today=datetime.now(UTC).date())
 
 
 async def _end(process: Process, part: Part) -> None:

@@ -161,6 +161,19 @@ _FINISH = text("""
     WHERE payment_no = :payment_no""")
 
 
+_FORGET_OLD = text("""
+    DELETE FROM bank_notification
+    WHERE webhook_id IN (SELECT webhook_id FROM bank_notification WHERE received_at < :before LIMIT :limit)""")
+
+
+def forget_notifications(connection: Connection, *, before: datetime, limit: int) -> int:
+    """Answers given before then are no longer remembered, at most so many if the caller commits; returns how many. Repeatable.
+
+    A notification that comes once more is judged anew, by the payment as it stands: nothing is settled twice.
+    """
+    return connection.execute(_FORGET_OLD, {"before": before, "limit": limit}).rowcount
+
+
 def _read(body: bytes) -> BankNotification | None:
     try:
         return msgspec.json.decode(body, type=BankNotification)

@@ -46,7 +46,7 @@ class Stretch:
 
     def __init__(self, settings: Settings, prefix: str, processor: Processor = PROCESSOR) -> None:
         self.engine = engine_of(settings, "accounting")
-        self.consumer = f"{prefix}consumer"
+        self.consumer = prefix + PROCESSOR.name
         self.delivery = Delivery(processor, self.engine, consumer=self.consumer, clock=utc_now)
         self.logs = [Log(cluster_id="c", topic=prefix, topic_id="i", partition=number) for number in range(3)]
         with self.engine.begin() as connection:

@@ -6,7 +6,7 @@ import importlib
 import pytest
 
 MODULES = ["schemas.money", "outbox.clock", "outbox.retry", "outbox.partitions", "connect.client", "connect.connector",
-           "producers.payments.orders", "consumers.notification.guard", "ops.demo.latency"]  # fmt: skip
+           "producers.payments.orders", "consumers.notification.guard", "ops.demo.latency", "ops.upkeep"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MODULES)
