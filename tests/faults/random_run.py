@@ -205,8 +205,9 @@ class RandomRun:
         try:
             return f"exit {worker.process.wait(max(0.1, since + END_S - time.monotonic()))}"
         except subprocess.TimeoutExpired:
-            worker.kill()
-            return f"killed after {END_S:.0f} s"
+            worker.signal(signal.SIGABRT)  # with PYTHONFAULTHANDLER=1 its log then says where it stood
+            worker.process.wait()
+            return f"killed after {END_S:.0f} s: {worker.log.name}"
 
     def _prove(self) -> None:
         """Each event has its voucher and its inbox row, nothing is parked, and positions stand at the log's end, mirrored."""
