@@ -29,8 +29,8 @@ format: $(READY) ## rewrite the code to the house format
 unit: $(READY) ## the tests that need no stack
 	@$(RUN)/python -m pytest tests/unit tests/contract -q
 
-faults: setup ## the fault tests alone
-	@$(RUN)/python -m pytest tests/faults
+faults: setup ## the fault tests alone, and what stock Faust loses; SEEDS=10: ten random two-minute runs instead
+	@$(RUN)/python -m pytest -s -m '' --seeds $(or $(SEEDS),0) tests/faults$(if $(SEEDS),/test_random_faults.py -k long)
 
 bench: setup ## every benchmark, written to docs/performance.md
 	@$(RUN)/python -m benchmarks.report
