@@ -42,14 +42,16 @@ def committed(pipeline: Pipeline, group: str) -> dict[int, int]:
     """Return the offset of each partition that Kafka has of a group."""
     request = [ConsumerGroupTopicPartitions(group)]
     found = pipeline.admin.list_consumer_group_offsets(request)[group].result(20)
-    return {one.partition: one.offset for one in found.topic_partitions}
+    return {one.partition: one.offset for one in found.topic_partitions if one.topic == pipeline.topic}
 
 
 def progress(pipeline: Pipeline) -> dict[int, int]:
     with engine_of(pipeline.settings, "ops").connect() as connection:
         rows = connection.execute(
-            text("SELECT partition, next_offset FROM accounting.progress WHERE consumer = :consumer"),
-            {"consumer": pipeline.consumer},
+            text(
+                "SELECT partition, next_offset FROM accounting.progress WHERE consumer = :consumer AND topic = :topic"
+            ),
+            {"consumer": pipeline.consumer, "topic": pipeline.topic},
         )
         return {row.partition: row.next_offset for row in rows}
 
