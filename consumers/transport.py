@@ -51,6 +51,8 @@ MIRROR_S = 1.0
 MIRROR_TIMEOUT_S = 3.0
 GRACE_S = 8.0
 """How long a batch in hand may take to commit when partitions are revoked or the process ends."""
+LEAVE_S = 4.0
+"""How long leaving the group may take when the process ends."""
 
 log = logging.getLogger(__name__)
 
@@ -243,12 +245,21 @@ class _Thread(AIOKafkaConsumerThread):  # type: ignore[misc]
         request = fetcher._proc_fetch_request
 
         async def gathering(*arguments: Any) -> bool:
-            if (wait_s := self.fetch_after - time.monotonic()) > 0:
-                await asyncio.sleep(wait_s)
-            brought: bool = await request(*arguments)
+            try:
+                if (wait_s := self.fetch_after - time.monotonic()) > 0:
+                    await asyncio.sleep(wait_s)
+                brought: bool = await request(*arguments)
+            except (
+                asyncio.CancelledError
+            ):  # by the fetcher's close, which awaits it: the thread's end would be cancelled too
+                return False
             return brought
 
         fetcher._proc_fetch_request = gathering
+
+    async def on_thread_stop(self) -> None:
+        with suppress(TimeoutError):  # a broker that does not answer is not waited for: the session will time out
+            await asyncio.wait_for(super().on_thread_stop(), LEAVE_S)
 
 
 class Consumer(AIOKafkaConsumer):  # type: ignore[misc]

@@ -92,6 +92,28 @@ def test_postgresql_away_for_60_s_with_a_rebalance_and_a_start_falling_into_it(
     eventually(lambda: healthy(stack.settings), within_s=60, what="the pipeline well again")
 
 
+def test_workers_told_to_end_while_the_broker_is_frozen_or_away_end(stack: Stack, pipeline: Pipeline) -> None:
+    folder = stack.embedded
+    first, second = pipeline.start(), pipeline.start()
+    for worker in (first, second):
+        pipeline.ready(worker)
+    pipeline.send(pipeline.events(100))
+    pipeline.all_posted()
+    broker = pid_of(folder, "kafka")
+    with frozen(broker):
+        assert first.end() == 0
+    with frozen(folder.read("state.json")["supervisor"]):  # or it would bring the broker back at once
+        os.kill(broker, signal.SIGKILL)
+        eventually(lambda: "NodeNotReadyError" in second.log.read_text(), what="a worker that waits to fetch again")
+        assert second.end() == 0
+    eventually(lambda: pid_of(folder, "kafka") != broker, within_s=60, what="the broker back")
+    pipeline.start()
+    pipeline.send(pipeline.events(100))
+    pipeline.all_posted()
+    pipeline.prove()
+    eventually(lambda: healthy(stack.settings), within_s=60, what="the pipeline well again")
+
+
 @pytest.mark.parametrize("lost", ["slot", "publication"])
 def test_a_lost_slot_or_publication_is_found_and_mended(stack: Stack, lost: str) -> None:
     settings, folder = stack.settings, stack.embedded
