@@ -64,7 +64,9 @@ class MonitoredApp(PipelineApp):
                 "events": monitor.events_total,
                 "by_stream": sum(monitor.events_by_stream.values()),
                 "events_active": monitor.events_active,
-                "committed": {str(tp.partition): offset for tp, offset in monitor.tp_committed_offsets.items()},
+                "committed": {
+                    f"{tp.topic}/{tp.partition}": at for tp, at in monitor.tp_committed_offsets.items() if at
+                },
                 "commits": len(monitor.commit_latency),
                 "sensor": dict(self.sensor.calls),
                 "places": len(self.sensor.places),

@@ -111,7 +111,8 @@ def test_a_worker_counts_what_came_once_and_what_came_again_and_so_do_fausts_sen
     assert scrape.value("delivery_handler_seconds_sum", **consumer) > 0
     assert scrape.value("delivery_handler_seconds_sum", **consumer) <= scrape.value("delivery_transaction_seconds_sum", **consumer)  # fmt: skip
     assert not _labels(scrape, "worker_condition_seconds")
-    ends = {str(number): high for (_, number), (_, high) in bounds(pipeline.settings, [pipeline.topic]).items() if high}
+    found = bounds(pipeline.settings, [pipeline.topic])
+    ends = {f"{topic}/{number}": high for (topic, number), (_, high) in found.items() if high}
 
     def monitor_is_done() -> dict[str, Any]:
         told: dict[str, Any] = json.loads(monitored.read_text())
