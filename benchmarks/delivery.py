@@ -126,6 +126,7 @@ def _filled(settings: Settings, count: int) -> str:
             "compression.type": "lz4",
             "linger.ms": 20,
             "queue.buffering.max.messages": 500_000,
+            "log_level": 0,
         }
     )
     topic = prefix + PAYMENT_ORDER.name

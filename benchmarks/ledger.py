@@ -31,7 +31,7 @@ from outbox.database import driver_url, engine_for
 from outbox.inbox import Log, begin_log
 from outbox.settings import READER, Settings
 from producers.payments.orders import Limits, Opened, PaymentRequest, open_account, open_payment, register_merchant
-from producers.payments.settlement import settle_payment
+from producers.payments.settlement import locked_order, settle_payment
 from schemas.bank import BankNotification
 from schemas.codec import Envelope, encode
 from schemas.events import PaymentSettled
@@ -50,13 +50,9 @@ THREADS = 8
 SETTLED_S = 60.0
 SECRET = "whsec_" + "YmVuY2htYXJr" * 4
 
-_ORDER = text("""
-    SELECT merchant.*, payment.* FROM payment JOIN merchant USING (merchant_no)
-    WHERE payment_no = :payment_no FOR NO KEY UPDATE OF payment""")
-
 _VOUCHER = text("""
-    INSERT INTO voucher (business_no, kind, event_id, currency, occurred_at)
-    VALUES (:business_no, :kind, :id, :currency, :occurred_at) RETURNING voucher_no""")
+    INSERT INTO voucher (business_no, kind, event_id, currency, occurred_at, lines)
+    VALUES (:business_no, :kind, :id, :currency, :occurred_at, :lines) RETURNING voucher_no""")
 
 _ENTRY = text("""
     INSERT INTO entry (voucher_no, line, account, side, amount_fen) VALUES (:voucher, :line, :account, :side, :amount)""")
@@ -143,6 +139,7 @@ def _row_by_row(connection: Connection, events: Sequence[Envelope]) -> None:
             "id": voucher.event_id,
             "currency": voucher.currency,
             "occurred_at": voucher.occurred_at,
+            "lines": len(voucher.entries),
         }
         number = connection.execute(_VOUCHER, about).scalar_one()
         for line, entry in enumerate(voucher.entries, start=1):
@@ -297,7 +294,8 @@ def _settled_at_rate(settings: Settings) -> dict[str, float]:
             status="SUCCESS",
         )
         with engine.begin() as connection:
-            order = connection.execute(_ORDER, {"payment_no": opened.payment_no}).one()
+            order = locked_order(connection, opened.payment_no)
+            assert order is not None
             settle_payment(connection, order, told, now=utc_now())
 
     first = time.perf_counter()
