@@ -32,6 +32,9 @@ PARKED_WINDOW_S = 60.0
 PATIENCE = 6
 """Failures of an event that only events of its own type may bear witness against; each delivery is two."""
 
+SEARCH_MAX = 128
+"""Events among which what fails is searched by halving; of more, several are likely to fail, and half of them in vain."""
+
 WAITING_MAX = 10_000
 """Events whose first failure is remembered."""
 
@@ -225,8 +228,7 @@ class Delivery:
             self._brake.judge(outcome.poison)
             aside = sorted((*outcome.poison, *outcome.behind), key=lambda poison: poison.record.offset)
             parked = {one.log: [_parked(poison) for poison in aside if poison.log == one.log] for one in slices}
-            for log, events in parked.items():
-                park(connection, self.consumer, log, events)
+            park(connection, self.consumer, parked)
         self._brake.parked(outcome.poison)
         self._metrics.committed(
             records=sum(len(one.records) for one in slices),
@@ -264,7 +266,8 @@ class Delivery:
         """Every event of the run is applied or rejected. As a whole first; under savepoints only once that has failed."""
         if outcome.bisects:
             for part in self._brake.parts(events):
-                self._bisect(connection, part, outcome)
+                for first in range(0, len(part), SEARCH_MAX):
+                    self._bisect(connection, part[first : first + SEARCH_MAX], outcome)
             return
         try:
             outcome.passed(self._handle(connection, events))

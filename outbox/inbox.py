@@ -174,9 +174,9 @@ def note_mirrored(connection: Connection, consumer: str, offsets: Mapping[Log, i
         connection.execute(_MIRRORED, {**_keys(consumer, log), "offset": offset})
 
 
-def note_parked(connection: Connection, consumer: str, log: Log) -> None:
-    """Whoever claims a slice of this log next looks into the parking lot. Transaction: the caller's."""
-    connection.execute(_HAS_PARKED, _keys(consumer, log))
+def note_parked(connection: Connection, consumer: str, logs: Sequence[Log]) -> None:
+    """Whoever claims a slice of one of these logs next looks into the parking lot. Transaction: the caller's."""
+    connection.execute(_HAS_PARKED, [_keys(consumer, log) for log in logs])
 
 
 def note_lot(connection: Connection, consumer: str) -> bool:

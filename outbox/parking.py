@@ -70,38 +70,48 @@ _PARK = text("""
     ON CONFLICT DO NOTHING""")
 
 
-def park(connection: Connection, consumer: str, log: Log, events: Sequence[Parked]) -> None:
-    """The events are in the parking lot, each once, and the log is known to have some, if the caller commits. Repeatable."""
-    if not events:
-        return
-    note_parked(connection, consumer, log)
-    connection.execute(
-        _PARK,
-        [
-            {
-                "consumer": consumer,
-                "event_id": event.event_id,
-                "topic": log.topic,
-                "topic_id": log.topic_id,
-                "partition": log.partition,
-                "offset": event.offset,
-                "key": event.key,
-                "type": _storable(event.type) if event.type else None,
-                "version": event.version,
-                "headers": json.dumps(dict(event.headers)).replace("\\u0000", "\\ufffd"),
-                "value": event.value,
-                "cause": event.cause.value,
-                "error": _storable(event.error)[:ERROR_LENGTH_MAX],
-                "attempts": 0 if event.cause is Cause.BEHIND_PARKED else 1,
-            }
-            for event in events
-        ],
-    )
+def park(connection: Connection, consumer: str, events: Mapping[Log, Sequence[Parked]]) -> None:
+    """Each log's events are in the parking lot, each once, and claims look for them, if the caller commits. Repeatable."""
+    rows = [_row(consumer, log, event) for log, parked in events.items() for event in parked]
+    if rows:
+        note_parked(connection, consumer, [log for log, parked in events.items() if parked])
+        connection.execute(_PARK, rows)
 
 
+def _row(consumer: str, log: Log, event: Parked) -> dict[str, Any]:
+    return {
+        "consumer": consumer,
+        "event_id": event.event_id,
+        "topic": log.topic,
+        "topic_id": log.topic_id,
+        "partition": log.partition,
+        "offset": event.offset,
+        "key": event.key,
+        "type": _storable(event.type) if event.type else None,
+        "version": event.version,
+        "headers": json.dumps(dict(event.headers)).replace("\\u0000", "\\ufffd"),
+        "value": event.value,
+        "cause": event.cause.value,
+        "error": _storable(event.error)[:ERROR_LENGTH_MAX],
+        "attempts": 0 if event.cause is Cause.BEHIND_PARKED else 1,
+    }
+
+
+# From key to key by the index, however many events wait behind each.
+_LOT_KEYS = text("""
+    WITH RECURSIVE lot AS (
+      (SELECT sha256(key) AS digest, key FROM parked
+       WHERE consumer = :consumer AND sha256(key) IS NOT NULL ORDER BY sha256(key) LIMIT 1)
+      UNION ALL
+      SELECT later.digest, later.key FROM lot CROSS JOIN LATERAL (
+        SELECT sha256(parked.key) AS digest, parked.key FROM parked
+        WHERE consumer = :consumer AND sha256(parked.key) > lot.digest ORDER BY sha256(parked.key) LIMIT 1) AS later)
+    SELECT key FROM lot LIMIT :limit""")
+
+# LIMIT keeps it at one probe a key.
 _PARKED_KEYS = text("""
-    SELECT wanted.key FROM unnest(CAST(:keys AS bytea[])) AS wanted (key)
-    WHERE EXISTS (SELECT FROM parked WHERE consumer = :consumer AND sha256(parked.key) = sha256(wanted.key))""")
+    SELECT wanted.key FROM unnest(CAST(:keys AS bytea[])) AS wanted (key) CROSS JOIN LATERAL (
+      SELECT FROM parked WHERE consumer = :consumer AND sha256(parked.key) = sha256(wanted.key) LIMIT 1) AS found""")
 
 _LOCK_KEYS = text("""
     SELECT pg_advisory_xact_lock(number)
@@ -129,7 +139,10 @@ _FAILED_AGAIN = text("UPDATE parked SET cause = :cause, error = :error, attempts
 
 
 def parked_keys(connection: Connection, consumer: str, keys: Collection[bytes]) -> set[bytes]:
-    """Return which of the keys have an event in the consumer's parking lot."""
+    """Return which of the keys have an event in the consumer's parking lot: looked up from the side that has fewer keys."""
+    lot = set(connection.execute(_LOT_KEYS, {"consumer": consumer, "limit": len(keys) + 1}).scalars())
+    if len(lot) <= len(keys):
+        return lot.intersection(keys)
     return set(connection.execute(_PARKED_KEYS, {"consumer": consumer, "keys": list(keys)}).scalars())
 
 

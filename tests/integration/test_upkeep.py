@@ -112,9 +112,9 @@ def test_with_the_connector_stopped_for_twice_the_retention_nothing_unpublished_
 
     # One parked event as old keeps its consumer's day, also one whose body nobody could read; others' days go.
     with engine_of(settings, "accounting").begin() as connection:
-        park(connection, CONSUMER, log, [
+        park(connection, CONSUMER, {log: [
             Parked(offset=0, event_id=None, key=b"k", type="t", version=None, headers={"ce_id": str(ids[0])}, value=b"?",
-                   cause=Cause.UNDECODABLE, error="no")])  # fmt: skip
+                   cause=Cause.UNDECODABLE, error="no")]})  # fmt: skip
     report = eventually(
         lambda: (found := one_round()).kept.get(outbox_day) is None and found, what="no transaction is old"
     )
