@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from uuid import UUID
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from outbox.errors import NotReady, Unreachable
 from outbox.settings import Settings
@@ -24,13 +24,75 @@ Place = tuple[str, int]
 """A topic and one of its partitions."""
 
 
+def read(settings: Settings, spans: Mapping[Place, range]) -> Iterator[Message]:
+    """Give every record of the spans of offsets, each partition's in order. Raises Unreachable.
+
+    Offsets that hold none (transaction markers, what was compacted) are passed over; a span reaches no further than its log.
+    Memory is bounded.
+    """
+    left = {place: span for place, span in spans.items() if span}
+    with _looking(settings, **{"enable.partition.eof": True}) as consumer:
+        consumer.assign([TopicPartition(*place, span.start) for place, span in left.items()])
+        moved = time.monotonic()
+        while left:
+            messages = consumer.consume(5_000, timeout=0.1)  # waits for all 5,000 or the time-out
+            if messages:
+                moved = time.monotonic()
+            elif time.monotonic() - moved > TIMEOUT_S:
+                raise Unreachable(f"no record in {TIMEOUT_S:.0f} s, though {len(left)} partitions have more")
+            for message in messages:
+                is_end = message.error() is not None and message.error().code() == KafkaError._PARTITION_EOF
+                if message.error() and not is_end:
+                    raise KafkaException(message.error())
+                place, offset = (message.topic(), message.partition()), message.offset()
+                if place not in left:
+                    continue
+                if not is_end and offset in left[place]:
+                    yield message
+                if offset + (not is_end) >= left[place].stop:
+                    del left[place]
+
+
+def offsets_at(settings: Settings, topics: Collection[str], at: datetime) -> dict[Place, int]:
+    """Return of each partition the offset of the first record appended at that time or later; its end, if there is none.
+
+    Partitions of topics that do not exist are left out. Raises Unreachable.
+    """
+    with _looking(settings) as consumer:
+        found = consumer.list_topics(timeout=TIMEOUT_S).topics
+        asked = [
+            TopicPartition(name, number, int(at.timestamp() * 1000))
+            for name in topics
+            if name in found
+            for number in found[name].partitions
+        ]
+        offsets = consumer.offsets_for_times(asked, timeout=TIMEOUT_S) if asked else []
+        return {
+            (one.topic, one.partition): one.offset
+            if one.offset >= 0
+            else consumer.get_watermark_offsets(one, timeout=TIMEOUT_S)[1]
+            for one in offsets
+        }
+
+
 def event_times(settings: Settings, topics: Sequence[str], *, since: datetime) -> Iterator[tuple[UUID, float]]:
     """Give id and append time (seconds) of every event appended since, up to the ends of the logs as they are now.
 
     Topics that do not exist hold nothing. Raises Unreachable.
     """
-    with _looking(settings) as consumer:
-        yield from _read(consumer, topics, int(since.timestamp() * 1000))
+    starts = offsets_at(settings, topics, since)
+    ends = bounds(settings, topics)
+    for message in read(settings, {place: range(start, ends[place][1]) for place, start in starts.items()}):
+        if (identity := id_of(message)) is not None:
+            yield identity, message.timestamp()[1] / 1000
+
+
+def id_of(message: Message) -> UUID | None:
+    """Return the id of the event that a record carries; None if it is no event of ours."""
+    try:
+        return UUID((dict(message.headers() or []).get(ID) or b"").decode())
+    except ValueError:
+        return None
 
 
 def wait_published(
@@ -96,7 +158,7 @@ def last_append(settings: Settings, topics: Sequence[str]) -> datetime | None:
 
 
 @contextmanager
-def _looking(settings: Settings, **how: int) -> Generator[Consumer]:
+def _looking(settings: Settings, **how: object) -> Generator[Consumer]:
     consumer = Consumer(
         {"bootstrap.servers": settings.kafka_bootstrap, "group.id": "payrelay-look", "enable.auto.commit": False,
          "log_level": 0, "auto.offset.reset": "earliest", "enable.partition.eof": False, **how}
@@ -107,41 +169,3 @@ def _looking(settings: Settings, **how: int) -> Generator[Consumer]:
         raise Unreachable(f"Kafka does not answer at {settings.kafka_bootstrap}: {error.args[0].str()}") from error
     finally:
         consumer.close()
-
-
-def _read(consumer: Consumer, topics: Sequence[str], since_ms: int) -> Iterator[tuple[UUID, float]]:
-    found = consumer.list_topics(timeout=TIMEOUT_S).topics
-    asked = [
-        TopicPartition(name, number, since_ms) for name in topics if name in found for number in found[name].partitions
-    ]
-    starts = (
-        [start for start in consumer.offsets_for_times(asked, timeout=TIMEOUT_S) if start.offset >= 0] if asked else []
-    )
-    ends = {}
-    for start in starts:
-        _, ends[start.topic, start.partition] = consumer.get_watermark_offsets(start, timeout=TIMEOUT_S)
-    starts = [start for start in starts if start.offset < ends[start.topic, start.partition]]
-    left = {(start.topic, start.partition) for start in starts}
-    consumer.assign(starts)
-    moved = time.monotonic()
-    while left:
-        records = consumer.consume(5_000, timeout=0.1)  # waits for all 5,000 or the time-out
-        if records:
-            moved = time.monotonic()
-        elif time.monotonic() - moved > TIMEOUT_S:
-            raise Unreachable(f"no record in {TIMEOUT_S:.0f} s, though {len(left)} partitions have more")
-        for record in records:
-            if record.error():
-                raise KafkaException(record.error())
-            place = (record.topic(), record.partition())
-            if record.offset() + 1 >= ends[place]:
-                left.discard(place)
-            if (identity := _id_of(record.headers())) is not None:
-                yield identity, record.timestamp()[1] / 1000
-
-
-def _id_of(headers: Sequence[tuple[str, bytes | None]] | None) -> UUID | None:
-    try:
-        return UUID((dict(headers or []).get(ID) or b"").decode())
-    except ValueError:  # no event of ours
-        return None
