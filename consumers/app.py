@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from consumers.delivery import Braked, Delivered, Delivery, Processor, Unexpected, is_transient, told
 from consumers.sensors import BatchSensors
-from consumers.transport import Batch, BatchSchema, Consumer, Opening, require_versions
+from consumers.transport import FAILED, Batch, BatchSchema, Consumer, Opening, require_versions
 from outbox.clock import utc_now
 from outbox.condition import Condition
 from outbox.database import engine_for
@@ -31,8 +31,6 @@ from outbox.settings import Settings
 
 ADMIN_TIMEOUT_S = 10.0
 BRAKE_S = 1.0
-FAILED = 70
-"""Exit code for what should not happen; the supervisor starts the process again."""
 
 log = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
@@ -22,7 +23,14 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 import faust
-from aiokafka.errors import IllegalStateError, KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
+from aiokafka.conn import AIOKafkaConnection, CloseReason
+from aiokafka.errors import (
+    IllegalStateError,
+    KafkaConnectionError,
+    KafkaError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+)
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.transport.drivers import TRANSPORTS
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, ConsumerRebalanceListener
@@ -53,6 +61,8 @@ GRACE_S = 8.0
 """How long a batch in hand may take to commit when partitions are revoked or the process ends."""
 LEAVE_S = 4.0
 """How long leaving the group may take when the process ends."""
+FAILED = 70
+"""Exit code for what should not happen; the supervisor starts the process again."""
 
 log = logging.getLogger(__name__)
 
@@ -257,6 +267,16 @@ class _Thread(AIOKafkaConsumerThread):  # type: ignore[misc]
 
         fetcher._proc_fetch_request = gathering
 
+    def require_alive(self) -> None:
+        """The process ends if one of the client's own tasks has: nothing starts them again, and nobody would fetch."""
+        consumer = self._consumer
+        tasks = {"coordination": consumer._coordinator._coordination_task, "fetching": consumer._fetcher._fetch_task}
+        for name, task in tasks.items():
+            if task.done() and not consumer._closed:
+                error = None if task.cancelled() else task.exception()
+                log.critical("the Kafka client's %s has ended", name, exc_info=error)
+                os._exit(FAILED)
+
     async def on_thread_stop(self) -> None:
         with suppress(TimeoutError):  # a broker that does not answer is not waited for: the session will time out
             await asyncio.wait_for(super().on_thread_stop(), LEAVE_S)
@@ -327,6 +347,7 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
         consumer = self._thread._ensure_consumer()
         if consumer._closed:
             raise self.consumer_stopped_errors[0]
+        self._thread.require_alive()
         consumer._coordinator.check_errors()
         # Looked at here and not by the caller: what the agent takes meanwhile wakes this poll, not one that has not begun.
         self.wanted.clear()
@@ -591,6 +612,27 @@ class Transport(AIOKafkaTransport):  # type: ignore[misc]
 
 
 TRANSPORTS.aliases["batch"] = f"{__name__}:Transport"
+
+
+def _send(
+    connection: AIOKafkaConnection,
+    *arguments: Any,
+    _send: Callable[..., Any] = AIOKafkaConnection.send,
+    **options: Any,
+) -> Any:
+    """Send, or raise KafkaConnectionError, which aiokafka tries again.
+
+    On a connection that broke a moment ago uvloop raises RuntimeError, where asyncio would drop what is written and aiokafka
+    expects an OSError: the client's coordination would end for good.
+    """
+    try:
+        return _send(connection, *arguments, **options)
+    except RuntimeError as error:
+        connection.close(reason=CloseReason.CONNECTION_BROKEN)
+        raise KafkaConnectionError(f"the connection is closed: {error}") from error
+
+
+AIOKafkaConnection.send = _send
 
 
 async def _seek(consumer: Any, tp: TopicPartition, offset: int) -> None:

@@ -10,6 +10,7 @@ import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 from sqlalchemy import text
 
+from consumers.transport import FAILED
 from tests.pipeline import Pipeline, engine_of
 from tests.waiting import eventually
 
@@ -106,6 +107,22 @@ def test_a_handler_broken_for_all_events_parks_nothing_and_a_fix_heals_it(
     pipeline.all_posted()
     eventually(lambda: json.loads(worker.condition()) == {"accounting": "running"}, what="the brake let go")
     assert pipeline.parked() == 0
+    pipeline.prove()
+
+
+def test_a_worker_whose_kafka_client_has_ended_inside_ends_and_its_successor_goes_on(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaf = pipeline.folder / "deaf"
+    monkeypatch.setenv("DEAF", str(deaf))
+    worker = pipeline.ready(pipeline.start(entry=["tests.faults.deaf_worker"], session_timeout_s=3.0))
+    deaf.touch()
+    assert worker.process.wait(20) == FAILED
+    assert "coordination has ended" in worker.log.read_text()
+    deaf.unlink()
+    pipeline.send(pipeline.events(100))
+    pipeline.start()
+    pipeline.all_posted()
     pipeline.prove()
 
 
