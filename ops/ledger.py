@@ -6,8 +6,8 @@ Time is when the fact happened (`occurred_at`), which a replay does not change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -62,7 +62,7 @@ class Account:
 
 @dataclass(frozen=True, kw_only=True)
 class SuspenseItem:
-    """Money that the bank has taken and no order could: it waits for an operator."""
+    """Money that the bank has taken and no order could: it waits for an operator, unless it is resolved."""
 
     bank_transaction_no: str
     payment_no: str
@@ -71,6 +71,8 @@ class SuspenseItem:
     reason: str
     recorded_at: datetime
     age_s: int
+    resolved: str
+    """Why its voucher was taken back; empty while it waits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,100 +177,218 @@ def imbalances(connection: Connection) -> dict[str, int]:
     return {row.currency: row.fen for row in rows}
 
 
-def suspense(connection: Connection, *, payment_no: str = "", reason: str = "", limit: int) -> list[SuspenseItem]:
-    """Return what is in suspense, the oldest first, at most so many; of one payment, or with a word in its reason."""
+def suspense(
+    connection: Connection, *, payment_no: str = "", reason: str = "", also_resolved: bool = False, limit: int
+) -> list[SuspenseItem]:
+    """Return what waits in suspense, the oldest first, at most so many; of one payment, or with a word in its reason."""
+    resolved = _resolved(connection)
     rows = connection.execute(
         text("""SELECT bank_transaction_no, payment_no, amount_fen, currency, reason, recorded_at,
                        extract(epoch FROM clock_timestamp() - recorded_at)::bigint AS age_s
                 FROM payments.suspense
                 WHERE (:payment_no = '' OR payment_no = :payment_no) AND strpos(reason, :reason) > 0
+                  AND (:also_resolved OR bank_transaction_no <> ALL (CAST(:resolved AS text[])))
                 ORDER BY recorded_at, bank_transaction_no LIMIT :limit"""),
-        {"payment_no": payment_no, "reason": reason, "limit": limit},
+        {
+            "payment_no": payment_no,
+            "reason": reason,
+            "also_resolved": also_resolved,
+            "resolved": list(resolved),
+            "limit": limit,
+        },
     )
-    return [SuspenseItem(**row._mapping) for row in rows]
+    return [SuspenseItem(**row._mapping, resolved=resolved.get(row.bank_transaction_no, "")) for row in rows]
 
 
 def check(engine: Engine, *, before: datetime) -> list[Difference]:
-    """Return what does not agree: debits with credits, balances with entries, vouchers with settled payments, suspense and deposits.
+    """Return what does not agree: debits with credits, balances with entries, vouchers with settled payments, suspense and
+    deposits, and balance payments of funds with those of payments.
 
-    A fact that happened after `before` may still be on its way, and is left out. A voucher that was reversed is none: what
-    stands for its fact is the correction in its place, for the same amount. Reads only, each service by itself.
+    What was committed after `before` may still be on its way to the other side, and is left out. A voucher that was reversed
+    is none: what stands for its fact is the correction in its place, for the same amount; money in suspense is resolved when
+    its voucher is reversed. Reads only, each service by itself.
     """
     with engine.connect() as connection:
         inside = [
             Difference(kind="ledger", subject="accounting", found=problem) for problem in ledger_problems(connection)
         ]
-    settled = _differences(
-        engine,
-        "settlement",
-        """SELECT payment_no AS business_no, amount_fen, currency, finished_at AS happened_at
-           FROM payments.payment WHERE status = 'SETTLED' ORDER BY payment_no COLLATE "C" """,
-        before,
-    )
-    suspended = _differences(
-        engine,
-        "suspense",
-        """SELECT bank_transaction_no AS business_no, amount_fen, currency, recorded_at AS happened_at
-           FROM payments.suspense ORDER BY bank_transaction_no COLLATE "C" """,
-        before,
-    )
-    deposited = _differences(
-        engine,
-        "deposit",
-        """SELECT deposit_no AS business_no, amount_fen, currency, deposited_at AS happened_at
-           FROM funds.deposit ORDER BY deposit_no COLLATE "C" """,
-        before,
-    )
-    return [*inside, *settled, *suspended, *deposited]
+        resolved = _resolved(connection)
+        paying = [
+            Difference(kind="balance", subject=row.payment_no, found="is PAYING, and has had no answer from funds")
+            for row in connection.execute(_PAYING, {"before": before, "limit": NAMED_MAX})
+        ]
+    compared = [
+        *(
+            difference
+            for facts in (_SETTLEMENTS, _SUSPENSE, _DEPOSITS)
+            for difference in _differences(
+                engine, facts, _VOUCHERS.format(kind=facts.kind), _by_voucher(facts.entries, before)
+            )
+            if facts is not _SUSPENSE or difference.subject not in resolved
+        ),
+        *_differences(engine, _SETTLED_BALANCES, _MOVED, _by_amount(before)),
+    ]
+    return [*inside, *compared, *paying]
 
+
+@dataclass(frozen=True, kw_only=True)
+class _Facts:
+    """Facts of a service, in the order of their numbers, and what they should have led to."""
+
+    kind: str
+    rows: str
+    entries: Callable[[Any], dict[str, int]] = field(default=lambda _: {})
+    """Debits less credits of each account, as the fact calls for them."""
+
+
+def _nonzero(lines: dict[str, int]) -> dict[str, int]:
+    return {account: fen for account, fen in lines.items() if fen}
+
+
+# When a row was committed, not when its fact happened, says how long the other side has had.
+_SETTLEMENTS = _Facts(
+    kind="settlement",
+    rows="""SELECT payment_no AS business_no, amount_fen, currency, merchant_no, payer_no, method, fee_fen,
+                    coalesce(cost_fen, 0) AS cost_fen, coalesce(pg_xact_commit_timestamp(xmin), finished_at) AS committed_at
+             FROM payments.payment WHERE status = 'SETTLED' ORDER BY payment_no COLLATE "C" """,
+    entries=lambda row: _nonzero(
+        {
+            "bank_clearing" if row.method == "bank_card" else f"payer_balance:{row.payer_no}": row.amount_fen
+            - row.cost_fen,
+            "channel_cost": row.cost_fen,
+            f"merchant_payable:{row.merchant_no}": row.fee_fen - row.amount_fen,
+            "fee_income": -row.fee_fen,
+        }
+    ),
+)
+
+_SUSPENSE = _Facts(
+    kind="suspense",
+    rows="""SELECT bank_transaction_no AS business_no, amount_fen, currency, coalesce(pg_xact_commit_timestamp(xmin), recorded_at) AS committed_at
+             FROM payments.suspense ORDER BY bank_transaction_no COLLATE "C" """,
+    entries=lambda row: {"bank_clearing": row.amount_fen, "suspense": -row.amount_fen},
+)
+
+_DEPOSITS = _Facts(
+    kind="deposit",
+    rows="""SELECT deposit_no AS business_no, payer_no, amount_fen, currency, coalesce(pg_xact_commit_timestamp(xmin), deposited_at) AS committed_at
+             FROM funds.deposit ORDER BY deposit_no COLLATE "C" """,
+    entries=lambda row: {"bank_clearing": row.amount_fen, f"payer_balance:{row.payer_no}": -row.amount_fen},
+)
+
+_SETTLED_BALANCES = _Facts(
+    kind="balance",
+    rows="""SELECT payment_no AS business_no, amount_fen, coalesce(pg_xact_commit_timestamp(xmin), finished_at) AS committed_at
+             FROM payments.payment WHERE status = 'SETTLED' AND method = 'balance' ORDER BY payment_no COLLATE "C" """,
+)
+
+_MOVED = """
+    SELECT payment_no AS business_no, amount_fen,
+           (SELECT pg_xact_commit_timestamp(balance_payment.xmin) FROM funds.balance_payment
+            WHERE balance_payment.payment_no = entry.payment_no) AS committed_at
+    FROM funds.entry WHERE kind = 'debit' ORDER BY payment_no COLLATE "C" """
+
+_PAYING = text("""
+    SELECT payment_no FROM payments.payment
+    WHERE status = 'PAYING' AND coalesce(pg_xact_commit_timestamp(xmin), '-infinity') < :before
+    ORDER BY payment_no LIMIT :limit""")
 
 # A fact's voucher, or the last of the corrections in its place; there is at most one that was not reversed.
 _VOUCHERS = """
-    SELECT business_no, currency, occurred_at AS happened_at,
+    SELECT business_no, kind, currency, coalesce(pg_xact_commit_timestamp(xmin), occurred_at) AS committed_at,
            (SELECT coalesce(sum(amount_fen), 0)::bigint FROM accounting.entry
-            WHERE entry.voucher_no = voucher.voucher_no AND side = 'D') AS amount_fen
+            WHERE entry.voucher_no = voucher.voucher_no AND side = 'D') AS amount_fen,
+           (SELECT json_object_agg(account, fen) FROM (
+              SELECT account, sum(CASE side WHEN 'D' THEN amount_fen ELSE -amount_fen END)::bigint AS fen
+              FROM accounting.entry WHERE entry.voucher_no = voucher.voucher_no GROUP BY account) AS line) AS entries
     FROM accounting.voucher
     WHERE NOT EXISTS (SELECT FROM accounting.voucher AS reversal WHERE reversal.reverses = voucher.voucher_no)
-      AND (kind = :kind OR (kind = 'correction' AND EXISTS (
+      AND (kind = '{kind}' OR (kind = 'correction' AND EXISTS (
              SELECT FROM accounting.voucher AS first
-             WHERE first.business_no = voucher.business_no AND first.kind = :kind AND first.event_id IS NOT NULL)))
+             WHERE first.business_no = voucher.business_no AND first.kind = '{kind}' AND first.event_id IS NOT NULL)))
     ORDER BY business_no COLLATE "C" """
 
+Problem = Callable[[Any, Any], str | None]
 
-def _differences(engine: Engine, kind: str, facts: str, before: datetime) -> list[Difference]:
+
+def _by_voucher(entries: Callable[[Any], dict[str, int]], before: datetime) -> Problem:
+    """Return what tells whether a fact and the voucher that stands for it agree. A correction need not agree account by account."""
+
+    def problem(fact: Any, voucher: Any) -> str | None:
+        told, posted = (fact.amount_fen, fact.currency), (voucher.amount_fen, voucher.currency)
+        if told != posted:
+            return f"is {told[0]} {told[1]}, its voucher {posted[0]} {posted[1]}"
+        if voucher.kind != "correction" and voucher.entries != (wanted := entries(fact)):
+            return f"calls for the entries {wanted}, its voucher has {voucher.entries}"
+        return None
+
+    return _unless_on_its_way(
+        problem, before, missing="has no voucher that stands", extra="has a voucher, and did not happen"
+    )
+
+
+def _by_amount(before: datetime) -> Problem:
+    def problem(payment: Any, entry: Any) -> str | None:
+        same = payment.amount_fen == entry.amount_fen
+        return None if same else f"is {payment.amount_fen}, and funds has debited {entry.amount_fen}"
+
+    return _unless_on_its_way(
+        problem,
+        before,
+        missing="is SETTLED, and funds has debited nobody",
+        extra="was debited by funds, and is not SETTLED",
+    )
+
+
+def _unless_on_its_way(problem: Problem, before: datetime, *, missing: str, extra: str) -> Problem:
+    def told(left: Any, right: Any) -> str | None:
+        if left is not None and right is not None:
+            return problem(left, right)
+        found = _either(left, right)
+        if found.committed_at is not None and found.committed_at >= before:
+            return None
+        return missing if right is None else extra
+
+    return told
+
+
+def _differences(engine: Engine, facts: _Facts, other: str, problem: Problem) -> list[Difference]:
     found: list[Difference] = []
     count = 0
     with engine.connect() as here, engine.connect() as there:
-        told = _stream(here, facts)
-        posted = _stream(there, _VOUCHERS, kind=kind)
-        for fact, voucher in paired(told, posted, lambda row: row.business_no, lambda row: row.business_no):
-            problem = _problem(fact, voucher, before)
-            if problem is None:
+        lefts, rights = _stream(here, facts.rows), _stream(there, other)
+        for left, right in paired(lefts, rights, lambda row: row.business_no, lambda row: row.business_no):
+            told = problem(left, right)
+            if told is None:
                 continue
             count += 1
             if count <= NAMED_MAX:
-                found.append(Difference(kind=kind, subject=_either(fact, voucher).business_no, found=problem))
+                found.append(Difference(kind=facts.kind, subject=_either(left, right).business_no, found=told))
     if count > NAMED_MAX:
-        found.append(Difference(kind=kind, subject="", found=f"and {count - NAMED_MAX} more"))
+        found.append(Difference(kind=facts.kind, subject="", found=f"and {count - NAMED_MAX} more"))
     return found
 
 
-def _either(fact: Any, voucher: Any) -> Any:
-    return voucher if fact is None else fact
+def _resolved(connection: Connection) -> dict[str, str]:
+    """Return the reason for which each suspense voucher was taken back, where nothing stands in its place."""
+    rows = connection.execute(
+        text("""SELECT business_no, (SELECT reason FROM accounting.voucher AS reversal
+                                     WHERE reversal.reverses = voucher.voucher_no) AS reason
+                FROM accounting.voucher
+                WHERE kind = 'suspense'
+                  AND EXISTS (SELECT FROM accounting.voucher AS reversal WHERE reversal.reverses = voucher.voucher_no)
+                  AND NOT EXISTS (SELECT FROM accounting.voucher AS instead WHERE instead.corrects = voucher.voucher_no)""")
+    )
+    return {row.business_no: row.reason or "" for row in rows}
 
 
-def _problem(fact: Any, voucher: Any, before: datetime) -> str | None:
-    if voucher is None:
-        return "has no voucher that stands" if fact.happened_at < before else None
-    if fact is None:
-        return "has a voucher, and did not happen"
-    told, posted = (fact.amount_fen, fact.currency), (voucher.amount_fen, voucher.currency)
-    return None if told == posted else f"is {told[0]} {told[1]}, its voucher {posted[0]} {posted[1]}"
+def _either(left: Any, right: Any) -> Any:
+    return right if left is None else left
 
 
-def _stream(connection: Connection, statement: str, **parameters: Any) -> Iterator[Any]:
+def _stream(connection: Connection, statement: str) -> Iterator[Any]:
     """Give a statement's rows, some thousands at a time."""
-    yield from connection.execution_options(yield_per=CHUNK).execute(text(statement), parameters)
+    yield from connection.execution_options(yield_per=CHUNK).execute(text(statement))
 
 
 def paired(
@@ -299,14 +419,15 @@ def paired(
 def ledger_problems(connection: Connection) -> list[str]:
     """Return what is wrong inside the ledger: vouchers out of balance, balances that are not their entries' sums."""
     unbalanced = connection.execute(
-        text("""SELECT voucher_no, business_no FROM accounting.voucher LEFT JOIN accounting.entry USING (voucher_no)
+        text("""SELECT voucher_no, business_no, count(*) OVER () AS total FROM accounting.voucher LEFT JOIN accounting.entry USING (voucher_no)
                 GROUP BY voucher_no HAVING coalesce(sum(CASE side WHEN 'D' THEN amount_fen ELSE -amount_fen END), 1) <> 0
                 ORDER BY voucher_no LIMIT 20""")
-    )
+    ).all()
     problems = [f"voucher {row.voucher_no} of {row.business_no} is out of balance" for row in unbalanced]
+    problems += _more(unbalanced, "vouchers")
     off = connection.execute(
         text("""SELECT account, currency, coalesce(kept.debit, 0) AS kept_debit, coalesce(kept.credit, 0) AS kept_credit,
-                       coalesce(entered.debit, 0) AS debit, coalesce(entered.credit, 0) AS credit
+                       coalesce(entered.debit, 0) AS debit, coalesce(entered.credit, 0) AS credit, count(*) OVER () AS total
                 FROM (SELECT account, currency, sum(debit_fen) AS debit, sum(credit_fen) AS credit
                       FROM accounting.balance GROUP BY account, currency) AS kept
                 FULL JOIN (SELECT account, currency, sum(amount_fen) FILTER (WHERE side = 'D') AS debit,
@@ -316,10 +437,15 @@ def ledger_problems(connection: Connection) -> list[str]:
                 WHERE (coalesce(kept.debit, 0), coalesce(kept.credit, 0))
                       IS DISTINCT FROM (coalesce(entered.debit, 0), coalesce(entered.credit, 0))
                 ORDER BY account LIMIT 20""")
-    )
+    ).all()
     problems += [
         f"ledger balance of {row.account} is {row.kept_debit} debit, {row.kept_credit} credit; "
         f"its entries are {row.debit}, {row.credit}"
         for row in off
     ]
-    return problems
+    return problems + _more(off, "balances")
+
+
+def _more(named: Sequence[Any], what: str) -> list[str]:
+    more = named[0].total - len(named) if named else 0
+    return [f"and {more} more {what}"] if more else []

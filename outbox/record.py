@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 
 from outbox.errors import NotInTransaction, Refused
 from outbox.rows import as_json
-from schemas.codec import PAYLOAD_BYTES_MAX, encode
+from schemas.codec import Undecodable, decode_body, encode
 from schemas.events import Event
 
 
@@ -40,7 +40,8 @@ def record(connection: Connection, events: Sequence[Outgoing]) -> list[UUID]:
     """The events' rows are in the outbox of the connection's role, in order, if and only if the caller commits.
 
     Transaction: the caller's; raises NotInTransaction without one. One statement for any number of events.
-    Not repeatable: recorded twice is told twice, under two ids. Raises Refused for a body above 256 KiB.
+    Not repeatable: recorded twice is told twice, under two ids. Raises Refused for a body above 256 KiB, or one that does not
+    fit its own type.
     """
     if not connection.in_transaction() or connection.connection.dbapi_connection.autocommit:  # type: ignore[union-attr]
         raise NotInTransaction
@@ -53,8 +54,10 @@ def record(connection: Connection, events: Sequence[Outgoing]) -> list[UUID]:
 def _row(outgoing: Outgoing) -> dict[str, str | int | None]:
     event = outgoing.event
     payload = encode(event)
-    if len(payload.encode()) > PAYLOAD_BYTES_MAX:
-        raise Refused(f"{event.type} {event.key}: body above {PAYLOAD_BYTES_MAX} bytes")
+    try:
+        decode_body(event.type, payload.encode())  # what no consumer could read is not told
+    except Undecodable as error:
+        raise Refused(f"{event.type} {event.key}: {error}") from error
     return {
         "topic": event.topic.name,
         "key": event.key,

@@ -64,13 +64,19 @@ def decode(headers: Mapping[str, bytes], value: bytes | None) -> Envelope:
         raise Undecodable(f"header: {error!r}") from error
     if name not in EVENTS:
         raise (UnknownVersion if _versionless(name) in map(_versionless, EVENTS) else UnknownType)(name[:100])
-    if value is None or len(value) > PAYLOAD_BYTES_MAX:
-        raise Undecodable("no body" if value is None else f"body of {len(value)} bytes")
+    if value is None:
+        raise Undecodable("no body")
+    return Envelope(id=identity, version=version, correlation=correlation, event=decode_body(name, value))
+
+
+def decode_body(name: str, value: bytes) -> Event:
+    """Return the event of a type that is known here; raises Undecodable for a body that does not fit it or its bound."""
+    if len(value) > PAYLOAD_BYTES_MAX:
+        raise Undecodable(f"body of {len(value)} bytes, at most {PAYLOAD_BYTES_MAX}")
     try:
-        event = _decoder(name)(value)
+        return _decoder(name)(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Undecodable(f"body: {error}") from error
-    return Envelope(id=identity, version=version, correlation=correlation, event=event)
 
 
 def _versionless(name: str) -> str:

@@ -15,6 +15,7 @@ from outbox.record import Outgoing, record
 from outbox.rows import as_json
 from schemas.codec import Envelope
 from schemas.events import BalancePaid, BalancePaymentRequested, BalanceRefused, Event, FundsDeposited, PaymentSettled
+from schemas.money import CNY
 
 REFUSED = "the balance is not enough"
 
@@ -44,7 +45,8 @@ _ENTER = text("""
         AS move (payment_no text, account_no text, kind text, amount_fen bigint, event_id uuid)
     ON CONFLICT DO NOTHING""")
 
-# Payers are locked before merchants are, by whoever touches both.
+# Payers are locked before merchants are, by whoever touches both. Events tried one by one may lock crosswise: one of the two
+# transactions is then tried again.
 _ROOM = text("""
     SELECT account_no, balance_fen - floor_fen AS room_fen FROM account
     WHERE account_no = ANY (CAST(:accounts AS text[])) ORDER BY account_no FOR UPDATE""")
@@ -175,8 +177,11 @@ def deposit(
 ) -> None:
     """The payer's balance has grown by what came in through a bank, and accounting is told, if the caller commits.
 
-    Transaction: the caller's. Repeatable: a deposit counts once. Raises Refused for the number of another one.
+    Transaction: the caller's. Repeatable: a deposit counts once. Raises Refused for the number of another one, and for a
+    currency that balances are not kept in.
     """
+    if currency != CNY:
+        raise Refused(f"balances are kept in {CNY}: {currency!r} cannot be deposited")
     row = {"deposit_no": deposit_no, "payer_no": payer_no, "amount_fen": amount_fen, "currency": currency}
     if not connection.execute(_DEPOSIT, {**row, "deposited_at": at}).rowcount:
         first = connection.execute(

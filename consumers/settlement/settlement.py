@@ -29,7 +29,7 @@ _FINISH = text("""
 def finish_balance_payments(connection: Connection, events: Sequence[Envelope]) -> None:
     """Payments that funds has paid are SETTLED, those that it has refused FAILED with their limit free; all are told.
 
-    Transaction: the caller's. Raises DuplicateFact for a payment that does not wait for an answer.
+    Transaction: the caller's. Raises DuplicateFact for a payment that had its answer, ValueError for one that waits for none.
     """
     answers = [(one, one.event) for one in events if isinstance(one.event, BalancePaid | BalanceRefused)]
     if not answers:
@@ -40,7 +40,13 @@ def finish_balance_payments(connection: Connection, events: Sequence[Envelope]) 
     }
     rows = as_json([_row(event) for event in told])
     if connection.execute(_FINISH, {"rows": rows}).rowcount != len(told):
-        raise DuplicateFact("a payment does not wait for an answer of funds")
+        for event in told:
+            status = order.status if (order := orders.get(event.payment_no)) else "unknown"
+            if status not in ("PAYING", "SETTLED", "FAILED"):
+                raise ValueError(
+                    f"payment {event.payment_no} is {status}: funds was not asked for it, and has answered"
+                )
+        raise DuplicateFact("a payment had its answer from funds before")
     refused = [orders[event.payment_no] for event in told if isinstance(event, BalanceRefused)]
     for order in sorted(refused, key=lambda order: (order.payer_no, order.limit_day)):
         free_limit(connection, order.payer_no, order.limit_day, order.amount_fen)

@@ -38,9 +38,10 @@ def accounts(output: Output = Format.TABLE) -> None:
 def statement(
     account: Annotated[str, typer.Argument(help="e.g. bank_clearing, fee_income, suspense, merchant_payable:M1")],
     begin: Annotated[
-        datetime | None, typer.Option("--from", formats=FORMATS, help="in PAYRELAY_ZONE if none is given")
+        datetime | None,
+        typer.Option("--from", formats=FORMATS, metavar="TIME", help="in PAYRELAY_ZONE if none is given"),
     ] = None,
-    end: Annotated[datetime | None, typer.Option("--to", formats=FORMATS, help="not included")] = None,
+    end: Annotated[datetime | None, typer.Option("--to", formats=FORMATS, metavar="TIME", help="not included")] = None,
     currency: Annotated[str, typer.Option("--currency")] = CNY,
     output: Output = Format.TABLE,
 ) -> None:
@@ -52,6 +53,7 @@ def statement(
     begin, end = zoned(settings, begin), zoned(settings, end)
     if begin and end and begin > end:
         raise typer.BadParameter("--from lies after --to")
+    _require_account(account)
     with reader_engine(settings).connect() as connection:
         lines = lines_of(connection, account, currency=currency, begin=begin, end=end)
     print_rows([asdict(line) for line in lines], output)
@@ -61,7 +63,9 @@ def statement(
 
 @app.command("trial-balance")
 def trial_balance(
-    at: Annotated[datetime | None, typer.Option("--at", formats=FORMATS, help="of the facts before then")] = None,
+    at: Annotated[
+        datetime | None, typer.Option("--at", formats=FORMATS, metavar="TIME", help="of the facts before then")
+    ] = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Show every account's sums, now or at a time. Exit code 1 unless debits equal credits in every currency."""
@@ -107,6 +111,9 @@ def check(
 def suspense(
     payment: Annotated[str, typer.Option("--payment", help="its number, as the bank named it")] = "",
     reason: Annotated[str, typer.Option("--reason", help="a part of it, e.g. expired")] = "",
+    also_resolved: Annotated[
+        bool, typer.Option("--all", help="also what is resolved: its voucher was reversed")
+    ] = False,
     limit: Annotated[int, typer.Option("--limit", min=1, max=10_000)] = 100,
     output: Output = Format.TABLE,
 ) -> None:
@@ -116,7 +123,7 @@ def suspense(
     from ops.ledger import suspense as suspense_of
 
     with reader_engine(current_settings()).connect() as connection:
-        items = suspense_of(connection, payment_no=payment, reason=reason, limit=limit)
+        items = suspense_of(connection, payment_no=payment, reason=reason, also_resolved=also_resolved, limit=limit)
     print_rows([asdict(one) for one in items], output, columns=tuple(SuspenseItem.__dataclass_fields__))
     say(f"{len(items)} in suspense" + (f", the {limit} oldest at most" if len(items) == limit else ""))
 
@@ -124,11 +131,17 @@ def suspense(
 Reason = Annotated[str, typer.Option("--reason", help="why; kept on the voucher")]
 Actor = Annotated[str, typer.Option("--actor", help="who; you, if not given")]
 Execute = Annotated[bool, typer.Option("--execute", help="post it; else it is only shown")]
+Yes = Annotated[bool, typer.Option("--yes", help="do not ask")]
 
 
 @app.command()
 def reverse(
-    voucher_no: int, reason: Reason, actor: Actor = "", execute: Execute = False, output: Output = Format.TABLE
+    voucher_no: int,
+    reason: Reason,
+    actor: Actor = "",
+    execute: Execute = False,
+    yes: Yes = False,
+    output: Output = Format.TABLE,
 ) -> None:
     """Take a voucher back by one with its entries on the other side. Shows it; posts it with --execute."""
     from consumers.accounting.ledger import reversal_of, reverse_voucher
@@ -136,8 +149,12 @@ def reverse(
     reason, actor, at = _told("--reason", reason), _told("--actor", actor or getuser()), utc_now()
     with _accounting() as connection:
         voucher = reversal_of(connection, voucher_no, reason=reason, actor=actor, at=at)
-        posted_no = reverse_voucher(connection, voucher_no, reason=reason, actor=actor, at=at) if execute else None
-    _show(voucher.entries, posted_no, output)
+    _show(voucher.entries, output)
+    posted_no = None
+    if _is_meant(execute, yes):
+        with _accounting() as connection:
+            posted_no = reverse_voucher(connection, voucher_no, reason=reason, actor=actor, at=at)
+    _say_posted(posted_no)
 
 
 @app.command()
@@ -148,6 +165,7 @@ def correct(
     credit: Annotated[list[str], typer.Option("--credit", metavar="ACCOUNT=FEN", help="may be repeated")],
     actor: Actor = "",
     execute: Execute = False,
+    yes: Yes = False,
     output: Output = Format.TABLE,
 ) -> None:
     """Post entries in the place of a reversed voucher's. Shows them; posts them with --execute."""
@@ -160,10 +178,12 @@ def correct(
             voucher = correction_of(connection, voucher_no, entries, reason=reason, actor=actor, at=at)
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
-        posted_no = None
-        if execute:
+    _show(voucher.entries, output)
+    posted_no = None
+    if _is_meant(execute, yes):
+        with _accounting() as connection:
             posted_no = correct_voucher(connection, voucher_no, entries, reason=reason, actor=actor, at=at)
-    _show(voucher.entries, posted_no, output)
+    _say_posted(posted_no)
 
 
 def _accounting() -> AbstractContextManager[Connection]:
@@ -183,18 +203,38 @@ def _told(option: str, value: str) -> str:
 
 
 def _entry(side: Literal["D", "C"], told: str) -> Entry:
-    from consumers.accounting.entries import Entry, general_account
+    from consumers.accounting.entries import Entry
 
     account, _, amount = told.rpartition("=")
     if not amount.isdecimal() or not int(amount):
         raise typer.BadParameter(f"{told!r} is not ACCOUNT=FEN, e.g. merchant_payable:M1=1200")
+    _require_account(account)
+    return Entry(account=account, side=side, amount_fen=int(amount))
+
+
+def _require_account(account: str) -> None:
+    from consumers.accounting.entries import MERCHANT_PAYABLE, PAYER_BALANCE, general_account
+
     try:
         general_account(account)
     except ValueError as error:
         raise typer.BadParameter(f"{error}: payrelay ledger accounts lists it") from error
-    return Entry(account=account, side=side, amount_fen=int(amount))
+    code, _, party = account.partition(":")
+    if (code in (MERCHANT_PAYABLE, PAYER_BALANCE)) != bool(party):
+        raise typer.BadParameter(
+            f"account {account!r}: {code} {'has no parties' if party else 'is one account a party'}"
+        )
 
 
-def _show(entries: Sequence[Entry], posted_no: int | None, output: Format) -> None:
+def _show(entries: Sequence[Entry], output: Format) -> None:
     print_rows([asdict(entry) for entry in entries], output)
+
+
+def _is_meant(execute: bool, yes: bool) -> bool:
+    if execute and not yes:
+        typer.confirm("post it?", abort=True, err=True)
+    return execute
+
+
+def _say_posted(posted_no: int | None) -> None:
     say("nothing is posted: --execute posts it" if posted_no is None else f"posted as voucher {posted_no}")

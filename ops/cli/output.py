@@ -6,6 +6,7 @@ import csv
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -27,7 +28,7 @@ Output = Annotated[Format, typer.Option("-o", "--output", help="table, json or c
 PIPE_WIDTH = 240
 """Columns where standard output is no terminal: nothing is cut that a program or a file is to read."""
 
-console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, soft_wrap=True, emoji=False)
+console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, soft_wrap=True, emoji=False, markup=False)
 errors = Console(stderr=True, soft_wrap=True, emoji=False)
 
 
@@ -51,12 +52,16 @@ def print_rows(rows: Sequence[Mapping[str, Any]], output: Format, *, columns: Se
 
 def print_json(content: object) -> None:
     """The content is on standard output as JSON."""
-    sys.stdout.write(json.dumps(content, indent=2, default=str) + "\n")
+    sys.stdout.write(json.dumps(content, indent=2, default=_plain) + "\n")
 
 
 def say(message: str) -> None:
     """The message is on standard error, so that standard output stays what was asked for."""
     errors.print(message, markup=False, highlight=False)
+
+
+def _plain(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def _text(value: object) -> str:

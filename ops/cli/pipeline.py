@@ -34,7 +34,15 @@ def local_folder() -> StackFolder | None:
     return None if Settings().kafka_bootstrap else this_stack()
 
 
-FORMATS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]
+FORMATS = [
+    "%Y-%m-%d",
+    *(
+        f"%Y-%m-%d{between}%H:%M:%S{fraction}{zone}"
+        for between in "T "
+        for fraction in ("", ".%f")
+        for zone in ("", "%z")
+    ),
+]
 """How commands take a time."""
 
 

@@ -57,6 +57,7 @@ class Run:
     payers: list[Payer]
     poor: list[Payer]
     secrets: dict[str, str]
+    """Of merchants and payers, by their numbers."""
 
 
 def cast(run: str, seed: int) -> Run:
@@ -81,12 +82,15 @@ def cast(run: str, seed: int) -> Run:
             deposit_fen=balance_fen,
         )
 
+    payers = [payer(number, RICH_FEN) for number in range(PAYERS)]
+    poor = [payer(PAYERS + number, 0) for number in range(POOR_PAYERS)]
+    numbers = [*(one.merchant_no for one in merchants), *(one.payer_no for one in (*payers, *poor))]
     return Run(
         name=run,
         merchants=merchants,
-        payers=[payer(number, RICH_FEN) for number in range(PAYERS)],
-        poor=[payer(PAYERS + number, 0) for number in range(POOR_PAYERS)],
-        secrets={merchant.merchant_no: f"whsec_{_secret()}" for merchant in merchants},
+        payers=payers,
+        poor=poor,
+        secrets={number: f"whsec_{_secret()}" for number in numbers},
     )
 
 
@@ -118,7 +122,9 @@ def enrol(settings: Settings, run: Run, sink_url: str) -> None:
             number = merchant.merchant_no
             register_merchant(connection, **asdict(merchant), api_key=number, secret=run.secrets[number])
         for payer in (*run.payers, *run.poor):
-            open_account(connection, payer.payer_no, bank_account_no=payer.account_no, limits=unlimited)
+            number = payer.payer_no
+            secret = run.secrets[number]
+            open_account(connection, number, bank_account_no=payer.account_no, limits=unlimited, secret=secret)
     with engine("bank") as connection:
         for payer in (*run.payers, *run.poor):
             open_bank_account(connection, payer.account_no, balance_fen=payer.balance_fen, currency=CNY)
@@ -221,10 +227,14 @@ class Driver:
             signed = signed_headers(secret, message_id=intent.order_no, at=utc_now(), body=body)
             return {**signed, "merchant-key": intent.merchant_no}
 
+        def signed_by_payer() -> dict[str, str]:
+            payer = self._run.secrets[intent.payer_no]
+            return signed_headers(payer, message_id=opened["payment_no"], at=utc_now(), body=b"")
+
         opened = await self._post(session, f"{self._settings.payments_url}/payments", body, headers)
         if intent.method == "balance":
             for _ in range(1 + intent.repeats):
-                await self._post(session, opened["confirm_address"], b"", dict)
+                await self._post(session, opened["confirm_address"], b"", signed_by_payer)
         else:
             result = await self._post(session, opened["bank_address"], b"", dict)
             for number in range(intent.repeats):

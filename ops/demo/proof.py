@@ -41,6 +41,8 @@ class Facts:
     points_balances: dict[str, int]
     vouchers: list[Any]
     """business_no, account, side, amount"""
+    deposited: dict[str, int]
+    """What accounting holds of each payer's deposits, by payer."""
     records: list[Any]
     """payment_no, status"""
     parked: int
@@ -110,6 +112,9 @@ def read_facts(connection: Connection, journal: Journal) -> Facts:
                          AND business_no IN (SELECT v.business_no FROM accounting.voucher v
                                              JOIN accounting.entry e USING (voucher_no)
                                              WHERE e.account LIKE 'merchant_payable:' || :like)"""),
+        deposited=balances("""SELECT substr(account, length('payer_balance:') + 1), sum(amount_fen) FROM accounting.voucher
+                              JOIN accounting.entry USING (voucher_no) WHERE kind = 'deposit' AND side = 'C'
+                              AND account LIKE 'payer_balance:' || :like GROUP BY account"""),
         records=rows("SELECT payment_no, status FROM notification.notify_record WHERE merchant_no LIKE :like"),
         parked=sum(
             rows(f"SELECT count(*) FROM {service}.parked WHERE headers ->> 'correlation' LIKE :like")[0][0]  # noqa: S608
@@ -169,7 +174,8 @@ def judge(journal: Journal, facts: Facts, *, delivered: int | None = None) -> Pr
                 continue
             findings.append(f"{subject} balance of {account} is {have}, the journal makes it {want}")
             # More than one movement where balances grow, or less money left than one debit leaves.
-            if (have > want) != (subject == "bank"):
+            shrinks = subject == "bank" or account.startswith("payer:")
+            if (have > want) != shrinks:
                 doubled += 1
             else:
                 lost.add(account)
@@ -243,6 +249,8 @@ def _balances(journal: Journal, facts: Facts) -> Iterable[tuple[str, Mapping[str
     yield "funds", funds, facts.funds_balances
     yield "points", points, facts.points_balances
     yield "ledger", booked, kept
+    deposits = {payer.payer_no: payer.deposit_fen for payer in journal.payers.values() if payer.deposit_fen}
+    yield "deposit", deposits, facts.deposited
 
 
 def _fee_rule(merchant: Merchant) -> FeeRule:

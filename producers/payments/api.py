@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 _MERCHANT = text("SELECT merchant_no, secret FROM merchant WHERE api_key = :key")
 
+_PAYER = text("SELECT secret FROM payment JOIN account USING (payer_no) WHERE payment_no = :payment_no")
+
 
 def create_app(settings: Settings) -> Starlette:
     """Return the payments service."""
@@ -48,17 +50,6 @@ def create_app(settings: Settings) -> Starlette:
     zone, ttl = ZoneInfo(settings.zone), timedelta(seconds=settings.order_ttl_s)
     bank_secret = usable_secret("PAYRELAY_BANK_NOTIFY_SECRET", settings.bank_notify_secret)
     link_secret = usable_secret("PAYRELAY_BANK_LINK_SECRET", settings.bank_link_secret)
-
-    def merchant_of(connection: Connection, request: Request, body: bytes) -> str:
-        """Return the merchant that signed the request; raises HttpError 401, whichever check failed."""
-        key = request.headers.get("merchant-key", "")
-        row = connection.execute(_MERCHANT, {"key": key}).first()
-        # An unknown key costs as much as a wrong signature.
-        secret = row.secret if row is not None else link_secret
-        at = signed_at(secret, request.headers, body)
-        if row is None or at is None or not is_fresh(at, utc_now()):
-            raise HttpError(401, "unauthorized", "key, signature or time is wrong: docs/reference/http.md")
-        return str(row.merchant_no)
 
     async def expire() -> None:
         while True:
@@ -81,20 +72,22 @@ def create_app(settings: Settings) -> Starlette:
         body = await read_body(request)
 
         def opened(connection: Connection) -> JSONResponse:
-            merchant_no = merchant_of(connection, request, body)
+            merchant_no = _merchant_of(connection, request, body, decoy=link_secret)
             found = _open(connection, merchant_no, body, now=utc_now(), zone=zone, ttl=ttl)
             return JSONResponse(_invitation(found, settings, link_secret), status_code=201)
 
         return await database.transact(opened)
 
     async def confirm(request: Request) -> Response:
-        """Confirm a balance payment, as the payer. Same link: the status as it is by then."""
+        """Confirm a balance payment, as the payer, who has signed it. Same link: the status as it is by then."""
+        body = await read_body(request)
         query = request.query_params
         link = read_link(link_secret, query.get("link", ""), query.get("signature", ""), method="balance")
         if link is None:
             raise HttpError(403, "bad_link", "the payment link is not ours: open the payment again")
 
         def confirmed(connection: Connection) -> JSONResponse:
+            _require_payer(connection, request, body, link.payment_no, decoy=link_secret)
             try:
                 status = confirm_payment(connection, link.payment_no, now=utc_now())
             except Refused as error:
@@ -108,7 +101,7 @@ def create_app(settings: Settings) -> Starlette:
         payment_no = request.path_params["payment_no"]
 
         def found(connection: Connection) -> JSONResponse:
-            row = find_payment(connection, merchant_of(connection, request, b""), payment_no)
+            row = find_payment(connection, _merchant_of(connection, request, b"", decoy=link_secret), payment_no)
             if row is None:
                 raise HttpError(404, "no_payment", f"no payment {payment_no!r} of yours")
             return JSONResponse(row)
@@ -135,6 +128,25 @@ def create_app(settings: Settings) -> Starlette:
         Route("/bank/notifications", post_notification, methods=["POST"]),
     ]
     return service("payments", routes, lifespan)
+
+
+def _merchant_of(connection: Connection, request: Request, body: bytes, *, decoy: str) -> str:
+    """Return the merchant that signed the request; raises HttpError 401, whichever check failed."""
+    row = connection.execute(_MERCHANT, {"key": request.headers.get("merchant-key", "")}).first()
+    # An unknown key costs as much as a wrong signature.
+    at = signed_at(row.secret if row is not None else decoy, request.headers, body)
+    if row is None or at is None or not is_fresh(at, utc_now()):
+        raise HttpError(401, "unauthorized", "key, signature or time is wrong: docs/reference/http.md")
+    return str(row.merchant_no)
+
+
+def _require_payer(connection: Connection, request: Request, body: bytes, payment_no: str, *, decoy: str) -> None:
+    """The payer has signed the request, for this payment; raises HttpError 401 otherwise, whichever check failed."""
+    secret = connection.execute(_PAYER, {"payment_no": payment_no}).scalar()
+    at = signed_at(secret or decoy, request.headers, body)
+    is_for_this = request.headers.get(ID) == payment_no
+    if secret is None or not is_for_this or at is None or not is_fresh(at, utc_now()):
+        raise HttpError(401, "unauthorized", "not signed by the payer for this payment: docs/reference/http.md")
 
 
 def _open(

@@ -196,7 +196,7 @@ def expire_payments(connection: Connection, *, now: datetime) -> int:
     due = connection.execute(
         select(payment.c.payment_no, payment.c.payer_no, payment.c.limit_day, payment.c.amount_fen)
         .where(payment.c.status == "CREATED", payment.c.expires_at <= now)
-        .order_by(payment.c.payer_no, payment.c.payment_no)
+        .order_by(payment.c.payer_no, payment.c.limit_day, payment.c.payment_no)
         .limit(EXPIRE_BATCH)
         .with_for_update(skip_locked=True, key_share=True)
     ).all()
@@ -246,9 +246,12 @@ def register_merchant(
     fee_min_fen: int = 0,
     fee_cap_fen: int | None = None,
 ) -> None:
-    """The merchant may ask for payments with this key and secret, for this fee. May be repeated: the last one holds."""
+    """The merchant may ask for payments with this key and secret, for this fee. May be repeated: the last one holds.
+
+    Raises Refused for a number that events cannot carry.
+    """
     row = {
-        "merchant_no": merchant_no,
+        "merchant_no": _number(merchant_no),
         "api_key": api_key,
         "secret": secret,
         "fee_rate_bp": fee_rate_bp,
@@ -273,10 +276,17 @@ def set_channel_cost(connection: Connection, channel_name: str, cost: FeeRule) -
     connection.execute(statement.on_conflict_do_update(index_elements=["channel"], set_=row))
 
 
-def open_account(connection: Connection, payer_no: str, *, bank_account_no: str, limits: Limits) -> None:
-    """The payer has an account with these limits. May be repeated: the last one holds."""
+def open_account(
+    connection: Connection, payer_no: str, *, bank_account_no: str, limits: Limits, secret: str | None = None
+) -> None:
+    """The payer has an account with these limits. May be repeated: the last one holds.
+
+    Balance payments are confirmed by who signs with the payer's secret; without one, nobody confirms any. Raises Refused for a
+    number that events cannot carry.
+    """
     row = {
-        "payer_no": payer_no,
+        "payer_no": _number(payer_no),
+        "secret": secret,
         "bank_account_no": bank_account_no,
         "single_limit_fen": limits.single_fen,
         "daily_limit_fen": limits.daily_fen,
@@ -285,3 +295,10 @@ def open_account(connection: Connection, payer_no: str, *, bank_account_no: str,
     }
     statement = insert(account).values(row)
     connection.execute(statement.on_conflict_do_update(index_elements=["payer_no"], set_=row))
+
+
+def _number(told: str) -> str:
+    try:
+        return msgspec.convert(told, Number)
+    except msgspec.ValidationError as error:
+        raise Refused(f"number {told!r}: {error}") from error

@@ -48,6 +48,7 @@ account = Table(
     Column("daily_limit_fen", BigInteger, nullable=False),
     Column("monthly_limit_fen", BigInteger, nullable=False),
     Column("open", Boolean, nullable=False),
+    Column("secret", Text),
 )
 
 limit_use = Table(

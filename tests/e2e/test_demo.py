@@ -53,7 +53,7 @@ def journal(stack: Stack) -> Journal:
     (
         "UPDATE funds.account SET balance_fen = balance_fen - 1 WHERE account_no = (SELECT min(account_no) FROM funds.account WHERE account_no LIKE 'payer:' || :like)",
         "UPDATE funds.account SET balance_fen = balance_fen + 1 WHERE account_no = (SELECT min(account_no) FROM funds.account WHERE account_no LIKE 'payer:' || :like)",
-        "funds balance of payer:", "lost",
+        "funds balance of payer:", "doubled",
     ),
     (
         "INSERT INTO bank.transaction SELECT :like || 'x', 'P-nobody', account_no, 1, 'CNY', 'SUCCESS', NULL, now() FROM bank.account WHERE account_no LIKE :like LIMIT 1",

@@ -14,11 +14,13 @@ from uuid import UUID
 
 from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
 from confluent_kafka.admin import OffsetSpec
+from msgspec.structs import asdict
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
-from ops.ledger import ledger_problems
+from ops.ledger import check, ledger_problems
 from ops.stack.state import StackFolder
+from outbox.clock import utc_now
 from schemas.codec import encode
 from schemas.events import PaymentSettled, SuspenseRecorded
 from tests.applied import Verdict, applied, judge
@@ -31,6 +33,17 @@ PARTITIONS = 6
 END_S = 20.0
 """A worker told to end has this long, as its supervisor would give it."""
 DRAIN_S = 90.0
+
+
+_MERCHANT = "INSERT INTO payments.merchant VALUES (:merchant_no, :merchant_no, 'whsec_', 0) ON CONFLICT DO NOTHING"
+_PAYER = "INSERT INTO payments.account VALUES (:payer_no, 'A', 1, 1, 1) ON CONFLICT DO NOTHING"
+_PAYMENT = """
+    INSERT INTO payments.payment (payment_no, merchant_no, order_no, payer_no, amount_fen, currency, request_sha256, status,
+      limit_day, fee_fen, points, bank_transaction_no, created_at, expires_at, finished_at)
+    VALUES (:payment_no, :merchant_no, :order_no, :payer_no, :amount_fen, :currency, '', 'SETTLED',
+      :settled_at, :fee_fen, :points, :bank_transaction_no, :settled_at, :settled_at, :settled_at)"""
+_SUSPENSE = """
+    INSERT INTO payments.suspense VALUES (:bank_transaction_no, :payment_no, :amount_fen, :currency, :reason, :recorded_at)"""
 
 
 @dataclass(kw_only=True)
@@ -188,9 +201,25 @@ class RandomRun:
         ]
         assert verdict.holds, verdict
         assert problems == []
+        self._record_facts()
+        assert check(engine_of(self.pipeline.settings, "ops"), before=utc_now()) == []
         assert last == ["exit 0"] * WORKERS, last
         self._prove()
         return verdict
+
+    def _record_facts(self) -> None:
+        """Payments and suspense hold what the events tell of, so that the ledger can be checked against them."""
+        keys = range(self.events // VERSIONS)
+        settled = [asdict(self.event_of(number, 1)) for number in keys]
+        suspended = [asdict(self.event_of(number, version)) for number in keys for version in range(2, VERSIONS + 1)]
+        with self.pipeline.owner() as connection:
+            for statement, rows in (
+                (_MERCHANT, settled),
+                (_PAYER, settled),
+                (_PAYMENT, settled),
+                (_SUSPENSE, suspended),
+            ):
+                connection.execute(text(statement), rows)
 
     def _all_applied(self) -> bool:
         self._restart_dead()

@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 import pytest
+import requests
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
@@ -33,6 +34,7 @@ from producers.payments.orders import (
 from producers.payments.settlement import ACCEPTED, receive_notification
 from schemas.bank import BankNotification, PaymentLink, link_address, read_link
 from schemas.codec import Envelope
+from schemas.signature import signed_headers
 from tests.factories import balance_paid, balance_requested
 from tests.pipeline import engine_of, fresh_id
 from tests.waiting import eventually
@@ -195,10 +197,14 @@ def test_an_answer_finishes_a_payment_once_and_only_one_that_waits(house: House)
     event = Envelope(id=fresh_id(), version=1, correlation="c", event=answer)
     house.act("payments", finish_balance_payments, [event])
     assert house.status(request.event.key) == "SETTLED"
+    with pytest.raises(DuplicateFact):
+        house.act("payments", finish_balance_payments, [again(event)])
     strange = balance_paid(payment_no=waiting, amount_fen=500, paid_at=NOW)
-    for second in (again(event), Envelope(id=fresh_id(), version=1, correlation="c", event=strange)):
-        with pytest.raises(DuplicateFact):
-            house.act("payments", finish_balance_payments, [second])
+    # Money has moved for it: it must not look like a repeat that can be skipped.
+    with pytest.raises(ValueError, match="CREATED"):
+        house.act(
+            "payments", finish_balance_payments, [Envelope(id=fresh_id(), version=1, correlation="c", event=strange)]
+        )
     assert house.status(waiting) == "CREATED"
 
 
@@ -249,6 +255,56 @@ def test_bank_money_for_a_balance_payment_goes_to_suspense_and_its_failure_chang
     assert house.status(payment_no) == "CREATED"
     reasons = house.rows("payments", "SELECT reason FROM suspense WHERE payment_no = :no", no=payment_no)
     assert reasons == ["the order is paid by balance"]
+
+
+def test_only_the_payer_confirms(house: House) -> None:
+    """The link alone, which the merchant is given, moves nothing."""
+    payers, others = ("whsec_" + letter * 32 for letter in "ab")
+    limits = Limits(single_fen=10_000, daily_fen=50_000, monthly_fen=50_000)
+    house.act("payments", open_account, house.payer, bank_account_no="A", limits=limits, secret=payers)
+    first, second = house.open(1, 500), house.open(2, 500)
+    settings = house.settings
+    link = PaymentLink(
+        payment_no=first, account_no="A", amount_fen=500, currency="CNY", expires_at=int(NOW.timestamp())
+    )
+    address = link_address(settings.payments_url, settings.bank_link_secret.get_secret_value(), link, method="balance")
+
+    def confirm(headers: dict[str, str]) -> int:
+        return requests.post(address, headers=headers, timeout=10).status_code
+
+    def signed(secret: str, payment_no: str, *, at: datetime) -> dict[str, str]:
+        return signed_headers(secret, message_id=payment_no, at=at, body=b"")
+
+    now = utc_now()
+    for headers in (
+        {},
+        signed(others, first, at=now),
+        signed(payers, second, at=now),
+        signed(payers, first, at=now - timedelta(minutes=6)),
+    ):
+        assert confirm(headers) == 401
+    assert house.status(first) == "CREATED"
+    assert confirm(signed(payers, first, at=now)) == 200
+    assert house.status(first) != "CREATED"
+    house.act("payments", open_account, house.payer, bank_account_no="A", limits=limits)
+    assert confirm(signed(payers, first, at=now)) == 401, "without a secret nobody confirms"
+
+
+def test_a_deposit_of_another_currency_is_refused(house: House) -> None:
+    with pytest.raises(Refused, match="CNY"):
+        house.act("funds", deposit, "D", payer_no=house.payer, amount_fen=100, currency="USD", at=NOW)
+    assert house.balance(payer_account(house.payer)) == 0
+
+
+@pytest.mark.parametrize("wrong", [{"deposit_no": "D" * 65}, {"amount_fen": 10**15 + 1}])
+def test_what_no_consumer_could_read_is_not_told_and_moves_nothing(house: House, wrong: dict[str, Any]) -> None:
+    asked = {"deposit_no": f"{house.prefix}D", "payer_no": house.payer, "amount_fen": 100} | wrong
+    with pytest.raises(Refused, match="body"):
+        house.act("funds", deposit, asked.pop("deposit_no"), **asked, currency="CNY", at=NOW)
+    assert house.balance(payer_account(house.payer)) == 0
+    for number in ("", "N" * 65):
+        with pytest.raises(Refused, match="number"):
+            house.act("payments", register_merchant, number, api_key="k", secret="", fee_rate_bp=0)
 
 
 def test_a_link_of_the_bank_confirms_nothing_here_and_ours_pays_nothing_there() -> None:

@@ -23,7 +23,7 @@ from outbox.clock import utc_now
 from outbox.errors import Refused
 from outbox.settings import Settings
 from schemas.codec import Envelope
-from tests.factories import settled
+from tests.factories import settled, suspense
 from tests.pipeline import engine_of, environment, fresh_id
 
 DAY = timedelta(days=1)
@@ -277,6 +277,16 @@ def test_check_names_a_fact_whose_voucher_was_reversed_until_a_correction_of_its
         for one in SETTLED_PAYMENT:
             connection.execute(text(one), {"no": business_no, "merchant": f"{book.prefix}M"})
     assert book.differences() == []
+    with book.owner.begin() as connection:
+        connection.execute(text("UPDATE payments.payment SET fee_fen = 60 WHERE payment_no = :no"), {"no": business_no})
+    [named] = book.differences()
+    assert named.found.startswith("calls for the entries {'bank_clearing': 10000,"), (
+        "the total agrees, the fee does not"
+    )
+    with book.owner.begin() as connection:
+        connection.execute(
+            text("UPDATE payments.payment SET fee_fen = 100 WHERE payment_no = :no"), {"no": business_no}
+        )
     book.reverse(number)
     [named] = book.differences()
     assert (named.subject, named.found) == (business_no, "has no voucher that stands")
@@ -286,6 +296,66 @@ def test_check_names_a_fact_whose_voucher_was_reversed_until_a_correction_of_its
     book.correct(wrong, fee_fen=60)
     assert book.differences() == []
 
+
+def test_check_leaves_out_what_was_committed_a_moment_ago(book: Book) -> None:
+    """Its fact happened long before, and its other side may still be on its way."""
+    number = book.posted()
+    business_no = find_voucher(book.engine.connect(), number).business_no
+    found = check(book.reader, before=utc_now() - timedelta(seconds=60))
+    assert business_no not in {one.subject for one in found}
+    assert [one.subject for one in book.differences()] == [business_no]
+
+
+def test_money_in_suspense_is_resolved_by_a_reversal(book: Book, payrelay: Any) -> None:
+    told = f"{book.prefix}B"
+    event = suspense(payment_no=f"{book.prefix}P", bank_transaction_no=told, amount_fen=500)
+    with book.engine.begin() as connection:
+        post(connection, [Envelope(id=fresh_id(), version=1, correlation="c", event=event)])
+        number = connection.execute(
+            text("SELECT voucher_no FROM voucher WHERE business_no = :no"), {"no": told}
+        ).scalar_one()
+    with book.owner.begin() as connection:
+        connection.execute(
+            text("INSERT INTO payments.suspense VALUES (:no, :payment, 500, 'CNY', 'no such order', now())"),
+            {"no": told, "payment": event.payment_no},
+        )
+
+    def listed(*options: str) -> list[str]:
+        items = json.loads(payrelay("suspense", "--payment", event.payment_no, *options, "-o", "json")[1])
+        return [one["resolved"] for one in items]
+
+    assert (listed(), book.differences()) == ([""], [])
+    book.reverse(number)
+    assert (listed(), listed("--all"), book.differences()) == ([], ["wrong fee"], [])
+
+
+def test_check_names_balance_payments_that_only_one_side_knows(book: Book) -> None:
+    moved, paying = f"{book.prefix}P1", f"{book.prefix}P2"
+    with book.owner.begin() as connection:
+        for one in SETTLED_PAYMENT:
+            connection.execute(text(one), {"no": paying, "merchant": f"{book.prefix}M"})
+        connection.execute(
+            text("""UPDATE payments.payment SET status = 'PAYING', method = 'balance', fee_fen = NULL, points = NULL,
+                           bank_transaction_no = NULL, finished_at = NULL WHERE payment_no = :no"""),
+            {"no": paying},
+        )
+        for one in MOVED_BALANCE:
+            connection.execute(text(one), {"no": moved, "account": f"payer:{book.prefix}U"})
+    assert {one.subject: one.found for one in book.differences()} == {
+        moved: "was debited by funds, and is not SETTLED",
+        paying: "is PAYING, and has had no answer from funds",
+    }
+    with book.owner.begin() as connection:
+        connection.execute(text("DELETE FROM payments.payment WHERE payment_no = :no"), {"no": paying})
+        connection.execute(text("DELETE FROM funds.entry WHERE payment_no = :no"), {"no": moved})
+    assert book.differences() == []
+
+
+MOVED_BALANCE = (
+    "INSERT INTO funds.account (account_no) VALUES (:account)",
+    "INSERT INTO funds.balance_payment VALUES (:no, gen_random_uuid(), true)",
+    "INSERT INTO funds.entry (payment_no, account_no, kind, amount_fen, event_id) VALUES (:no, :account, 'debit', 100, gen_random_uuid())",
+)
 
 SETTLED_PAYMENT = (
     "INSERT INTO payments.merchant VALUES (:merchant, :merchant, 'whsec_', 0)",
@@ -312,9 +382,32 @@ def payrelay(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Generator[A
     return run
 
 
+@pytest.mark.parametrize("output", ["table", "json", "csv"])
+def test_statement_trial_balance_and_check_in_every_format(account: str, payrelay: Any, output: str) -> None:
+    def told(*arguments: str) -> tuple[int, str]:
+        code, out = payrelay(*arguments, "-o", output)
+        return code, out
+
+    code, out = told("statement", account, "--from", f"{BEGIN + 2 * DAY:%Y-%m-%dT%H:%M:%S%z}")
+    assert (code, "9900" in out, "59700" in out) == (0, True, True)
+    code, out = told("trial-balance", "--at", f"{BEGIN + 3 * DAY:%Y-%m-%d %H:%M:%S.%f%z}")
+    assert (code, account in out, "29800" in out) == (0, True, True)
+    code, out = told("check", "--grace", "0")  # the test's vouchers have no payments
+    assert (code, f"{account.partition(':')[2][:-1]}P" in out, "did not happen" in out) == (1, True, True)
+    assert told("statement", "petty_cash")[0] == 2
+    assert told("statement", "merchant_payable")[0] == 2
+    if output == "json":
+        lines = json.loads(payrelay("statement", account, "-o", "json")[1])
+        assert [line["balance_fen"] for line in lines] == [0, 9_900, 29_800, 59_700, 59_700]
+        assert datetime.fromisoformat(lines[1]["occurred_at"]) == BEGIN + DAY
+
+
 def test_reverse_and_correct_show_first_and_post_with_execute(book: Book, payrelay: Any) -> None:
     number = str(book.posted())
-    shown, posted = ("reverse", number, "--reason", "wrong fee", "-o", "json"), ("--execute", "--actor", "anna")
+    shown, posted = (
+        ("reverse", number, "--reason", "wrong fee", "-o", "json"),
+        ("--execute", "--yes", "--actor", "anna"),
+    )
     code, out = payrelay(*shown)
     assert (code, [one["side"] for one in json.loads(out)], book.owed()) == (0, ["C", "D", "D"], 9_900)
     assert payrelay(*shown, *posted)[0] == 0
@@ -324,7 +417,7 @@ def test_reverse_and_correct_show_first_and_post_with_execute(book: Book, payrel
     lines = ("--debit", "bank_clearing=10000", "--credit", f"{book.payable}=9940", "--credit", "fee_income=60")
     assert payrelay("correct", number, "--reason", "right fee", *lines, *posted)[0] == 0
     assert book.owed() == 9_940
-    for wrong in ("fee_income", "fee_income=-1", "petty_cash=1"):
+    for wrong in ("fee_income", "fee_income=-1", "petty_cash=1", "merchant_payable=1", "fee_income:x=1"):
         assert payrelay("correct", number, "--reason", "r", "--debit", wrong, "--credit", "suspense=1")[0] == 2
     assert payrelay("reverse", number, "--reason", " ")[0] == 2
 
