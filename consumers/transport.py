@@ -313,34 +313,34 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
     # ---- fetching ----------------------------------------------------------------------------------------------
 
     async def _drain_messages(self, fetcher: Any) -> None:
-        """Poll until told to stop; called by Faust's Fetcher."""
-        while not (self.should_stop or fetcher.should_stop):
-            if not self.flow_active:
-                await self.wait(self.can_resume_flow)
-                continue
-            try:
-                generation, fetched = await self._in_thread(self._poll())
-            except self.consumer_stopped_errors:
-                if self.app.should_stop or self.should_stop:
-                    return
+        """Poll until told to stop; called by Faust's Fetcher, which takes a cancellation during a rebalance for a crash."""
+        try:
+            while not (self.should_stop or fetcher.should_stop):
+                if self.flow_active:
+                    await self._drain_once()
+                else:
+                    await self.wait(self.can_resume_flow)
+        except (asyncio.CancelledError, *self.consumer_stopped_errors):
+            if not (self.app.should_stop or self.should_stop):
                 raise
-            except asyncio.CancelledError:
-                if self.app.should_stop or self.should_stop:
-                    return
-                raise
-            except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
-                for tp in _partitions_of(error):
-                    self.rewind(self.lanes.get(tp))
-            except KafkaError as error:
-                # What came in of other partitions before the error is lost to us, though their fetch position has moved.
-                for lane in self.lanes.values():
-                    if lane.state == "open":
-                        self.rewind(lane)
-                self.positions.tell("poll", f"failed: {error!r}")
-                await self.sleep(0.5)
-            else:
-                self.positions.tell("poll", "")
-                await self._take_in(fetched, generation)
+
+    async def _drain_once(self) -> None:
+        """What one poll brings waits for the agent."""
+        try:
+            generation, fetched = await self._in_thread(self._poll())
+        except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
+            for tp in _partitions_of(error):
+                self.rewind(self.lanes.get(tp))
+        except KafkaError as error:
+            # What came in of other partitions before the error is lost to us, though their fetch position has moved.
+            for lane in self.lanes.values():
+                if lane.state == "open":
+                    self.rewind(lane)
+            self.positions.tell("poll", f"failed: {error!r}")
+            await self.sleep(0.5)
+        else:
+            self.positions.tell("poll", "")
+            await self._take_in(fetched, generation)
 
     async def _poll(self) -> tuple[int, dict[TP, tuple[list[Any], int]]]:
         """Return what came in, with the position after it. In the consumer's thread."""

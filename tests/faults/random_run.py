@@ -184,6 +184,8 @@ class RandomRun:
         with suppress(AssertionError):  # what is missing is told below
             eventually(self._all_applied, within_s=DRAIN_S, what="all events applied")
         drain_s = time.monotonic() - begun
+        for worker in self.workers.values():  # one that has not come up yet cannot end in its own way
+            self.pipeline.ready(worker, within_s=60)
         codes = Counter(self._ended(worker, since) for worker, since in self.leaving)
         for number in list(self.workers):
             self._leave(self.workers.pop(number))
