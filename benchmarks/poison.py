@@ -115,7 +115,17 @@ def _records(prefix: str, log: Log, kind: str) -> list[Record]:
             event = _rejected(event, name)
             value = b"{}" if kind == "unreadable" else b""
         value = value or encode(event).encode()
-        records.append(Held(id=0, log=log, offset=number, key=event.key.encode(), headers=_headers(event), value=value))
+        records.append(
+            Held(
+                id=0,
+                event_id=None,
+                log=log,
+                offset=number,
+                key=event.key.encode(),
+                headers=_headers(event),
+                value=value,
+            )
+        )
     return records
 
 

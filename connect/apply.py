@@ -8,7 +8,7 @@ from sqlalchemy import make_url
 
 from connect.client import ConnectClient, ConnectError
 from connect.connector import connector_config, diff
-from outbox.migrate import PUBLICATION
+from outbox.publication import PUBLICATION
 from outbox.settings import Settings
 
 

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Protocol
 from uuid import UUID
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -37,6 +37,9 @@ SEARCH_MAX = 128
 
 WAITING_MAX = 10_000
 """Events whose first failure is remembered."""
+
+_CHECK_DEFERRED = (text("SET CONSTRAINTS ALL IMMEDIATE"), text("SET CONSTRAINTS ALL DEFERRED"))
+"""What the database would check at commit, checked now: a savepoint does not, and the commit's error names no event."""
 
 CLOCK_TOLERANCE = timedelta(minutes=5)
 HORIZON_S = 60.0
@@ -188,7 +191,7 @@ class Delivery:
         if isinstance(item, _Event):
             try:
                 with connection.begin_nested():
-                    return Retried(applied=bool(self._handle(connection, [item])))
+                    return Retried(applied=bool(self._handle_whole(connection, [item])))
             except Exception as error:
                 if is_transient(error):
                     raise
@@ -211,6 +214,24 @@ class Delivery:
     ) -> dict[Log, Delivered | Braked | Unexpected]:
         outcome = _Outcome(self._brake, bisects=bisects)
         began = time.monotonic()
+        try:
+            parked = self._transact(slices, outcome, again=again)
+        except DBAPIError as error:  # what is checked at commit; under savepoints it is checked there
+            if bisects or is_transient(error):
+                raise
+            raise _Failed from error
+        self._brake.parked(outcome.poison)
+        self._metrics.committed(
+            records=sum(len(one.records) for one in slices),
+            applied=outcome.applied,
+            parked=sum(map(len, parked.values())),
+            began=began,
+            first=outcome.first,
+        )
+        return {log: Delivered(parked=len(events)) for log, events in parked.items()}
+
+    def _transact(self, slices: Sequence[Slice], outcome: _Outcome, *, again: bool) -> Mapping[Log, Sequence[Parked]]:
+        """Return what was parked of each slice, in the transaction that has applied the others."""
         with self._engine.begin() as connection:
             spans = {one.log: range(one.start, one.end) for one in slices}
             claims = claim_spans(connection, self.consumer, spans)
@@ -229,15 +250,7 @@ class Delivery:
             aside = sorted((*outcome.poison, *outcome.behind), key=lambda poison: poison.record.offset)
             parked = {one.log: [_parked(poison) for poison in aside if poison.log == one.log] for one in slices}
             park(connection, self.consumer, parked)
-        self._brake.parked(outcome.poison)
-        self._metrics.committed(
-            records=sum(len(one.records) for one in slices),
-            applied=outcome.applied,
-            parked=len(aside),
-            began=began,
-            first=outcome.first,
-        )
-        return {log: Delivered(parked=len(events)) for log, events in parked.items()}
+        return parked
 
     def _apply(self, connection: Connection, records: Sequence[tuple[Log, Record]], outcome: _Outcome) -> None:
         """Every record is applied or set aside. What cannot be read never reaches the handler: the rest is one run."""
@@ -289,7 +302,7 @@ class Delivery:
         if len(events) == 1 or not fails:
             try:
                 with connection.begin_nested():
-                    fresh = self._handle(connection, events)
+                    fresh = self._handle_whole(connection, events)
             except Exception as error:
                 if is_transient(error):
                     raise
@@ -303,6 +316,12 @@ class Delivery:
         passes = self._bisect(connection, events[:middle], outcome)
         self._bisect(connection, events[middle:], outcome, fails=passes)  # if not here, where?
         return False
+
+    def _handle_whole(self, connection: Connection, events: Sequence[_Event]) -> list[Envelope]:
+        fresh = self._handle(connection, events)
+        for statement in _CHECK_DEFERRED:
+            connection.execute(statement)
+        return fresh
 
     def _handle(self, connection: Connection, events: Sequence[_Event]) -> list[Envelope]:
         if not events:
@@ -399,7 +418,7 @@ class Brake:
         """Events that failed again after others had passed."""
         self._passed: dict[str, int] = {}
         """Last pass of each type."""
-        self._parked: deque[tuple[float, bytes | None]] = deque()
+        self._parked: deque[tuple[float, object]] = deque()
 
     def saw_pass(self, types: Collection[str]) -> None:
         """Events of these types went through the handler."""
@@ -418,6 +437,8 @@ class Brake:
         else:
             witnesses = list(self._passed.values())
         if any(passed > first for passed in witnesses):
+            if len(self._witnessed) >= WAITING_MAX:  # of events that were mended since, most likely
+                self._witnessed.clear()
             self._witnessed.add(_place(poison))
 
     def parts(self, events: Sequence[_Event]) -> list[list[_Event]]:
@@ -444,7 +465,7 @@ class Brake:
         now = self._now()
         while self._parked and now - self._parked[0][0] > PARKED_WINDOW_S:
             self._parked.popleft()
-        keys = {key for _, key in self._parked} | {item.record.key for item in poison}
+        keys = {key for _, key in self._parked} | {_key(item) for item in poison}
         if poison and len(keys) > PARKED_KEYS_MAX:
             logs = {item.log for item in poison}
             raise Braked(
@@ -455,13 +476,18 @@ class Brake:
         """The poison is parked, and counted."""
         now = self._now()
         for item in poison:
-            self._parked.append((now, item.record.key))
+            self._parked.append((now, _key(item)))
             self._failed.pop(_place(item), None)
             self._witnessed.discard(_place(item))
 
 
 def _place(poison: _Poison) -> tuple[Log, int]:
     return poison.log, poison.record.offset
+
+
+def _key(poison: _Poison) -> object:
+    """Return what the brake counts: the key, and where there is none each record by itself."""
+    return _place(poison) if poison.record.key is None else poison.record.key
 
 
 def is_transient(error: BaseException) -> bool:
@@ -490,8 +516,10 @@ def _read(log: Log, record: Record, low: UUID, high: UUID) -> _Event | _Poison:
         return _Poison(log, record, Cause.UNKNOWN_TYPE, str(error))
     except Undecodable as error:
         return _Poison(log, record, Cause.UNDECODABLE, str(error))
-    if record.key != envelope.event.key.encode():
-        return _Poison(log, record, Cause.UNDECODABLE, "the record's key is not the event's", envelope)
+    except Exception as error:  # noqa: BLE001 - whatever a record holds, it does not stop the stream
+        return _Poison(log, record, Cause.UNDECODABLE, told(error))
+    if record.key != envelope.event.key.encode():  # its id is not taken: the event itself may come yet
+        return _Poison(log, record, Cause.UNDECODABLE, "the record's key is not the event's")
     at = time_of(envelope.id)
     if at is None:
         return _Poison(log, record, Cause.UNDECODABLE, f"id {envelope.id} is no UUIDv7", envelope)

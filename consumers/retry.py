@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
+from uuid import UUID
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import IntegrityError
 
 from consumers.delivery import Delivery, is_transient
-from outbox.inbox import note_lot
+from outbox.inbox import Arrival, arrive, note_lot
 from outbox.parking import Act, Cause, Held, head_of, held, lock_keys, note_failure, take_out
 from outbox.retry import backoff_s
 
@@ -21,6 +23,9 @@ TRIES_MAX = 5
 
 APPLIED, KNOWN, SKIPPED = "APPLIED", "KNOWN", "SKIPPED"
 """Outcomes in the audit table; KNOWN had been applied before. Any other outcome is the cause for which the event stays."""
+
+NO_DAY = "23514"
+"""SQLSTATE of a row that no partition takes."""
 
 T = TypeVar("T")
 
@@ -60,18 +65,31 @@ def retry_one(engine: Engine, delivery: Delivery, number: int, act: Act) -> Drai
 
 
 def skip(engine: Engine, consumer: str, number: int, act: Act) -> bool:
-    """The event is parked no more, will not be applied, and stands whole in the audit table; returns whether it was parked.
+    """The event is parked no more, and stands whole in the audit table; returns whether it was parked.
 
-    Own transaction. May be repeated, and run beside the live stream and a retry. If a repeat comes, it is judged anew.
+    It will not be applied, nor will a repeat of it: the inbox knows it from now on. Only a record that could not be read as an
+    event is judged anew if it comes again. Own transaction. May be repeated, and run beside the live stream and a retry.
     """
 
     def step(connection: Connection) -> bool:
         if (event := held(connection, consumer, number)) is None:
             return False
         take_out(connection, event, act, outcome=SKIPPED)
+        if event.event_id is not None:
+            _remember(connection, consumer, event.event_id, event)
         return True
 
     return _transact(engine, step)
+
+
+def _remember(connection: Connection, consumer: str, event_id: UUID, event: Held) -> None:
+    """The inbox knows the event; one that it has no day for is behind its horizon or ahead of the clock, and not applied anyway."""
+    try:
+        with connection.begin_nested():
+            arrive(connection, consumer, [Arrival(event_id=event_id, log=event.log, offset=event.offset)])
+    except IntegrityError as error:
+        if getattr(error.orig, "sqlstate", None) != NO_DAY:
+            raise
 
 
 def settle_lot(engine: Engine, consumer: str) -> None:

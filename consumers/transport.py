@@ -108,7 +108,7 @@ class Positions(Protocol):
 class Lane:
     """One assigned partition, and what waits of it."""
 
-    __slots__ = ("bytes", "epoch", "log", "position", "records", "state", "tp", "waiting")
+    __slots__ = ("bytes", "epoch", "has_hole", "log", "position", "records", "state", "tp", "waiting")
 
     def __init__(self, tp: TP) -> None:
         self.tp = tp
@@ -117,6 +117,8 @@ class Lane:
         self.epoch = 0
         """Raised by each rewind: what was taken in an older epoch is stale."""
         self.log: Log | None = None
+        self.has_hole = False
+        """Whether it was said that its position lies outside its log."""
         self.position = 0
         self.waiting: deque[Slice] = deque()
         self.records = 0
@@ -331,7 +333,7 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
         except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
             for tp in _partitions_of(error):
                 self.rewind(self.lanes.get(tp))
-        except KafkaError as error:
+        except (KafkaError, UnicodeDecodeError) as error:  # the latter: a header's name that the client cannot read
             # What came in of other partitions before the error is lost to us, though their fetch position has moved.
             for lane in self.lanes.values():
                 if lane.state == "open":
@@ -494,8 +496,10 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
             if self.lanes.get(lane.tp) is not lane or lane.state != "closed" or lane.tp not in openings:
                 continue
             opening = openings[lane.tp]
-            self.positions.tell(str(opening.log), f"stopped: {opening.hole}" if opening.hole else "")
             lane.log = opening.log
+            if opening.hole or lane.has_hole:  # else the last word is a brake's, perhaps, and stays
+                self.positions.tell(str(opening.log), f"stopped: {opening.hole}" if opening.hole else "")
+            lane.has_hole = bool(opening.hole)
             if opening.hole:
                 lane.state = "stopped"
                 continue
@@ -578,7 +582,15 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
                 written = {logs[tp]: at for tp, at in offsets.items() if tp in logs}
                 await asyncio.wait_for(self.app.mirrored(written), MIRROR_TIMEOUT_S)
             except (KafkaError, IllegalStateError, TimeoutError, RuntimeError) as error:
-                log.warning("mirror not written, progress stands: %r", error)
+                log.warning("mirror not written yet, progress stands: %r", error)
+                ours = {tp: at for tp, at in offsets.items() if tp in logs and self._log_of(tp) == logs[tp]}
+                self._mirrored = ours | self._mirrored
+                if self._mirrored:
+                    self._to_mirror.set()
+
+    def _log_of(self, tp: TP) -> Log | None:
+        lane = self.lanes.get(tp)
+        return lane.log if lane is not None else None
 
     async def _commit_mine(self, offsets: Mapping[TP, int]) -> None:
         consumer = self._thread._ensure_consumer()

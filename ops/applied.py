@@ -15,6 +15,7 @@ class Fate(StrEnum):
     """What became of an event at a consumer."""
 
     APPLIED = "APPLIED"
+    """Or skipped by an operator, which the consumer's `parked_audit` tells."""
     PARKED = "PARKED"
     MISSING = "MISSING"
     """Neither: it waits, or was skipped, or the inbox has forgotten it."""

@@ -19,8 +19,9 @@ from ops.records import Place, append_times, bounds, event_times, last_append, w
 from ops.topics import topic_states
 from outbox.clock import first_id_at
 from outbox.errors import NotReady, PayrelayError
-from outbox.migrate import PUBLICATION, PUBLISHED_TABLES, ensure_publication, ensure_slot, owner_engine
+from outbox.migrate import ensure_publication, ensure_slot, owner_engine
 from outbox.partitions import DAYS_AHEAD_MIN, days_of
+from outbox.publication import PUBLISHED_TABLES, published_tables
 from outbox.settings import SERVICES, Settings
 from outbox.tables import PARTITIONED
 from schemas.topics import TOPICS
@@ -92,9 +93,7 @@ def _slot(settings: Settings) -> Check:
 
 def _publication(settings: Settings) -> Check:
     with reader_engine(settings).connect() as connection:
-        tables = connection.execute(
-            text("SELECT count(*) FROM pg_publication_tables WHERE pubname = :name"), {"name": PUBLICATION}
-        ).scalar_one()
+        tables = published_tables(connection)
     ok = tables == PUBLISHED_TABLES
     mend = "" if ok else "payrelay doctor --repair-slot"
     return Check(check="publication", ok=ok, found=f"{tables} of {PUBLISHED_TABLES} tables", mend=mend)

@@ -33,6 +33,7 @@ from outbox.clock import utc_now
 from outbox.condition import Condition
 from outbox.errors import Refused
 from outbox.metrics import serve_metrics
+from outbox.publication import PUBLISHED_TABLES, published_tables
 from outbox.settings import SERVICES, Environment, Settings
 
 SCRAPE_S = 5.0
@@ -44,6 +45,7 @@ STATEMENT_MS = 10_000
 
 HEARTBEAT = "connector_heartbeat_age_seconds"
 SLOT_ACTIVE = "outbox_slot_active"
+PUBLISHED = "outbox_publication_whole"
 SLOT_RETAINED = "outbox_slot_retained_bytes"
 PENDING = "outbox_pending"
 OLDEST = "outbox_oldest_age_seconds"
@@ -57,6 +59,7 @@ SOURCE_SECONDS = "exporter_source_seconds"
 
 DESCRIBED: dict[str, tuple[str, tuple[str, ...]]] = {
     HEARTBEAT: ("Age of the connector's last heartbeat; none before the first.", ()),
+    PUBLISHED: ("Whether every outbox is in the publication; what is not is never published, though all else looks well.", ()),
     SLOT_ACTIVE: ("Whether the connector reads the replication slot; 0 too where the slot is lost.", ()),
     SLOT_RETAINED: ("WAL that the replication slot keeps from being removed.", ()),
     PENDING: ("Rows of the outbox not confirmed as published, counted up to 100000.", ("service",)),
@@ -80,6 +83,7 @@ def database_samples(connection: Connection, settings: Settings) -> Iterator[Sam
     """Give what PostgreSQL knows. Each statement is bounded: none reads kept events or entries."""
     now = utc_now()
     slot = slot_of(connection, settings.slot)
+    yield PUBLISHED, (), float(published_tables(connection) == PUBLISHED_TABLES)
     yield SLOT_ACTIVE, (), float(slot.active and slot.wal_status != "lost")
     yield SLOT_RETAINED, (), float(slot.retained_bytes)
     if (beat_at := beat_of(connection)) is not None:

@@ -11,8 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 
+from confluent_kafka import KafkaException
 from sqlalchemy.exc import SQLAlchemyError
 
+from ops.doctor import consumer_positions
+from ops.records import append_times
 from outbox.database import engine_for
 from outbox.errors import PayrelayError
 from outbox.migrate import owner_engine
@@ -79,7 +82,9 @@ def upkeep(settings: Settings, *, now: datetime, topics: Sequence[Topic] = TOPIC
     A part that is away or busy is in the report, and raises nothing.
     """
     report = Upkeep(at=now.isoformat(timespec="seconds"))
-    today, readable_from = now.date(), _readable_from(now, topics)
+    today, readable_from = now.date(), date.min  # where Kafka does not answer, no inbox day is dropped
+    with _noted(report, "kafka"):
+        readable_from = min(_readable_from(now, topics), _unread_from(settings))
     with _noted(report, "owner"):
         engine = owner_engine(settings)
         for service in SERVICES:
@@ -118,6 +123,16 @@ def _readable_from(now: datetime, topics: Sequence[Topic]) -> date:
     return (now - timedelta(milliseconds=max(finite)) - SEGMENT).date() if finite else date.max
 
 
+def _unread_from(settings: Settings) -> date:
+    """Return the oldest day of which a consumer may still have an event to read: what its inbox forgets it can never apply.
+
+    An event is appended at most as long after it was recorded as its outbox keeps it.
+    """
+    behind = [one for one in consumer_positions(settings) if one.behind]
+    appended = append_times(settings, {(one.place, one.begin) for one in behind}).values()
+    return (min(appended) - timedelta(days=settings.outbox_days)).date() if appended else date.max
+
+
 def _purge(settings: Settings, *, before: datetime) -> int:
     engine = engine_for(settings.dsn_of("payments"), name="upkeep", pool_size=1)
     purged = 0
@@ -138,5 +153,5 @@ def _noted(report: Upkeep, place: str) -> Iterator[None]:
     """What goes wrong inside stands in the report, and the round goes on."""
     try:
         yield
-    except (PayrelayError, SQLAlchemyError) as error:
+    except (PayrelayError, SQLAlchemyError, KafkaException) as error:
         report.errors[place] = str(getattr(error, "orig", error)).splitlines()[0]

@@ -24,7 +24,7 @@ def engine_for(dsn: str, *, name: str, session_timeout_s: float = 10.0, pool_siz
         "transaction_timeout": limit_ms * 2,
         "statement_timeout": limit_ms * 2,
         "lock_timeout": LOCK_TIMEOUT_S * 1000,
-        "tcp_user_timeout": limit_ms,
+        "tcp_user_timeout": limit_ms,  # the server's side; ours is below
     }
     return create_engine(
         driver_url(dsn),
@@ -32,6 +32,7 @@ def engine_for(dsn: str, *, name: str, session_timeout_s: float = 10.0, pool_siz
         max_overflow=0,
         pool_timeout=30,
         pool_pre_ping=False,
+        hide_parameters=True,
         connect_args={
             "application_name": f"payrelay {name}",
             "connect_timeout": 5,
@@ -39,5 +40,6 @@ def engine_for(dsn: str, *, name: str, session_timeout_s: float = 10.0, pool_siz
             "keepalives_idle": 5,
             "keepalives_interval": 2,
             "keepalives_count": 3,
+            "tcp_user_timeout": limit_ms,
         },
     )

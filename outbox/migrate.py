@@ -17,14 +17,12 @@ from outbox.database import driver_url
 from outbox.errors import NotReady, Refused
 from outbox.migrations.versions.m0003_publication import publication
 from outbox.partitions import LOCK_TIMEOUT_MS, TRIES_MAX, make_days
+from outbox.publication import PUBLICATION, PUBLISHED_TABLES, published_tables
 from outbox.retry import backoff_s
 from outbox.settings import CONNECTOR, READER, SERVICES, Settings
 
-PUBLICATION = "payrelay_outbox"
 RETRIED = ("55P03", "40P01")
 """Lock not available, deadlock."""
-PUBLISHED_TABLES = len(SERVICES) + 1
-"""Every service's outbox, and the heartbeat."""
 
 
 def owner_engine(settings: Settings) -> Engine:
@@ -73,10 +71,7 @@ def ensure_slot(connection: Connection, slot: str) -> bool:
 
 def ensure_publication(connection: Connection) -> bool:
     """The publication exists with all of its tables; returns whether this call made it. Transaction: the caller's, as their owner."""
-    tables = connection.execute(
-        text("SELECT count(*) FROM pg_publication_tables WHERE pubname = :name"), {"name": PUBLICATION}
-    ).scalar_one()
-    if tables == PUBLISHED_TABLES:
+    if published_tables(connection) == PUBLISHED_TABLES:
         return False
     connection.execute(text(f"DROP PUBLICATION IF EXISTS {PUBLICATION}"))
     connection.execute(text(publication(PUBLICATION)))

@@ -13,7 +13,9 @@ The live stream and whoever takes something out (retry, skip) meet at an advisor
 - A key that was not parked at the first look needs no lock: nobody but its own stream can park it, and of one log, one
   transaction claims at a time. Nor does the poison that opens a key's queue: until its commit nobody knows of it.
 - Locks are taken after the claim of progress and before the handler's rows, in the order of their numbers, and who takes out
-  holds one: no two can wait on each other. Roll-back frees them with everything else undone.
+  holds one: no two wait on each other for them. Roll-back frees them with everything else undone.
+- Of a consumer of several topics, a key's events in one may flow past what is parked of it in another: order is promised within
+  a topic.
 - A topic made again: the old log's last records may be in one worker's hands while another reads the new log. Keys are the
   consumer's, whatever the log, so the lock and the lot are the same; `begin_log` sees to it that the new log looks.
 """
@@ -120,7 +122,7 @@ _LOCK_KEYS = text("""
           FROM unnest(CAST(:keys AS bytea[])) AS wanted (key) ORDER BY number) AS ordered""")
 
 _HELD = """
-    SELECT id, topic, topic_id, partition, "offset", key, headers, value FROM parked WHERE consumer = :consumer"""
+    SELECT id, event_id, topic, topic_id, partition, "offset", key, headers, value FROM parked WHERE consumer = :consumer"""
 
 _HEAD = text(f"{_HELD} AND sha256(key) = sha256(:key) ORDER BY id LIMIT 1")
 
@@ -165,6 +167,7 @@ class Held:
     """An event as it lies in the parking lot: a record again."""
 
     id: int
+    event_id: UUID | None
     log: Log
     offset: int
     key: bytes | None
@@ -227,6 +230,7 @@ def _held(row: Row[Any] | None) -> Held | None:
         return None
     return Held(
         id=row.id,
+        event_id=row.event_id,
         # Which cluster it came from is not kept; topics have ids of their own.
         log=Log(cluster_id="", topic=row.topic, topic_id=row.topic_id, partition=row.partition),
         offset=row.offset,

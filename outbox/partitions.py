@@ -13,10 +13,11 @@ from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
 
 from sqlalchemy import Connection, Engine, text
-from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 
 from outbox.clock import first_id_of
 from outbox.errors import NotReady
+from outbox.publication import PUBLISHED_TABLES, published_tables
 from outbox.retry import backoff_s
 from outbox.settings import SERVICES
 from outbox.tables import PARTITIONED
@@ -28,6 +29,8 @@ DAYS_AHEAD_MIN = 7
 DROP_MARK = "payrelay: to be dropped"
 LOCK_TIMEOUT_MS = 1_000
 TRIES_MAX = 30
+DONE_BESIDE = ("42P01", "55000")
+"""SQLSTATEs of a day that another round has dropped or detached meanwhile."""
 
 _NAME = re.compile(r"(outbox|inbox)_(\d{4})(\d\d)(\d\d)")
 
@@ -82,8 +85,8 @@ def drop_days(
     """Days older than `before` are gone, except those something may still need. Returns the dropped, and why the others stay.
 
     Own transactions, as the tables' owner; may be repeated: a half-removed day is finished. An outbox day stays while the
-    slot has not passed its highest lsn or a transaction is older. An inbox day stays while its events could come again: from
-    any service's outbox, from a topic (`readable_from`: the oldest day that one may hold and will not hold for ever), or from
+    slot has not passed its highest lsn, the publication is not whole, or a transaction is older. An inbox day stays while its events could come again: from
+    any service's outbox, from a topic (`readable_from`: the oldest day that one may hold and will not hold for ever, or that a consumer has yet to read), or from
     the parking lot. The oldest go first, at most `limit`. Raises NotReady where a lock was not to be had in time.
     """
     dropped, kept = [], {}
@@ -100,11 +103,16 @@ def drop_days(
             kept[name] = reason
             continue
         # Who detaches a day by hand keeps it: only what carries our mark is dropped.
-        _patiently(engine, f"COMMENT ON TABLE \"{schema}\".{name} IS '{DROP_MARK}'")
-        _detach(engine, schema, table, name)
+        try:
+            _patiently(engine, f"COMMENT ON TABLE \"{schema}\".{name} IS '{DROP_MARK}'")
+            _detach(engine, schema, table, name)
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) not in DONE_BESIDE:
+                raise
+            continue
         dropped.append(f"{schema}.{name}")
     for name in _detached(engine, schema, table):
-        _patiently(engine, f'DROP TABLE "{schema}".{name}')
+        _patiently(engine, f'DROP TABLE IF EXISTS "{schema}".{name}')
     return dropped, kept
 
 
@@ -165,7 +173,7 @@ def _repeatable(connection: Connection, schema: str, day: date, *, oldest: date,
         if (kept := next(iter(days_of(connection, service, "outbox")), None)) and kept <= day:
             return "an outbox day as old is kept"
     if readable_from <= day:
-        return "a topic with a retention may still hold events as old"
+        return "a topic with a retention may still hold events as old, or a consumer has such to read"
     # Older ones than the inbox itself are behind its horizon, and never applied: they need no day.
     parked = connection.execute(
         text(f"""SELECT count(*)
@@ -187,6 +195,8 @@ def _unpublished(connection: Connection, schema: str, day: date, slot: str) -> s
     ).first()
     if row is None:
         return "the replication slot is lost: payrelay doctor --repair-slot"
+    if published_tables(connection) < PUBLISHED_TABLES:  # the slot may move on and publish nothing
+        return "the publication is not whole: payrelay doctor --repair-slot"
     if row.behind:
         return "the replication slot has not passed it"
     older = connection.execute(

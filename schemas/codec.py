@@ -59,7 +59,7 @@ def decode(headers: Mapping[str, bytes], value: bytes | None) -> Envelope:
         version = int(headers[VERSION])
         correlation = headers[CORRELATION].decode()
         if not 0 < version <= VERSION_MAX:
-            raise ValueError(f"version {version:.0e} is not within 1 and {VERSION_MAX}")
+            raise ValueError(f"the version is not within 1 and {VERSION_MAX}")
     except (KeyError, ValueError) as error:
         raise Undecodable(f"header: {error!r}") from error
     if name not in EVENTS:

@@ -179,7 +179,8 @@ class Supervisor:
 
     async def _upkeep(self) -> None:
         """A round at start and every hour, for as long as the stack is up; `payrelay status` shows the last one's report."""
-        await self.gates["schema"].wait()
+        for gate in ("schema", "topics"):
+            await self.gates[gate].wait()
         while True:
             try:
                 report = await asyncio.to_thread(upkeep, self.settings, now=utc_now())

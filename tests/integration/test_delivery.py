@@ -102,6 +102,7 @@ def test_a_slice_ahead_of_progress_and_a_poisoned_one_do_not_hold_up_the_others(
         {"ce_id": b"ffffffff-ffff-7fff-bfff-ffffffffffff"},
         {"aggregate_version": b"1" + b"0" * 20, "key": b"other"},
         {"aggregate_version": b"0"},
+        {"aggregate_version": b"1" + b"0" * 400},
         {"key": os.urandom(3_000)},
         {"ce_type": b"payment\0settled"},
         {"correlation": b"nul \0"},
@@ -109,7 +110,7 @@ def test_a_slice_ahead_of_progress_and_a_poisoned_one_do_not_hold_up_the_others(
         {"value": None},
         {"key": None},
     ],
-    ids=["id beyond 9999", "huge version", "version 0", "long key", "NUL in type", "NUL in correlation", "no UTF-8", "no body", "no key"],
+    ids=["id beyond 9999", "huge version", "version 0", "version of 400 digits", "long key", "NUL in type", "NUL in correlation", "no UTF-8", "no body", "no key"],
 )  # fmt: skip
 def test_whatever_a_record_holds_it_is_parked_and_the_others_flow(
     settings: Settings, prefix: str, different: dict[str, Any]
@@ -164,3 +165,36 @@ def test_a_rejected_event_of_a_rare_type_does_not_hold_its_partition_for_ever(se
     assert all(isinstance(outcome, Braked) for outcome in outcomes[:-1])
     assert outcomes[-1] == Delivered(parked=1)
     assert stretch.posted() == 50
+
+
+def test_what_the_database_finds_wrong_at_commit_is_parked_alone(settings: Settings, prefix: str) -> None:
+    """Vouchers are judged whole at commit, which names no event."""
+    half = settled(prefix=prefix, number=3).key
+
+    def handle(connection: Connection, events: Sequence[Envelope]) -> None:
+        PROCESSOR.handle(connection, events)
+        for one in events:
+            if one.event.key == half:
+                connection.execute(
+                    text("""INSERT INTO voucher (business_no, kind, event_id, currency, occurred_at, lines)
+                            VALUES (:no, 'settlement', gen_random_uuid(), 'CNY', now(), 2)"""),
+                    {"no": f"{prefix}half"},
+                )
+
+    stretch = Stretch(settings, prefix, replace(PROCESSOR, handle=handle))
+    records = good(prefix, 0, 6, 0)
+    for expected in (Delivered(parked=1), Delivered()):
+        assert stretch.deliver(stretch.slice_of(records)) == [expected]
+    [parked] = stretch.rows("SELECT key, cause, error FROM parked WHERE consumer = :consumer")
+    assert (parked.key, parked.cause) == (half.encode(), "REJECTED")
+    assert "not balanced, or not whole" in parked.error
+    assert stretch.posted() == 5
+
+
+def test_records_without_a_key_are_braked_one_by_one(settings: Settings, prefix: str) -> None:
+    """Else a producer deployed without keys would park all it sends."""
+    stretch = Stretch(settings, prefix)
+    keyless = [record_of(number, settled(prefix=prefix, number=number), key=None) for number in range(21)]
+    [outcome] = stretch.deliver(stretch.slice_of([*keyless, *good(prefix, 100, 3, 21)]))
+    assert isinstance(outcome, Braked)
+    assert not stretch.rows("SELECT FROM parked WHERE consumer = :consumer")

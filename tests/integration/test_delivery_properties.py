@@ -77,6 +77,7 @@ class Model:
         self.logs: dict[Log, list[Item]] = {}
         self.progress: Counter[Log] = Counter()
         self.applied: list[Item] = []
+        self.skipped: list[Item] = []
         self.parked: list[tuple[Log, int, Item, Cause]] = []
         self.is_mended = False
 
@@ -89,7 +90,7 @@ class Model:
                 self._park(log, offset, item, Cause.UNDECODABLE if item.kind == "unreadable" else Cause.BEHIND_PARKED)
             elif cause is not None:
                 self._park(log, offset, item, cause)
-            elif item not in self.applied:
+            elif not self.is_known(item):
                 self.applied.append(item)
         self.progress[log] = max(self.progress[log], stop)
 
@@ -107,17 +108,23 @@ class Model:
                 self.parked[head] = (log, offset, item, cause)
                 return
             del self.parked[head]
-            if item not in self.applied:
+            if not self.is_known(item):
                 self.applied.append(item)
+
+    def skip(self, place: int) -> tuple[Log, int]:
+        """What is parked there will not be applied, nor will a repeat of it; returns where it lay."""
+        log, offset, item, _ = self.parked.pop(place)
+        if item.kind != "unreadable" and not self.is_known(item):
+            self.skipped.append(item)
+        return log, offset
+
+    def is_known(self, item: Item) -> bool:
+        """Whether the item is done with."""
+        return item in self.applied or item in self.skipped
 
     def head(self, key: int) -> int | None:
         """Return the place of the first that is parked of a key."""
         return next((place for place, (_, _, item, _) in enumerate(self.parked) if item.key == key), None)
-
-    def hopeless(self) -> list[int]:
-        """Return the places of heads that no mended handler will ever take."""
-        heads = [head for key in sorted(self.blocked()) if (head := self.head(key)) is not None]
-        return [head for head in heads if self.parked[head][2].kind in ("unreadable", "second")]
 
     def blocked(self) -> set[int]:
         """Return the keys that have something parked."""
@@ -127,7 +134,7 @@ class Model:
         """Return why an item cannot be applied; None if it can, or was."""
         if item.kind == "unreadable":
             return Cause.UNDECODABLE
-        if item in self.applied:
+        if self.is_known(item):
             return None
         if item.kind == "rejected" and not self.is_mended:
             return Cause.REJECTED
@@ -274,12 +281,14 @@ class Machine(RuleBasedStateMachine):
         settle_lot(self.engine, self.consumer)
         self.model.retry(key)
 
-    @precondition(lambda self: self.model.hopeless())
+    @precondition(lambda self: self.model.parked)
     @rule(data=st.data())
     def skip(self, data: st.DataObject) -> None:
-        """What nothing will ever mend is given up; what waits behind it may be tried again."""
-        place = data.draw(st.sampled_from(self.model.hopeless()), label="place")
-        log, offset, _, _ = self.model.parked.pop(place)
+        """Something is given up, mostly what nothing will ever mend; what waits behind it may be tried again."""
+        places = range(len(self.model.parked))
+        hopeless = [place for place in places if self.model.parked[place][2].kind in ("unreadable", "second")]
+        place = data.draw(st.sampled_from([*hopeless * 3, *places]), label="place")
+        log, offset = self.model.skip(place)
         number = self.reader.execute(
             text("""SELECT id FROM accounting.parked WHERE consumer = :consumer AND topic_id = :topic_id
                     AND partition = :partition AND "offset" = :offset"""),
@@ -302,7 +311,7 @@ class Machine(RuleBasedStateMachine):
         inbox = self.reader.execute(
             text("SELECT event_id FROM accounting.inbox WHERE consumer = :consumer"), of_consumer
         )
-        assert Counter(inbox.scalars()) == Counter(item.id for item in model.applied)
+        assert Counter(inbox.scalars()) == Counter(item.id for item in (*model.applied, *model.skipped))
         assert self._stored() == {log: model.progress[log] for log in model.logs}
         parked = self.reader.execute(
             text("""SELECT topic_id, partition, "offset", cause FROM accounting.parked

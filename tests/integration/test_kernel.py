@@ -80,7 +80,7 @@ def test_record_keeps_the_order_of_its_events(connection: Connection) -> None:
 def test_record_refuses_a_body_above_256_kib(connection: Connection) -> None:
     connection.begin()
     event = settled(fee_rule="x" * 300_000)
-    with pytest.raises(Refused, match="body above"):
+    with pytest.raises(Refused, match="at most 262144"):
         record(connection, [Outgoing(event=event, version=1, correlation="O1")])
 
 

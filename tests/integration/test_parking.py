@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from threading import Event as Signal
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -456,6 +457,38 @@ def test_a_consumer_that_is_none_of_ours_is_refused_before_anything_is_done(lot:
     assert not lot.audit()
     with pytest.raises(Refused, match="is no id of a parked event"):
         command("retry", "accounting:x")
+
+
+def test_a_skipped_event_is_not_applied_if_it_comes_again(lot: Lot) -> None:
+    """Whoever skipped it has made it good by hand."""
+    records = [lot.event(0, 1), lot.event(1, 1, 2)]
+    lot.rejected = {lot.key()}
+    assert lot.deliver(lot.slice_of(records)) == [Delivered(parked=1)]
+    lot.rejected = set()
+    [parked] = lot.parked()
+    for was_there in (True, False):
+        assert skip(lot.engine, lot.consumer, parked.id, ACT) is was_there
+    again = [replaced(record, offset=record.offset + 2) for record in records]
+    assert lot.deliver(lot.slice_of(again)) == [Delivered()]
+    assert lot.deliver(lot.slice_of([lot.event(4, 2)])) == [Delivered()]
+    assert lot.applied == [(lot.key(2), 1), (lot.key(), 2)]
+
+
+def test_a_copy_under_a_wrong_key_does_not_stand_in_for_its_event(lot: Lot) -> None:
+    """Both are parked: the copy, which nobody can apply, and the event itself, which waits behind its key."""
+    records = [lot.event(0, 1), lot.event(2, 2)]
+    copy = replaced(records[1], offset=1, key=None)
+    lot.rejected = {lot.key()}
+    parked = lot.slice_of([records[0], copy, records[1], lot.event(3, 1, 2)])
+    assert lot.deliver(parked) == [Delivered(parked=3)]
+    assert [(row.offset, row.cause) for row in lot.parked()] == [
+        (0, "REJECTED"), (1, "UNDECODABLE"), (2, "BEHIND_PARKED")]  # fmt: skip
+    lot.rejected = set()
+    assert lot.drain() == Drained(applied=2)
+
+
+def replaced(record: Any, **different: Any) -> Any:
+    return SimpleNamespace(**vars(record) | different)
 
 
 def test_note_lot_says_whether_claims_look_no_longer(lot: Lot) -> None:

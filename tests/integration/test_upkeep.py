@@ -22,9 +22,11 @@ from ops.cli.main import app
 from ops.records import wait_published
 from ops.stack.control import up
 from ops.stack.state import PartState, StackFolder
+from ops.topics import topic_states
 from ops.upkeep import NOTIFICATIONS, REPORT, Upkeep, upkeep
 from outbox.clock import utc_now
-from outbox.inbox import Arrival, Log, arrive
+from outbox.inbox import Arrival, Log, arrive, begin_log
+from outbox.migrate import ensure_publication
 from outbox.parking import Act, Action, Cause, Parked, park
 from outbox.partitions import DROP_MARK, day_table, days_of, drop_days, make_days
 from outbox.record import Outgoing, record
@@ -60,6 +62,18 @@ def open_transaction(settings: Settings) -> Iterator[None]:
         connection.execute(text("SELECT 1"))
         yield
         connection.rollback()
+
+
+@contextmanager
+def unread(settings: Settings) -> Iterator[None]:
+    """A worker that was ended long ago has the topic yet to read meanwhile."""
+    topic_id = next(state.topic_id for state in topic_states(settings) if state.topic == PAYMENT_ORDER.name)
+    with engine_of(settings, "points").begin() as connection:
+        for number in range(PAYMENT_ORDER.partitions):
+            log = Log(cluster_id="c", topic=PAYMENT_ORDER.name, topic_id=topic_id, partition=number)
+            begin_log(connection, "points", log, next_offset=0)
+    yield
+    rows(settings, "DELETE FROM points.progress")
 
 
 def attached(settings: Settings, service: str, table: str) -> list[str]:
@@ -109,6 +123,10 @@ def test_with_the_connector_stopped_for_twice_the_retention_nothing_unpublished_
     with open_transaction(settings):
         reason = eventually(passed, within_s=60, what="the slot passes the published events")
         assert "open transactions are older" in reason
+        rows(settings, "DROP PUBLICATION payrelay_outbox")  # the slot moves on without it, and publishes nothing
+        assert "the publication is not whole" in one_round().kept[outbox_day]
+        with engine_of(settings, "owner").begin() as connection:
+            ensure_publication(connection)
 
     # One parked event as old keeps its consumer's day, also one whose body nobody could read; others' days go.
     with engine_of(settings, "accounting").begin() as connection:
@@ -124,6 +142,9 @@ def test_with_the_connector_stopped_for_twice_the_retention_nothing_unpublished_
     assert f"funds.{day_table('inbox', real.date())}" not in attached(settings, "funds", "inbox")
 
     assert "a topic with a retention" in one_round(topics=[YEAR]).kept[inbox_day]
+    with unread(settings):
+        assert "a consumer has such to read" in one_round().kept[inbox_day]
+    assert one_round().kept[inbox_day] == "1 parked events are as old"
     [parked] = rows(settings, "SELECT id FROM accounting.parked")
     act = Act(action=Action.SKIP, actor="test", reason="old")
     assert skip(engine_of(settings, "accounting"), CONSUMER, parked.id, act)
