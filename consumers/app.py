@@ -16,7 +16,7 @@ from confluent_kafka import KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
 from faust.app.base import BootStrategy
 from faust.types import TP
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from consumers.delivery import Braked, Delivered, Delivery, Processor, Unexpected, is_transient, told
@@ -25,7 +25,7 @@ from consumers.transport import FAILED, Batch, BatchSchema, Consumer, Opening, r
 from outbox.clock import utc_now
 from outbox.condition import Condition
 from outbox.database import engine_for
-from outbox.inbox import Log, begin_log, note_mirrored, positions
+from outbox.inbox import Log, begin_log, move_to, note_mirrored, positions
 from outbox.retry import backoff_s
 from outbox.settings import Settings
 
@@ -204,9 +204,24 @@ class DatabasePositions:
             for tp, one in sorted(logs.items()):
                 begin_log(connection, self._app.consumer_name, one, next_offset=earliest[tp])
             found = positions(connection, self._app.consumer_name, list(logs.values()))
+            for tp, one in logs.items():
+                if found[one][0] > latest[tp]:
+                    self._go_on_at_the_end(connection, one, found[one][0], latest[tp])
+                    found[one] = (latest[tp], found[one][1])
         return {
             tp: self._opening(one, found[one], earliest[tp], latest[tp], committed.get(tp)) for tp, one in logs.items()
         }
+
+    def _go_on_at_the_end(self, connection: Connection, one: Log, next_offset: int, end: int) -> None:
+        """Progress is at the log's end, from beyond it. Transaction: the caller's.
+
+        The log has lost records that were applied, as after a restore. What will ever lie there is new, and would be passed
+        over once the log has grown; should it not be new, the inbox knows it.
+        """
+        log.error(
+            "log %s ends at %s, progress was at %s: it has lost records; going on at its end", one, end, next_offset
+        )
+        move_to(connection, self._app.consumer_name, one, end)
 
     def _opening(
         self, one: Log, position: tuple[int, int | None], earliest: int, latest: int, committed: int | None

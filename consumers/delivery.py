@@ -178,7 +178,7 @@ class Delivery:
                     return self._attempt(slices, bisects=True)
             except Braked as error:
                 outcomes = dict.fromkeys(error.logs, error)
-            except _Unsteady:
+            except (_Unsteady, Unexpected):
                 pass
         return outcomes | {one.log: self._deliver_alone(one) for one in slices if one.log not in outcomes}
 

@@ -168,6 +168,15 @@ def _claim_rest(connection: Connection, consumer: str, log: Log, span: range) ->
     return Claim(begin=row.next_offset, has_parked=row.has_parked)
 
 
+def move_to(connection: Connection, consumer: str, log: Log, next_offset: int) -> None:
+    """The consumer goes on there in the log, wherever it was. Transaction: the caller's. May be repeated.
+
+    A worker that claims a slice meanwhile waits for the caller's commit, and drops it if it does not begin there.
+    """
+    begin_log(connection, consumer, log, next_offset=next_offset)
+    connection.execute(_ADVANCE, {**_keys(consumer, log), "stop": next_offset})
+
+
 def note_mirrored(connection: Connection, consumer: str, offsets: Mapping[Log, int]) -> None:
     """It is known what we have written to Kafka, so that somebody else's commit can be told from ours. May be repeated."""
     for log, offset in offsets.items():

@@ -126,6 +126,26 @@ def test_a_worker_whose_kafka_client_has_ended_inside_ends_and_its_successor_goe
     pipeline.prove()
 
 
+def test_a_log_that_has_lost_its_end_is_read_on_from_there(pipeline: Pipeline) -> None:
+    """As after a restore of the broker: what is appended next lies below the old positions, and is new."""
+    pipeline.send(pipeline.events(100))
+    pipeline.ready(pipeline.start())
+    pipeline.all_posted()
+    assert pipeline.workers[0].end() == 0
+    with pipeline.owner() as owner:
+        owner.execute(
+            text(
+                "UPDATE accounting.progress SET next_offset = next_offset + 10 WHERE consumer = :consumer AND topic = :topic"
+            ),
+            {"consumer": pipeline.consumer, "topic": pipeline.topic},
+        )
+    worker = pipeline.ready(pipeline.start())
+    pipeline.send(pipeline.events(200)[100:])
+    pipeline.all_posted()
+    pipeline.prove()
+    assert "it has lost records" in worker.log.read_text()
+
+
 def test_a_topic_deleted_and_made_again_is_read_from_its_beginning(pipeline: Pipeline) -> None:
     pipeline.ready(pipeline.start())
     pipeline.send(pipeline.events(200))
