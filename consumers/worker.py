@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,7 +49,7 @@ class _Worker(faust.Worker):  # type: ignore[misc]
 
 
 def run(processors: Sequence[Processor], settings: Settings) -> None:
-    """Run processors until SIGTERM: the batch in hand is committed and mirrored, then the groups are left at once."""
+    """Run processors until SIGTERM: the batch in hand is committed and mirrored, the groups are left at once, the process ends."""
     logging.basicConfig(
         stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
@@ -63,7 +64,17 @@ def run(processors: Sequence[Processor], settings: Settings) -> None:
     threading.Thread(target=_watch, args=(apps,), name="watchdog", daemon=True).start()
     worker: Any = _Worker(apps[0], *apps[1:], redirect_stdouts=False, loglevel=logging.WARNING)
     worker.spinner = None
-    worker.execute_from_commandline()
+    code: Any = 0
+    try:
+        worker.execute_from_commandline()
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:  # noqa: BLE001 - told, and the process ends
+        traceback.print_exc()
+        code = 1
+    # Everything has ended in order. What is left are threads of libraries, which an interpreter that is taken down around
+    # them can crash on.
+    os._exit(code if isinstance(code, int) else 1)
 
 
 def _watch(apps: Sequence[PipelineApp]) -> None:

@@ -17,7 +17,7 @@ from outbox.settings import Settings
 from tests.pipeline import Pipeline
 from tests.providers import PROVIDERS, Stack
 
-BUDGET_S = 400.0
+BUDGET_S = 360.0
 LIMIT_S = 540.0
 
 _spent: dict[str, float] = defaultdict(float)
