@@ -15,7 +15,7 @@ demo: setup ## set up, start the local stack, pay some orders end to end, print 
 	@$(RUN)/payrelay demo --orders 300
 
 test: setup check ## set up, then every check and test that belongs in CI
-	@$(RUN)/python -m pytest -n 2 --dist loadfile
+	@$(RUN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25
 
 check: $(READY) ## format, lint, types, import contracts: seconds
 	@$(RUN)/ruff format --check --quiet . || { echo "run: make format"; exit 1; }

@@ -32,8 +32,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Quick tests first; what needs the stack is marked."""
-    order = ["unit", "contract", "integration", "e2e", "faults"]
+    """Long files first, so that two processes end together; what needs the stack is marked."""
+    order = ["faults", "integration", "e2e", "contract", "unit"]
     items.sort(key=lambda item: order.index(_group(item.nodeid)))
     for item in items:
         if "stack" in getattr(item, "fixturenames", ()):
