@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import faust
-from confluent_kafka import KafkaException, TopicCollection
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
 from faust.app.base import BootStrategy
 from faust.types import TP
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from consumers.delivery import Braked, Delivered, Delivery, Processor, Unexpected, is_transient, told
@@ -25,7 +25,7 @@ from consumers.transport import FAILED, Batch, BatchSchema, Consumer, Opening, r
 from outbox.clock import utc_now
 from outbox.condition import Condition
 from outbox.database import engine_for
-from outbox.inbox import Log, begin_log, move_to, note_mirrored, positions
+from outbox.inbox import Log, begin_log, lock_position, move_to, note_mirrored, positions
 from outbox.retry import backoff_s
 from outbox.settings import Settings
 
@@ -204,32 +204,39 @@ class DatabasePositions:
             for tp, one in sorted(logs.items()):
                 begin_log(connection, self._app.consumer_name, one, next_offset=earliest[tp])
             found = positions(connection, self._app.consumer_name, list(logs.values()))
-            for tp, one in logs.items():
-                if found[one][0] > latest[tp]:
-                    self._go_on_at_the_end(connection, one, found[one][0], latest[tp])
-                    found[one] = (latest[tp], found[one][1])
-        return {
-            tp: self._opening(one, found[one], earliest[tp], latest[tp], committed.get(tp)) for tp, one in logs.items()
-        }
+        for tp, one in logs.items():
+            if found[one][0] > latest[tp]:
+                found[one] = (self._within_its_log(one), found[one][1])
+        return {tp: self._opening(one, found[one], earliest[tp], committed.get(tp)) for tp, one in logs.items()}
 
-    def _go_on_at_the_end(self, connection: Connection, one: Log, next_offset: int, end: int) -> None:
-        """Progress is at the log's end, from beyond it. Transaction: the caller's.
+    def _within_its_log(self, one: Log) -> int:
+        """Progress is at the log's end if it was beyond; returns where it is. Transaction: its own.
 
-        The log has lost records that were applied, as after a restore. What will ever lie there is new, and would be passed
-        over once the log has grown; should it not be new, the inbox knows it.
+        A log that ends before progress has lost records that were applied, as after a restore. What will ever lie there is
+        new, and would be passed over once the log has grown; should it not be new, the inbox knows it. The end is asked for
+        once nobody can move progress: one seen before a freeze is older than what siblings have applied since.
         """
-        log.error(
-            "log %s ends at %s, progress was at %s: it has lost records; going on at its end", one, end, next_offset
-        )
-        move_to(connection, self._app.consumer_name, one, end)
+        with self._app.engine.begin() as connection:
+            next_offset = lock_position(connection, self._app.consumer_name, one)
+            end = self._end(one)
+            if next_offset <= end:
+                return next_offset
+            log.error(
+                "log %s ends at %s, progress was at %s: it has lost records; going on at its end", one, end, next_offset
+            )
+            move_to(connection, self._app.consumer_name, one, end)
+            return end
 
-    def _opening(
-        self, one: Log, position: tuple[int, int | None], earliest: int, latest: int, committed: int | None
-    ) -> Opening:
+    def _end(self, one: Log) -> int:
+        asked = TopicPartition(one.topic, one.partition)
+        future = self._admin.list_offsets({asked: OffsetSpec.latest()}, request_timeout=ADMIN_TIMEOUT_S)[asked]
+        return int(future.result(ADMIN_TIMEOUT_S).offset)
+
+    def _opening(self, one: Log, position: tuple[int, int | None], earliest: int, committed: int | None) -> Opening:
         next_offset, mirrored = position
         hole = ""
-        if not earliest <= next_offset <= latest:
-            hole = f"progress is at {next_offset}, the log holds {earliest} to {latest}: payrelay doctor"
+        if next_offset < earliest:
+            hole = f"progress is at {next_offset}, the log begins at {earliest}: payrelay doctor"
         foreign = committed is not None and (committed > next_offset or (mirrored is not None and committed < mirrored))
         if foreign:
             log.warning(

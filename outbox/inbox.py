@@ -111,6 +111,11 @@ def positions(connection: Connection, consumer: str, logs: Sequence[Log]) -> dic
     return found
 
 
+def lock_position(connection: Connection, consumer: str, log: Log) -> int:
+    """Return the next offset of a log that the consumer has begun; nobody moves it until the caller's transaction ends."""
+    return int(connection.execute(_LOCK, _keys(consumer, log)).one().next_offset)
+
+
 def begin_log(connection: Connection, consumer: str, log: Log, *, next_offset: int) -> None:
     """The consumer has a position in the log; one that it had is kept. Transaction: the caller's.
 
