@@ -25,8 +25,8 @@ class Format(StrEnum):
 
 Output = Annotated[Format, typer.Option("-o", "--output", help="table, json or csv")]
 
-PIPE_WIDTH = 240
-"""Columns where standard output is no terminal: nothing is cut that a program or a file is to read."""
+PIPE_WIDTH = 10_000
+"""Columns where standard output is no terminal: nothing is cut or wrapped that a program or a file is to read."""
 
 console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, soft_wrap=True, emoji=False, markup=False)
 errors = Console(stderr=True, soft_wrap=True, emoji=False)
