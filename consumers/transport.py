@@ -25,12 +25,14 @@ from typing import Any, Protocol, TypeVar
 import faust
 from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.errors import (
+    CommitFailedError,
     IllegalStateError,
     KafkaConnectionError,
     KafkaError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
 )
+from aiokafka.protocol.commit import OffsetCommitRequest
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.transport.drivers import TRANSPORTS
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, ConsumerRebalanceListener
@@ -253,6 +255,7 @@ class _Thread(AIOKafkaConsumerThread):  # type: ignore[misc]
 
     async def on_start(self) -> None:
         await super().on_start()
+        commit_as_member(self._consumer)
         fetcher = self._consumer._fetcher
         request = fetcher._proc_fetch_request
 
@@ -645,6 +648,23 @@ def _send(
 
 
 AIOKafkaConnection.send = _send
+
+
+def commit_as_member(consumer: Any) -> None:
+    """The aiokafka consumer commits nothing, with CommitFailedError, while its group does not know it as a member.
+
+    A member that the group has let go forgets its generation, and commits like a tool from outside: a broker takes that once
+    the group is empty. One that thaws after its siblings have ended would set Kafka's offset back.
+    """
+    coordinator = consumer._coordinator
+    commit = coordinator._do_commit_offsets
+
+    async def as_member(assignment: Any, offsets: Any) -> None:
+        if coordinator.generation == OffsetCommitRequest.DEFAULT_GENERATION_ID:
+            raise CommitFailedError("the group does not know this member")
+        await commit(assignment, offsets)
+
+    coordinator._do_commit_offsets = as_member
 
 
 async def _seek(consumer: Any, tp: TopicPartition, offset: int) -> None:

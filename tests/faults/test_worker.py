@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import time
 
 import pytest
+from aiokafka import AIOKafkaConsumer
+from aiokafka import TopicPartition as AIOKafkaPartition
+from aiokafka.errors import CommitFailedError
 from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 from sqlalchemy import text
 
-from consumers.transport import FAILED
+from consumers.transport import FAILED, commit_as_member
 from tests.pipeline import Pipeline, engine_of
 from tests.waiting import eventually
 
@@ -124,6 +128,35 @@ def test_a_worker_whose_kafka_client_has_ended_inside_ends_and_its_successor_goe
     pipeline.start()
     pipeline.all_posted()
     pipeline.prove()
+
+
+def test_a_consumer_that_its_group_does_not_know_commits_nothing(pipeline: Pipeline) -> None:
+    """As one that thaws after its siblings have ended: the group is empty, and the broker would take its offset."""
+
+    async def commit(offset: int, *, bound: bool) -> None:
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=pipeline.settings.kafka_bootstrap, group_id=pipeline.consumer, enable_auto_commit=False
+        )
+        await consumer.start()
+        try:
+            consumer.assign([place])
+            if bound:
+                commit_as_member(consumer)
+            await consumer.commit({place: offset})
+        finally:
+            await consumer.stop()
+
+    def committed() -> int:
+        found = pipeline.admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(pipeline.consumer)])
+        [one] = found[pipeline.consumer].result(20).topic_partitions
+        return int(one.offset)
+
+    place = AIOKafkaPartition(pipeline.topic, 0)
+    asyncio.run(commit(7, bound=False))
+    assert committed() == 7, "the broker takes an offset from anybody"
+    with pytest.raises(CommitFailedError):
+        asyncio.run(commit(3, bound=True))
+    assert committed() == 7
 
 
 def test_a_log_that_has_lost_its_end_is_read_on_from_there(pipeline: Pipeline) -> None:

@@ -31,6 +31,12 @@ DAY = timedelta(days=1)
 BEGIN = datetime(2001, 1, 1, tzinfo=UTC)
 
 
+@pytest.fixture(autouse=True)
+def all_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many differences other tests have left in these ledgers, this test's are named."""
+    monkeypatch.setattr("ops.ledger.NAMED_MAX", 1_000_000)
+
+
 @pytest.fixture
 def account(settings: Settings, prefix: str) -> str:
     """Return the account of a merchant who was paid 100, 200 and 300 yuan on three days, less a fee of 1 yuan each."""

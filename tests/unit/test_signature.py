@@ -19,9 +19,10 @@ NOW = datetime.now(UTC).replace(microsecond=0)
 
 
 def test_the_reference_library_verifies_ours() -> None:
-    headers = signed_headers(SECRET, message_id="m1", at=NOW, body=b'{"a":1}')
+    now = datetime.now(UTC).replace(microsecond=0)  # the library refuses what was signed minutes ago
+    headers = signed_headers(SECRET, message_id="m1", at=now, body=b'{"a":1}')
     assert Webhook(SECRET).verify(b'{"a":1}', headers) == {"a": 1}
-    assert signed_at(SECRET, headers, b'{"a":1}') == NOW
+    assert signed_at(SECRET, headers, b'{"a":1}') == now
 
 
 @pytest.mark.parametrize("change", [
