@@ -23,6 +23,7 @@ from outbox.clock import first_id_at, time_of
 from outbox.inbox import Arrival, Log, arrive, claim_spans, horizon
 from outbox.parking import Cause, Parked, blocked_keys, park
 from schemas.codec import TYPE, Envelope, Undecodable, UnknownType, UnknownVersion, decode
+from schemas.events import Event
 from schemas.topics import Topic
 
 PARKED_KEYS_MAX = 20
@@ -73,6 +74,8 @@ class Processor:
 
     Raises DuplicateFact where the fact has an effect already; anything else it raises counts as a rejection.
     """
+    touches_outside: Callable[[Event], bool] = lambda _: False
+    """Whether what the handler writes of an event makes somebody outside be told, who cannot be untold."""
 
 
 class DuplicateFact(Exception):

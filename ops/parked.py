@@ -17,7 +17,8 @@ from typing import Any
 from sqlalchemy import Connection, Engine, text
 
 import consumers.retry as out
-from consumers.delivery import Delivery, Processor
+from consumers.delivery import Delivery
+from ops.processors import processor_of
 from outbox.clock import utc_now
 from outbox.database import engine_for
 from outbox.errors import Refused
@@ -170,7 +171,7 @@ def retry(settings: Settings, chosen: Sequence[Queue], act: Act) -> Iterator[tup
     Own transactions, one an event, as the service. May be repeated and cut off anywhere. Raises Refused before anything is
     done if a consumer is none of this version's.
     """
-    processors = {queue.consumer: _processor(settings, queue.consumer) for queue in chosen}
+    processors = {queue.consumer: processor_of(settings, queue.consumer) for queue in chosen}
     with _engines(settings) as engine_of:
         for queue in chosen:
             engine = engine_of(processors[queue.consumer].service)
@@ -205,17 +206,6 @@ def operator() -> str:
     except KeyError:
         name = str(os.getuid())
     return f"{name}@{socket.gethostname()}"
-
-
-def _processor(settings: Settings, consumer: str) -> Processor:
-    from consumers.worker import PROCESSORS  # Faust, which the reading commands do without
-
-    try:
-        return PROCESSORS[consumer.removeprefix(settings.group_prefix)]
-    except KeyError:
-        raise Refused(
-            f"no processor here for consumer {consumer!r} (PAYRELAY_GROUP_PREFIX is {settings.group_prefix!r})"
-        ) from None
 
 
 @contextmanager

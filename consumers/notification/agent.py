@@ -1,7 +1,13 @@
 """The notification processor: it only writes the record; the sender sends."""
 
 from consumers.delivery import Processor
-from consumers.notification.records import write_records
+from consumers.notification.records import body_of, write_records
 from schemas.topics import PAYMENT_ORDER
 
-PROCESSOR = Processor(name="notification", service="notification", topics=(PAYMENT_ORDER,), handle=write_records)
+PROCESSOR = Processor(
+    name="notification",
+    service="notification",
+    topics=(PAYMENT_ORDER,),
+    handle=write_records,
+    touches_outside=lambda event: body_of(event) is not None,
+)
