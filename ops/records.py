@@ -121,6 +121,36 @@ def bounds(settings: Settings, topics: Collection[str]) -> dict[Place, tuple[int
         }
 
 
+def records_at(settings: Settings, offsets: Collection[tuple[Place, int]]) -> dict[tuple[Place, int], Message]:
+    """Return the record at each of the offsets; those that hold none, or lie outside their log, are left out. Raises Unreachable."""
+    logs = bounds(settings, {topic for (topic, _), _ in offsets})
+    left = {(place, at) for place, at in offsets if place in logs and logs[place][0] <= at < logs[place][1]}
+    found = {}
+    while left:
+        asked = dict(sorted(left))  # of each partition one
+        left -= set(asked.items())
+        for message in read(settings, {place: range(at, at + 1) for place, at in asked.items()}):
+            found[(message.topic(), message.partition()), message.offset()] = message
+    return found
+
+
+def search(
+    settings: Settings, topic: str, event_id: UUID, *, since: datetime, limit: int
+) -> tuple[Message | None, bool]:
+    """Return the first record of an event that was appended since, and whether every record since was looked at.
+
+    At most so many records of each partition are; a topic that does not exist holds nothing. Raises Unreachable.
+    """
+    ends = bounds(settings, [topic])
+    starts = offsets_at(settings, [topic], since)
+    spans = {place: range(start, min(ends[place][1], start + limit)) for place, start in starts.items()}
+    wanted = str(event_id).encode()
+    for message in read(settings, spans):
+        if dict(message.headers() or []).get(ID) == wanted:
+            return message, True
+    return None, all(span.stop == ends[place][1] for place, span in spans.items())
+
+
 def append_times(settings: Settings, offsets: Collection[tuple[Place, int]]) -> dict[tuple[Place, int], datetime]:
     """Return when the record at each of the offsets was appended. Every one must exist. Raises Unreachable.
 

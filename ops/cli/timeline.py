@@ -1,0 +1,52 @@
+"""payrelay timeline: one order's whole story."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from ops.cli.output import Format, Output, console, print_json, print_rows, say
+from ops.cli.pipeline import current_settings
+
+
+def timeline(
+    number: Annotated[str, typer.Argument(metavar="ORDER_NO", help="an order's number, or a payment's")],
+    merchant: Annotated[
+        str, typer.Option("--merchant", help="this merchant's only: others may use the number too")
+    ] = "",
+    output: Output = Format.TABLE,
+) -> None:
+    """Show an order's whole story over every table and topic, in time order with latencies.
+
+    Each thing that should be there and is not has a line `missing` with the command that mends it. Exit code 1 if there is
+    one, or no such order.
+    """
+    from ops.timeline.story import Line, timeline
+
+    stories = timeline(current_settings(), number, merchant_no=merchant)
+    if not stories:
+        say(f"no order and no payment has the number {number}")
+        raise typer.Exit(1)
+    if output is Format.JSON:
+        print_json([asdict(story) for story in stories])
+    elif output is Format.CSV:
+        rows = [{"payment_no": story.payment_no, **asdict(line)} for story in stories for line in story.lines]
+        print_rows(rows, output)
+    else:
+        for story in stories:
+            console.print(
+                f"payment {story.payment_no} of order {story.order_no} at merchant {story.merchant_no}: "
+                f"{story.status}, {story.amount_fen} fen {story.currency}, {story.method}"
+            )
+            columns = [
+                name for name in Line.__dataclass_fields__ if name != "mend" or any(line.mend for line in story.lines)
+            ]
+            print_rows([asdict(line) for line in story.lines], output, columns=columns)
+    if holes := sum(not story.is_whole for story in stories):
+        say(f"{holes} of {len(stories)} payments have something missing")
+        raise typer.Exit(1)
+
+
+COMMANDS = (timeline,)

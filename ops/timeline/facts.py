@@ -1,0 +1,254 @@
+"""What the tables and topics hold of one payment, as read: each service's rows by themselves, every look-up by an index.
+
+Outboxes have no index of keys. An event is found there by its id, which its effects and what it has caused tell, or by its key
+within a minute of the times that the payment's own rows tell: ids carry their time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from consumers.notification.records import MERCHANT
+from ops.processors import known_processors
+from outbox.clock import first_id_at
+from outbox.settings import Settings
+from schemas.topics import TOPICS
+
+MARGIN = timedelta(minutes=1)
+"""How far an event's id may be from the times that rows tell: clocks differ, and a transaction takes its time."""
+
+
+@dataclass(kw_only=True)
+class Facts:
+    """One payment's rows. Each has `committed_at`, when it could be seen; a row that was changed since tells its last change."""
+
+    payment: Any
+    bank: list[Any]
+    """Transactions, each with what became of its notification."""
+    notified: list[Any]
+    """Notifications that the platform has answered."""
+    suspense: list[Any]
+    outbox: list[Any]
+    inbox: list[Any]
+    vouchers: list[Any]
+    """The events' own, and what reverses and corrects them."""
+    funds: list[Any]
+    points: list[Any]
+    notify_records: list[Any]
+    parked: list[Any]
+    audited: list[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Follower:
+    """A consumer that is to apply an event."""
+
+    consumer: str
+    service: str
+
+
+def followers(settings: Settings) -> dict[str, list[Follower]]:
+    """Return the consumers of each topic, by the name that the outbox calls it."""
+    found: dict[str, list[Follower]] = {topic.name: [] for topic in TOPICS}
+    for consumer, processor in known_processors(settings).items():
+        for topic in processor.topics:
+            found[topic.name].append(Follower(consumer=consumer, service=processor.service))
+    return found
+
+
+def payments_of(connection: Connection, number: str, *, merchant_no: str = "", limit: int = 100) -> list[Any]:
+    """Return the payments of an order, which is a merchant's own number, or the one of a payment number; oldest first."""
+    rows = connection.execute(_PAYMENTS, {"number": number, "merchant_no": merchant_no, "limit": limit})
+    return list(rows)
+
+
+# By the unique index of merchant and order: a probe for each merchant, on every version of PostgreSQL.
+_PAYMENTS = text("""
+    WITH found AS (
+      SELECT payment_no FROM payments.merchant
+      CROSS JOIN LATERAL (SELECT payment_no FROM payments.payment
+                          WHERE payment.merchant_no = merchant.merchant_no AND order_no = :number LIMIT 1) AS one
+      UNION SELECT payment_no FROM payments.payment WHERE payment_no = :number)
+    SELECT payment.*, pg_xact_commit_timestamp(payment.xmin) AS committed_at
+    FROM found JOIN payments.payment USING (payment_no)
+    WHERE :merchant_no = '' OR merchant_no = :merchant_no
+    ORDER BY created_at, payment_no LIMIT :limit""")
+
+
+def read_facts(connection: Connection, settings: Settings, payment: Any) -> Facts:
+    """Return everything that the tables hold of a payment. Reads only; the caller's connection is the reader's."""
+
+    def rows(statement: str, **parameters: Any) -> list[Any]:
+        return list(connection.execute(text(statement), {"payment_no": payment.payment_no, **parameters}))
+
+    bank, suspense = rows(_BANK), rows(_SUSPENSE)
+    numbers = sorted({row.transaction_no for row in bank} | {row.bank_transaction_no for row in suspense})
+    notified = rows(_NOTIFIED, numbers=numbers)
+    funds, points, asked = rows(_FUNDS), rows(_POINTS), rows(_BALANCE_PAYMENT)
+    vouchers = rows(_VOUCHERS, business=[payment.payment_no, *numbers])
+    keys = [payment.payment_no, *numbers]
+    consumers = {one.consumer: one.service for group in followers(settings).values() for one in group}
+    parked, audited = _lots(connection, consumers, keys)
+    effects = (*funds, *points, *vouchers, *asked, *parked, *audited)
+    known = {row.event_id for row in effects if row.event_id}
+    times = [payment.created_at, payment.finished_at, payment.committed_at]
+    times += [row.committed_at for row in (*bank, *suspense, *effects)]
+    outbox = _events(connection, keys, known=known, times=times)
+    ids = known | {row.id for row in outbox}
+    return Facts(
+        payment=payment,
+        bank=bank,
+        notified=notified,
+        suspense=suspense,
+        outbox=outbox,
+        inbox=_inboxes(connection, consumers, ids),
+        vouchers=vouchers,
+        funds=funds,
+        points=points,
+        notify_records=rows(_NOTIFY, queue=MERCHANT, ids=list(ids)),
+        parked=parked,
+        audited=audited,
+    )
+
+
+_BANK = """
+    SELECT transaction_no, status, reason, amount_fen, created_at, attempts, answered_at,
+           coalesce(pg_xact_commit_timestamp(transaction.xmin), created_at) AS committed_at
+    FROM bank.transaction LEFT JOIN bank.notification USING (transaction_no) WHERE payment_no = :payment_no"""
+
+_NOTIFIED = """
+    SELECT webhook_id, answer_status, answer, coalesce(pg_xact_commit_timestamp(xmin), received_at) AS committed_at
+    FROM payments.bank_notification WHERE webhook_id = ANY (:numbers)"""
+
+# Money that no order could take is rare: few rows.
+_SUSPENSE = """
+    SELECT bank_transaction_no, amount_fen, reason, coalesce(pg_xact_commit_timestamp(xmin), recorded_at) AS committed_at
+    FROM payments.suspense WHERE payment_no = :payment_no"""
+
+_FUNDS = """
+    SELECT account_no, kind, amount_fen, event_id, coalesce(pg_xact_commit_timestamp(xmin), created_at) AS committed_at
+    FROM funds.entry WHERE payment_no = :payment_no ORDER BY kind DESC"""
+
+_BALANCE_PAYMENT = """
+    SELECT event_id, paid, pg_xact_commit_timestamp(xmin) AS committed_at
+    FROM funds.balance_payment WHERE payment_no = :payment_no"""
+
+_POINTS = """
+    SELECT account_no, kind, points, event_id, coalesce(pg_xact_commit_timestamp(xmin), created_at) AS committed_at
+    FROM points.entry WHERE payment_no = :payment_no"""
+
+_VOUCHERS = """
+    WITH RECURSIVE chain AS (
+      SELECT voucher_no FROM accounting.voucher WHERE business_no = ANY (:business) AND event_id IS NOT NULL
+      UNION
+      SELECT later.voucher_no FROM chain CROSS JOIN LATERAL (
+        SELECT voucher_no FROM accounting.voucher WHERE reverses = chain.voucher_no
+        UNION ALL SELECT voucher_no FROM accounting.voucher WHERE corrects = chain.voucher_no) AS later)
+    SELECT voucher_no, business_no, kind, event_id, reverses, corrects, reason, actor,
+           (SELECT sum(amount_fen)::bigint FROM accounting.entry
+            WHERE entry.voucher_no = voucher.voucher_no AND side = 'D') AS amount_fen,
+           coalesce(pg_xact_commit_timestamp(voucher.xmin), posted_at) AS committed_at
+    FROM chain JOIN accounting.voucher USING (voucher_no) ORDER BY voucher_no"""
+
+_NOTIFY = """
+    SELECT id, queue, event_id, merchant_no, status, attempts, last_error, created_at, finished_at
+    FROM notification.notify_record WHERE queue = :queue AND event_id = ANY (:ids)"""
+
+_EVENT = """
+    SELECT '{service}' AS service, id, topic, key, version, type, correlation, causation, lsn,
+           coalesce(pg_xact_commit_timestamp(xmin), created_at) AS committed_at
+    FROM {service}.outbox WHERE {which} ORDER BY id"""
+
+
+def _events(
+    connection: Connection, keys: Sequence[str], *, known: Collection[UUID], times: Iterable[datetime | None]
+) -> list[Any]:
+    """Return the outbox rows of these keys within the margin of the times, those of known ids, and what caused any of them."""
+    services = sorted({topic.service for topic in TOPICS})
+    found: dict[UUID, Any] = {}
+
+    def look(which: str, **parameters: Any) -> None:
+        for service in services:
+            statement = text(_EVENT.format(service=service, which=which))
+            found.update((row.id, row) for row in connection.execute(statement, parameters))
+
+    for begin, end in spans_around(times, MARGIN):
+        look(
+            "id >= :begin AND id < :end AND key = ANY (:keys)",
+            begin=first_id_at(begin),
+            end=first_id_at(end),
+            keys=keys,
+        )
+    asked: set[UUID] = set()
+    while ids := (set(known) | causes(found.values())) - found.keys() - asked:
+        look("id = ANY (:ids)", ids=list(ids))
+        asked |= ids
+    return sorted(found.values(), key=lambda row: row.id.int)
+
+
+def causes(events: Iterable[Any]) -> set[UUID]:
+    """Return the ids of what outbox rows say has caused them."""
+    return {UUID(row.causation) for row in events if row.causation}
+
+
+def spans_around(times: Iterable[datetime | None], margin: timedelta) -> list[tuple[datetime, datetime]]:
+    """Return the spans within a margin of times, those that meet made one.
+
+    >>> from datetime import UTC
+    >>> at = datetime(2026, 11, 23, tzinfo=UTC)
+    >>> [str(end - begin) for begin, end in spans_around([at + MARGIN, None, at, at + 5 * MARGIN], MARGIN)]
+    ['0:03:00', '0:02:00']
+    """
+    spans: list[tuple[datetime, datetime]] = []
+    for at in sorted(time for time in times if time is not None):
+        if spans and at - margin <= spans[-1][1]:
+            spans[-1] = (spans[-1][0], at + margin)
+        else:
+            spans.append((at - margin, at + margin))
+    return spans
+
+
+def _inboxes(connection: Connection, consumers: Mapping[str, str], ids: Collection[UUID]) -> list[Any]:
+    found: list[Any] = []
+    for consumer, service in consumers.items():
+        statement = text(f"""
+            SELECT '{service}' AS service, consumer, event_id, topic, partition, "offset",
+                   coalesce(pg_xact_commit_timestamp(xmin), applied_at) AS committed_at
+            FROM {service}.inbox WHERE consumer = :consumer AND event_id = ANY (:ids)""")  # noqa: S608
+        found += connection.execute(statement, {"consumer": consumer, "ids": list(ids)})
+    return found
+
+
+def _lots(connection: Connection, consumers: Mapping[str, str], keys: Sequence[str]) -> tuple[list[Any], list[Any]]:
+    """Return what is parked of these keys, and what was done about parked events of them."""
+    parked: list[Any] = []
+    audited: list[Any] = []
+    for service in sorted(set(consumers.values())):
+        own = {"consumers": [name for name, owner in consumers.items() if owner == service], "keys": keys}
+        parked += connection.execute(text(_PARKED.format(service=service)), own)
+        audited += connection.execute(text(_AUDITED.format(service=service)), own)
+    return parked, audited
+
+
+_PARKED = """
+    SELECT '{service}' AS service, id, consumer, event_id, type, topic, partition, "offset", cause, error, attempts,
+           parked_at AS committed_at
+    FROM {service}.parked WHERE consumer = ANY (:consumers) AND sha256(key) IN (
+      SELECT sha256(convert_to(key, 'UTF8')) FROM unnest(CAST(:keys AS text[])) AS wanted (key))
+    ORDER BY id"""
+
+# Rows that people have caused: few.
+_AUDITED = """
+    SELECT '{service}' AS service, id, action, outcome, error, reason, actor, event ->> 'consumer' AS consumer,
+           CAST(event ->> 'event_id' AS uuid) AS event_id, event ->> 'type' AS type,
+           coalesce(pg_xact_commit_timestamp(xmin), acted_at) AS committed_at
+    FROM {service}.parked_audit
+    WHERE event ->> 'consumer' = ANY (:consumers) AND event ->> 'key' IN (
+      SELECT '\\x' || encode(convert_to(key, 'UTF8'), 'hex') FROM unnest(CAST(:keys AS text[])) AS wanted (key))
+    ORDER BY id"""

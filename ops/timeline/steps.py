@@ -1,0 +1,322 @@
+"""A payment's rows and records as steps of a story, causes before what they cause. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from ops.timeline.facts import Facts, Follower
+from ops.timeline.places import LOOK_MAX, Records
+
+MISSING = "missing"
+WAITING = "waiting"
+GRACE = timedelta(seconds=5)
+"""An event recorded less than this ago may be on its way, though its slot has passed the place of its row: what is passed is
+the commit of whoever came before it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Something that happened, or should have."""
+
+    key: Hashable
+    cause: Hashable = None
+    """The key of what led to it."""
+    at: datetime | None
+    """When it could be seen; None of what has not happened."""
+    where: str
+    what: str
+    detail: str = ""
+    mend: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How far everybody was before the rows were read: what tells what waits from what is missing."""
+
+    at: datetime
+    slot_found: bool
+    confirmed_lsn: int
+    """What was written before it is published."""
+    remembered: Mapping[str, UUID]
+    """Per service, the smallest event id that its inbox would still know."""
+    positions: Mapping[tuple[str, str, int], int]
+    """The next offset per consumer, topic and partition."""
+
+
+def steps_of(
+    facts: Facts, records: Mapping[UUID, Records], standing: Standing, following: Mapping[str, Sequence[Follower]]
+) -> list[Step]:
+    """Return every step of a payment that its rows and records tell, and those that are missing or waited for."""
+    steps = [*_bank(facts), *_payment(facts)]
+    steps += [step for row in facts.outbox for step in _outbox(facts, row)]
+    for event_id in sorted(records, key=lambda one: one.int):
+        steps += _records(facts, event_id, records[event_id], standing)
+    for event_id in sorted(records, key=lambda one: one.int):
+        steps += _consumers(facts, event_id, records[event_id], standing, following)
+    return [*steps, *_parked(facts), *_effects(facts), *_notifications(facts)]
+
+
+def _bank(facts: Facts) -> Iterator[Step]:
+    payment = facts.payment
+    yield Step(key="created", at=payment.created_at, where="payments.payment", what="CREATED", detail=payment.method)
+    for row in facts.bank:
+        number = row.transaction_no
+        told = f"{number} {row.amount_fen} fen" + (f": {row.reason}" if row.reason else "")
+        transaction = ("bank", number)
+        yield Step(
+            key=transaction,
+            cause="created",
+            at=row.committed_at,
+            where="bank.transaction",
+            what=row.status,
+            detail=told,
+        )
+        yield Step(
+            key=("answered", number),
+            cause=transaction,
+            at=row.answered_at,
+            where="bank.notification",
+            what="answered" if row.answered_at else WAITING,
+            detail=f"{row.attempts} attempts",
+        )
+    for row in facts.notified:
+        yield Step(
+            key=("notified", row.webhook_id),
+            cause=("bank", row.webhook_id),
+            at=row.committed_at,
+            where="payments.bank_notification",
+            what="received",
+            detail=f"{row.webhook_id} answered {row.answer_status} {row.answer}",
+        )
+
+
+def _payment(facts: Facts) -> Iterator[Step]:
+    """The states of the payment, each at the commit of the event that tells of it where there is one."""
+    payment = facts.payment
+    events = {row.type.split(".")[1]: row for row in facts.outbox if row.key == payment.payment_no}
+    if asked := events.get("balance_requested"):
+        yield Step(key="asked", cause="created", at=asked.committed_at, where="payments.payment", what="PAYING")
+    if payment.status in ("SETTLED", "FAILED", "EXPIRED"):
+        ending = events.get(payment.status.lower())
+        yield Step(
+            key="ended",
+            cause=_cause(facts, ending) if ending else "created",
+            at=ending.committed_at if ending else payment.finished_at,
+            where="payments.payment",
+            what=payment.status,
+            detail=payment.reason or "",
+        )
+        if ending is None and payment.status != "EXPIRED" and not _told(facts):
+            yield Step(
+                key="untold",
+                cause="ended",
+                at=None,
+                where="payments.outbox",
+                what=MISSING,
+                detail="no event of it is in the outbox, nor has one had an effect",
+                mend=f"payrelay reconcile: {payment.payment_no} is {payment.status} and nobody was told",
+            )
+    for row in facts.suspense:
+        yield Step(
+            key=("suspense", row.bank_transaction_no),
+            cause=("bank", row.bank_transaction_no),
+            at=row.committed_at,
+            where="payments.suspense",
+            what="recorded",
+            detail=f"{row.bank_transaction_no} {row.amount_fen} fen: {row.reason}",
+        )
+
+
+def _told(facts: Facts) -> bool:
+    return bool(facts.inbox or facts.vouchers or facts.notify_records or facts.parked)
+
+
+def _cause(facts: Facts, event: Any) -> Hashable:
+    """What an event came from: another event, or the bank's transaction."""
+    if event.causation:
+        return ("record", UUID(event.causation))
+    if event.type.startswith("payment.balance_requested"):
+        return "created"
+    number = facts.payment.bank_transaction_no or next((row.transaction_no for row in facts.bank), None)
+    return ("bank", number) if number else "created"
+
+
+def _outbox(facts: Facts, row: Any) -> Iterator[Step]:
+    yield Step(
+        key=("outbox", row.id),
+        cause=_cause(facts, row),
+        at=row.committed_at,
+        where=f"{row.service}.outbox",
+        what=row.type,
+        detail=f"{row.id} version {row.version} lsn {_lsn(row.lsn)}",
+    )
+
+
+def _records(facts: Facts, event_id: UUID, records: Records, standing: Standing) -> Iterator[Step]:
+    """The event's records; or that it waits to be published, or has been lost on the way."""
+    for number, found in enumerate(records.found):
+        yield Step(
+            key=("record", event_id, number) if number else ("record", event_id),
+            cause=("outbox", event_id),
+            at=found.at,
+            where=str(found),
+            what=found.type,
+            detail=str(event_id) + (" again" if number else ""),
+        )
+    row = next((row for row in facts.outbox if row.id == event_id), None)
+    if records.found or row is None:
+        return
+    waits = standing.slot_found and (row.lsn >= standing.confirmed_lsn or standing.at - row.committed_at < GRACE)
+    detail, mend = f"{event_id} is not on the topic", f"payrelay connect snapshot --event {event_id} --execute"
+    if waits:
+        detail, mend = f"published up to {_lsn(standing.confirmed_lsn)}", "payrelay doctor"
+    elif not records.all_seen:
+        detail = f"{event_id} is not among the {LOOK_MAX} records of each partition after it was recorded"
+    elif not standing.slot_found:
+        mend = "payrelay doctor --repair-slot"
+    yield Step(
+        key=("record", event_id),
+        cause=("outbox", event_id),
+        at=None,
+        where=row.topic,
+        what=WAITING if waits else MISSING,
+        detail=detail,
+        mend=mend,
+    )
+
+
+def _consumers(
+    facts: Facts,
+    event_id: UUID,
+    records: Records,
+    standing: Standing,
+    following: Mapping[str, Sequence[Follower]],
+) -> Iterator[Step]:
+    """What each consumer of the event's topic has done about it."""
+    applied = {row.consumer: row for row in facts.inbox if row.event_id == event_id}
+    skipped = {row.consumer for row in facts.audited if row.event_id == event_id and row.action == "SKIP"}
+    parked = {row.consumer for row in facts.parked if row.event_id == event_id}
+    cause = ("record", event_id)
+    name = _type(facts, event_id, records)
+    for row in applied.values():
+        yield Step(
+            key=("inbox", row.consumer, event_id),
+            cause=cause,
+            at=row.committed_at,
+            where=f"{row.service}.inbox",
+            what="skipped" if row.consumer in skipped else "applied",
+            detail=f"{name} by {row.consumer}",
+        )
+    if not records.found:
+        return  # the hole lies before the consumers
+    first = records.found[0]
+    followers = next((found for name, found in following.items() if first.place[0].endswith(name)), ())
+    for one in followers:
+        if one.consumer in applied or one.consumer in parked or event_id.int < standing.remembered[one.service].int:
+            continue
+        next_offset = standing.positions.get((one.consumer, *first.place), 0)
+        waits = next_offset <= first.offset
+        yield Step(
+            key=("inbox", one.consumer, event_id),
+            cause=cause,
+            at=None,
+            where=f"{one.service}.inbox",
+            what=WAITING if waits else MISSING,
+            detail=f"{name}: {one.consumer} is at {next_offset}"
+            + ("" if waits else ", past the record, and has not applied it"),
+            mend="payrelay status"
+            if waits
+            else f"payrelay replay redeliver --consumer {one.consumer} --event {event_id} --execute",
+        )
+
+
+def _type(facts: Facts, event_id: UUID, records: Records) -> str:
+    told = [one.type for one in records.found] + [row.type for row in facts.outbox if row.id == event_id]
+    return next(iter(told), str(event_id))
+
+
+def _parked(facts: Facts) -> Iterator[Step]:
+    for row in facts.parked:
+        yield Step(
+            key=("parked", row.service, row.id),
+            cause=("record", row.event_id),
+            at=row.committed_at,
+            where=f"{row.service}.parked",
+            what=row.cause,
+            detail=f"{row.service}:{row.id} {row.type or ''} by {row.consumer}: {row.error[:200]}",
+            mend=f"payrelay parked retry {row.service}:{row.id} --execute",
+        )
+    for row in facts.audited:
+        yield Step(
+            key=("audit", row.service, row.id),
+            cause=("record", row.event_id),
+            at=row.committed_at,
+            where=f"{row.service}.parked_audit",
+            what=f"{row.action} {row.outcome}",
+            detail=f"{row.type or ''} by {row.actor} {row.reason} {row.error[:200]}".rstrip(),
+        )
+
+
+def _effects(facts: Facts) -> Iterator[Step]:
+    for row in facts.funds:
+        yield Step(
+            key=("funds", row.account_no, row.kind),
+            cause=("record", row.event_id),
+            at=row.committed_at,
+            where="funds.entry",
+            what=row.kind,
+            detail=f"{row.account_no} {row.amount_fen} fen",
+        )
+    for row in facts.points:
+        yield Step(
+            key=("points", row.account_no, row.kind),
+            cause=("record", row.event_id),
+            at=row.committed_at,
+            where="points.entry",
+            what=row.kind,
+            detail=f"{row.account_no} {row.points} points",
+        )
+    for row in facts.vouchers:
+        by_hand = f" by {row.actor}: {row.reason}" if row.actor else ""
+        yield Step(
+            key=("voucher", row.voucher_no),
+            cause=("record", row.event_id) if row.event_id else ("voucher", row.reverses or row.corrects),
+            at=row.committed_at,
+            where="accounting.voucher",
+            what=row.kind,
+            detail=f"voucher {row.voucher_no} {row.amount_fen} fen{by_hand}",
+        )
+
+
+def _notifications(facts: Facts) -> Iterator[Step]:
+    for row in facts.notify_records:
+        written = ("notify", row.id)
+        yield Step(
+            key=written,
+            cause=("record", row.event_id),
+            at=row.created_at,
+            where="notification.notify_record",
+            what="CREATED",
+            detail=f"{row.id} to {row.merchant_no}",
+        )
+        yield Step(
+            key=("notify", row.id, "end"),
+            cause=written,
+            at=row.finished_at,
+            where="notification.notify_record",
+            what=row.status if row.finished_at else WAITING,
+            detail=f"{row.attempts} attempts" + (f": {row.last_error}" if row.last_error else ""),
+        )
+
+
+def _lsn(position: int) -> str:
+    """Return a WAL position as PostgreSQL writes it.
+
+    >>> _lsn(23_000_000_000)
+    '5/5AE6E600'
+    """
+    return f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"

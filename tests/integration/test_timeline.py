@@ -1,0 +1,232 @@
+"""An order's story: whole where all went well, and each hole named with what mends it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from confluent_kafka import Producer
+from sqlalchemy import text
+from typer.testing import CliRunner
+
+from consumers.accounting.ledger import reverse_voucher
+from ops.cli.main import app
+from ops.demo.run import run_demo
+from ops.parked import Filter, events, skip
+from ops.timeline.story import Story, timeline
+from ops.topics import topic_states
+from outbox.clock import utc_now
+from outbox.inbox import Log, move_to
+from outbox.parking import Act, Action, Cause, Parked, park
+from outbox.settings import Settings
+from tests.integration.test_payments import Shop
+from tests.pipeline import Pipeline, engine_of, environment
+from tests.providers import Stack
+from tests.waiting import eventually
+
+
+@pytest.fixture(scope="module")
+def orders(stack: Stack) -> dict[str, str]:
+    """One order of each way to be paid and each end, from a run that holds."""
+    proof, _ = run_demo(stack.settings, stack.embedded, orders=10, seed=9, rate=None, watch=lambda *_: None)
+    assert proof.holds, proof.findings
+    with engine_of(stack.settings, "ops").connect() as connection:
+        rows = connection.execute(
+            text("SELECT method || ' ' || status, max(order_no) FROM payments.payment GROUP BY method, status")
+        )
+        return dict(rows.all())
+
+
+def lines_of(story: Story) -> list[tuple[str, str]]:
+    return [(line.where.partition("/")[0], line.what) for line in story.lines]
+
+
+AT_THE_BANK = [
+    ("payments.payment", "CREATED"),
+    ("bank.transaction", "SUCCESS"),
+    ("bank.notification", "answered"),
+    ("payments.bank_notification", "received"),
+    ("payments.payment", "SETTLED"),
+    ("payments.outbox", "payment.settled.v1"),
+    ("payment.order", "payment.settled.v1"),
+    *((f"{service}.inbox", "applied") for service in ("funds", "points", "accounting", "notification")),
+    ("funds.entry", "credit"),
+    ("points.entry", "earn"),
+    ("accounting.voucher", "settlement"),
+    ("notification.notify_record", "CREATED"),
+    ("notification.notify_record", "SUCCESS"),
+]
+FROM_THE_BALANCE = [
+    ("payments.payment", "CREATED"),
+    ("payments.payment", "PAYING"),
+    ("payments.outbox", "payment.balance_requested.v1"),
+    ("payment.order", "payment.balance_requested.v1"),
+    ("funds.entry", "debit"),
+    ("funds.outbox", "funds.balance_paid.v1"),
+    ("funds.transfer", "funds.balance_paid.v1"),
+    ("payments.inbox", "applied"),
+    ("accounting.inbox", "applied"),
+    *AT_THE_BANK[4:],
+    *((f"{service}.inbox", "applied") for service in ("funds", "points", "accounting", "notification")),
+]
+FAILED = [
+    *(
+        line
+        for line in AT_THE_BANK
+        if line[1] not in ("SUCCESS", "SETTLED", "payment.settled.v1", "credit", "earn", "settlement")
+    ),
+    ("bank.transaction", "FAILED"),
+    ("payments.payment", "FAILED"),
+    ("payments.outbox", "payment.failed.v1"),
+    ("payment.order", "payment.failed.v1"),
+    ("notification.notify_record", "SUCCESS"),
+]
+
+
+@pytest.mark.parametrize(
+    ("which", "expected"),
+    [("bank_card SETTLED", AT_THE_BANK), ("balance SETTLED", FROM_THE_BALANCE), ("bank_card FAILED", FAILED)],
+)
+def test_a_whole_story_has_every_table_and_topic_once_and_causes_first(
+    stack: Stack, orders: dict[str, str], which: str, expected: list[tuple[str, str]]
+) -> None:
+    [story] = timeline(stack.settings, orders[which])
+    assert sorted(lines_of(story)) == sorted(expected)
+    assert story.is_whole
+    places = {line: place for place, line in reversed(list(enumerate(lines_of(story))))}
+    for cause, effect in [(expected[0], line) for line in expected[1:]] + [
+        (("payments.outbox", line[1]), line) for line in expected if line[0] == "payment.order"
+    ]:
+        assert places[cause] < places[effect] or cause == effect
+    first, *rest = story.lines
+    assert (first.since_first_ms, first.since_cause_ms) == (0, None)
+    # Kafka tells milliseconds.
+    assert all(line.since_cause_ms is not None and line.since_cause_ms > -1 for line in rest), story
+    [by_payment] = timeline(stack.settings, story.payment_no)
+    assert by_payment == story
+
+
+def test_a_reversed_voucher_is_part_of_the_story(stack: Stack, orders: dict[str, str]) -> None:
+    [story] = timeline(stack.settings, orders["bank_card SETTLED"])
+    with engine_of(
+        stack.settings, "accounting"
+    ).connect() as connection:  # seen through the same eyes, then rolled back
+        number = connection.execute(
+            text("SELECT voucher_no FROM voucher WHERE business_no = :no"), {"no": story.payment_no}
+        ).scalar_one()
+    with engine_of(stack.settings, "accounting").begin() as connection:
+        reversal = reverse_voucher(connection, number, reason="for the test", actor="test", at=utc_now())
+    [story] = timeline(stack.settings, orders["bank_card SETTLED"])
+    line = story.lines[-1]
+    assert (line.where, line.what) == ("accounting.voucher", "reversal")
+    assert line.detail.startswith(f"voucher {reversal} ")
+    assert line.detail.endswith("by test: for the test")
+    assert line.since_cause_ms is not None
+
+
+@pytest.fixture
+def shop(pipeline: Pipeline) -> Shop:
+    """Its payments' events go to the real topics, and to those of the pipeline only as the test puts them there."""
+    return Shop(engine_of(pipeline.settings, "payments"), pipeline.settings.topic_prefix)
+
+
+def holes(settings: Settings, number: str) -> dict[str, tuple[str, str]]:
+    """Return what is said to be missing or to wait, by table or topic."""
+    [story] = timeline(settings, number)
+    assert story.is_whole == all(line.what != "missing" for line in story.lines)
+    return {
+        line.where: (line.what, line.mend)
+        for line in story.lines
+        if line.what in ("missing", "waiting") and not line.where.startswith("notification.notify")
+    }
+
+
+def test_what_waits_is_told_from_what_is_missing_and_what_mends_it(
+    shop: Shop, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, topic = pipeline.settings, pipeline.topic
+    opened = shop.open("O1", now=utc_now())
+    assert holes(settings, opened.payment_no) == {}
+    shop.tell(opened.payment_no, now=utc_now(), no=f"{shop.prefix}B")
+    row = shop.engine.connect().execute(text("SELECT * FROM outbox WHERE key = :no"), {"no": opened.payment_no}).one()
+    assert holes(settings, f"{shop.prefix}O1") == {"payment.order": ("waiting", "payrelay doctor")}
+    monkeypatch.setattr("ops.timeline.steps.GRACE", utc_now() - utc_now())
+    lost = {"payment.order": ("missing", f"payrelay connect snapshot --event {row.id} --execute")}
+    eventually(lambda: holes(settings, f"{shop.prefix}O1") == lost, what="the slot has passed the event")
+
+    headers = [("ce_id", str(row.id).encode()), ("ce_type", row.type.encode())]
+    producer = Producer({"bootstrap.servers": settings.kafka_bootstrap})
+    producer.produce(topic, value=row.payload.encode(), key=row.key.encode(), headers=headers, partition=1)
+    producer.flush(10)
+    services = ("funds", "points", "accounting", "notification")
+    waiting = {f"{service}.inbox": ("waiting", "payrelay status") for service in services}
+    assert holes(settings, opened.payment_no) == waiting
+
+    state = next(state for state in topic_states(settings) if state.topic == topic)
+    with engine_of(settings, "ops").connect() as connection:
+        cluster = connection.execute(text("SELECT cluster_id FROM accounting.progress LIMIT 1")).scalar_one()
+    log = Log(cluster_id=cluster, topic=topic, topic_id=state.topic_id, partition=1)
+    for service in ("accounting", "points"):
+        with engine_of(settings, service).begin() as connection:
+            move_to(connection, settings.group_prefix + service, log, 1)
+    poison = Parked(
+        offset=0, event_id=row.id, key=row.key.encode(), type=row.type, version=1, headers={}, value=b"", cause=Cause.REJECTED,
+        error="no such account",
+    )  # fmt: skip
+    with engine_of(settings, "points").begin() as connection:
+        park(connection, f"{settings.group_prefix}points", {log: [poison]})
+    mend = f"payrelay replay redeliver --consumer {pipeline.consumer} --event {row.id} --execute"
+    del waiting["points.inbox"]
+    assert holes(settings, opened.payment_no) == waiting | {"accounting.inbox": ("missing", mend)}
+
+    [story] = timeline(settings, opened.payment_no)
+    [line] = [line for line in story.lines if line.where == "points.parked"]
+    assert (line.what, "no such account" in line.detail) == ("REJECTED", True)
+    with engine_of(settings, "ops").connect() as connection:
+        chosen = events(connection, Filter(key=opened.payment_no, consumer=f"{settings.group_prefix}points"), limit=10)
+    assert line.mend == f"payrelay parked retry {chosen[0].id} --execute"
+    skip(settings, chosen, Act(action=Action.SKIP, actor="test", reason="told twice"))
+    [story] = timeline(settings, opened.payment_no)
+    told = [line for line in story.lines if line.where.startswith("points")]
+    assert [(line.where, line.what) for line in told if line.where != "points.entry"] == [
+        ("points.inbox", "skipped"),
+        ("points.parked_audit", "SKIP SKIPPED"),
+    ]
+    assert "told twice" in told[-1].detail
+
+
+def test_money_in_suspense_and_a_number_of_two_merchants(
+    shop: Shop, settings: Settings, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = shop.open("2O1", now=utc_now())
+    Shop(shop.engine, f"{prefix}2").open("O1", now=utc_now())
+    shop.tell(first.payment_no, amount_fen=499, no=f"{prefix}B", now=utc_now())
+    whole = eventually(
+        lambda: (
+            (stories := timeline(settings, f"{prefix}2O1"))
+            and ("accounting.voucher", "suspense") in lines_of(stories[0])
+            and stories
+        ),
+        what="the money in suspense has its voucher",
+    )
+    assert [story.merchant_no for story in whole] == [f"{prefix}M", f"{prefix}2M"]
+    assert {("payments.suspense", "recorded"), ("payments.outbox", "payment.suspense_recorded.v1")} <= set(
+        lines_of(whole[0])
+    )
+    assert lines_of(whole[1]) == [("payments.payment", "CREATED")]
+
+    for name, value in environment(settings).items():
+        monkeypatch.setenv(name, value)
+    code, rows = payrelay(f"{prefix}2O1", "-o", "json")
+    assert (code, len(json.loads(rows))) == (0, 2)
+    code, rows = payrelay(f"{prefix}2O1", "--merchant", f"{prefix}2M", "-o", "csv")
+    assert (code, rows.count("\n")) == (0, 2)
+    code, rows = payrelay(f"{prefix}2O1")
+    assert f"of order {prefix}2O1 at merchant {prefix}2M: CREATED" in rows
+    assert payrelay(f"{prefix}nobody") == (1, "")
+
+
+def payrelay(*arguments: str) -> tuple[int, Any]:
+    result = CliRunner().invoke(app, ["timeline", *arguments])
+    return result.exit_code, result.stdout
