@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -34,6 +35,7 @@ LAG_S_MAX = 60.0
 MARGIN = timedelta(minutes=15)
 """Longer than any transaction may be open: what was recorded this long before the last heartbeat has been published."""
 REPAIR_S = 120.0
+POLL_S = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,6 +292,16 @@ def repair_slot(settings: Settings, repair: Repair, *, say: Callable[[str], None
     say(f"{len(repair.missing)} missing events are on their topics; taking the bound away")
     apply_connector(client, settings)
     client.wait_running(settings.connector)
+    _wait_streaming(settings)
+
+
+def _wait_streaming(settings: Settings) -> None:
+    """Somebody reads the slot: a connector that says RUNNING may still be on its way there. Raises NotReady."""
+    deadline = time.monotonic() + REPAIR_S
+    while not slot_state(settings).active:
+        if time.monotonic() > deadline:
+            raise NotReady(f"nobody reads slot {settings.slot} after {REPAIR_S:.0f} s: payrelay connect status")
+        time.sleep(POLL_S)
 
 
 def _drop_slot(settings: Settings, engine: Engine) -> None:

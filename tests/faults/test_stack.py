@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from ops.demo.run import run_demo
 from ops.doctor import examine, plan_repair, repair_slot
-from ops.health import last_heartbeat
+from ops.health import last_heartbeat, slot_state
 from ops.records import event_times
 from ops.stack.state import StackFolder
 from outbox.clock import utc_now
@@ -143,6 +143,7 @@ def test_a_lost_slot_or_publication_is_found_and_mended(stack: Stack, lost: str)
             lambda: plan_repair(settings, now=utc_now()).missing, within_s=20, what="rows that nothing published"
         )
         repair_slot(settings, plan_repair(settings, now=utc_now()), say=lambda _: None)
+        assert slot_state(settings).active, "mended is when somebody reads the slot"
         proof, _ = driven.result(120)
     assert proof.holds, proof.findings
     eventually(lambda: healthy(settings), within_s=30, what="the pipeline well again")
