@@ -26,6 +26,7 @@ _begun = 0.0
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--stack", default="embedded", choices=sorted(PROVIDERS), help="what the tests run on")
+    parser.addoption("--write-howto", action="store_true", help="write what commands print to the how-to pages")
     parser.addoption(
         "--seeds", type=int, help="also the long random fault runs: seeds 1 to this one, and the kept ones"
     )

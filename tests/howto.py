@@ -1,0 +1,124 @@
+"""How-to pages that are run: each `$ command` of a console block, and what it prints held against what the page says.
+
+    <!-- name -->          a hook of the test's: the fault, or the wait for what comes by itself
+    ```console             commands and their output, in order; ids, times and the like may differ
+    ```console numbers     the numbers may differ too
+    …                      in an output: anything, within a line or any lines
+
+`pytest --write-howto` writes outputs that differ back to the page, and fails nowhere for them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ops.stack.programs import postgres_bin
+from ops.stack.state import StackFolder
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ROOT / "docs/how-to"
+COMMAND_S = 120
+
+_PART = re.compile(
+    r"^<!-- (?P<hook>\w+) -->$|^```console(?P<numbers> numbers)?\n(?P<block>.*?)^```$", re.MULTILINE | re.DOTALL
+)
+_COMMAND = re.compile(r"^\$ (?P<command>.*)\n(?P<output>(?:(?!\$ ).*\n)*)", re.MULTILINE)
+
+_VARYING = [
+    (re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"), "ID"),
+    (re.compile(r"\b[PB][0-9a-f]{32}\b"), "NO"),
+    (re.compile(r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?"), "TIME"),
+    (re.compile(r"\blsn [0-9A-F]+/[0-9A-F]+"), "LSN"),
+    (re.compile(r"\b(\w+\.\w+/)\d+@\d+"), r"\1PLACE"),
+    (re.compile(r"-?\b\d+\.\d+\b"), "FLOAT"),
+    (re.compile(r"[ \t]+"), " "),
+]
+_NUMBER = re.compile(r"(?<!exit code )(?<![\w-])-?\d+\b")
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """A shell whose `payrelay` means a stack, with PostgreSQL's programs beside it."""
+
+    folder: StackFolder
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def run(self, command: str) -> str:
+        """Return what a command prints on both channels, its exit code behind it where that is not 0."""
+        path = f"{ROOT / '.venv/bin'}:{postgres_bin()}:{os.environ['PATH']}"
+        done = subprocess.run(
+            ["/bin/bash", "-c", command],
+            env={**os.environ, "PATH": path, "PAYRELAY_STACK": self.folder.name, **self.environment},
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=COMMAND_S,
+            check=False,
+        )
+        lines = [line.rstrip() for line in done.stdout.splitlines()]
+        return "".join(
+            f"{line}\n" for line in [*lines, *([f"(exit code {done.returncode})"] if done.returncode else [])]
+        )
+
+
+def follow(page: Path, run: Callable[[str], str], hooks: Mapping[str, Callable[[], object]], *, write: bool) -> None:
+    """Every command of the page was run, every hook called, in the page's order, and each output is the page's.
+
+    With `write`, the page has the outputs instead, where they differ. Raises AssertionError for one that differs, for a page
+    without commands, and for a hook that is not on the page.
+    """
+    text = page.read_text()
+    called, written, done = set(), [], 0
+    for part in _PART.finditer(text):
+        written.append(text[done : part.start()])
+        done = part.end()
+        if hook := part["hook"]:
+            hooks[hook]()
+            called.add(hook)
+            written.append(part[0])
+            continue
+        numbers = part["numbers"] or ""
+        outputs = list(_outputs(part["block"], run, numbers=bool(numbers), write=write))
+        written.append(f"```console{numbers}\n{''.join(outputs)}```")
+    assert called == set(hooks), f"{page.name} does not call {set(hooks) - called}"
+    assert "```console" in text, f"{page.name} has no commands"
+    if write:
+        page.write_text("".join(written) + text[done:])
+
+
+def _outputs(block: str, run: Callable[[str], str], *, numbers: bool, write: bool) -> Iterator[str]:
+    for step in _COMMAND.finditer(block):
+        printed = run(step["command"])
+        same = agrees(step["output"], printed, numbers=numbers)
+        assert same or write, f"$ {step['command']}\n{printed}\nbut the page says\n{step['output']}"
+        yield f"$ {step['command']}\n{step['output'] if same else printed}"
+
+
+def agrees(told: str, printed: str, *, numbers: bool = False) -> bool:
+    """Return whether an output is as told, but for what varies, and for what is left out in it.
+
+    >>> agrees("P0123456789abcdef0123456789abcdef  2 events\\n", "Pfedcba9876543210fedcba9876543210 2 events\\n")
+    True
+    >>> agrees("2 events\\n", "3 events\\n"), agrees("2 events\\n", "3 events\\n", numbers=True)
+    (False, True)
+    >>> agrees("one …\\n…\\nlast\\n", "one two\\nthree\\nfour\\nlast\\n"), agrees("…\\nlast\\n", "last\\nbut one\\n")
+    (True, False)
+    """
+    pattern = "".join(
+        r"(?:.*\n)*" if line == "…" else ".*".join(map(re.escape, line.split("…"))) + r"\n"
+        for line in _masked(told, numbers=numbers).splitlines()
+    )
+    return re.fullmatch(pattern, _masked(printed, numbers=numbers)) is not None
+
+
+def _masked(output: str, *, numbers: bool) -> str:
+    for varying, name in [*_VARYING, *([(_NUMBER, "N")] if numbers else [])]:
+        output = varying.sub(name, output)
+    return "".join(f"{line.strip()}\n" for line in output.splitlines())
