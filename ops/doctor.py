@@ -193,7 +193,7 @@ def lag_ages(settings: Settings, positions: Sequence[Position], now: datetime) -
     """Return how old (seconds) the oldest message that waits is, of each position that is behind. Raises Unreachable."""
     behind = [one for one in positions if one.behind]
     times = append_times(settings, {(one.place, one.begin) for one in behind})
-    return {one: (now - times[one.place, one.begin]).total_seconds() for one in behind}
+    return {one: (now - at).total_seconds() for one in behind if (at := times.get((one.place, one.begin))) is not None}
 
 
 def _lag(settings: Settings, positions: Sequence[Position], now: datetime) -> Check:

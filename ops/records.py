@@ -24,14 +24,14 @@ Place = tuple[str, int]
 """A topic and one of its partitions."""
 
 
-def read(settings: Settings, spans: Mapping[Place, range]) -> Iterator[Message]:
+def read(settings: Settings, spans: Mapping[Place, range], **how: object) -> Generator[Message]:
     """Give every record of the spans of offsets, each partition's in order. Raises Unreachable.
 
     Offsets that hold none (transaction markers, what was compacted) are passed over; a span reaches no further than its log.
-    Memory is bounded.
+    Memory is bounded. `how` is the client's configuration, e.g. FEW.
     """
     left = {place: span for place, span in spans.items() if span}
-    with _looking(settings, **{"enable.partition.eof": True}) as consumer:
+    with _looking(settings, **{"enable.partition.eof": True}, **how) as consumer:
         consumer.assign([TopicPartition(*place, span.start) for place, span in left.items()])
         moved = time.monotonic()
         while left:
@@ -85,6 +85,11 @@ def event_times(settings: Settings, topics: Sequence[str], *, since: datetime) -
     for message in read(settings, {place: range(start, ends[place][1]) for place, start in starts.items()}):
         if (identity := id_of(message)) is not None:
             yield identity, message.timestamp()[1] / 1000
+
+
+def appended_at(message: Message) -> datetime:
+    """Return a record's time: of topics of ours, when the broker appended it."""
+    return datetime.fromtimestamp(message.timestamp()[1] / 1000, UTC)
 
 
 def id_of(message: Message) -> UUID | None:
@@ -152,15 +157,16 @@ def search(
 
 
 def append_times(settings: Settings, offsets: Collection[tuple[Place, int]]) -> dict[tuple[Place, int], datetime]:
-    """Return when the record at each of the offsets was appended. Every one must exist. Raises Unreachable.
+    """Return when the record at each of the offsets was appended, or the next one where there is none. Raises Unreachable.
 
-    One client for all; several offsets of one partition are looked at one after the other.
+    Left out where only transaction markers or aborted records follow. One client for all; several offsets of one partition
+    are looked at one after the other.
     """
     times: dict[tuple[Place, int], datetime] = {}
     left = set(offsets)
     if not left:
         return times
-    with _looking(settings, **FEW) as consumer:
+    with _looking(settings, **FEW, **{"enable.partition.eof": True}) as consumer:
         deadline = time.monotonic() + TIMEOUT_S
         while left:
             asked = dict(sorted(left))  # of each partition one
@@ -172,12 +178,14 @@ def append_times(settings: Settings, offsets: Collection[tuple[Place, int]]) -> 
                 record = consumer.poll(0.1)
                 if record is None:
                     continue
+                place = (record.topic(), record.partition())
+                if record.error() is not None and record.error().code() == KafkaError._PARTITION_EOF:
+                    asked.pop(place, None)
+                    continue
                 if record.error():
                     raise KafkaException(record.error())
-                place = (record.topic(), record.partition())
                 if place in asked and record.offset() >= asked[place]:
-                    at = datetime.fromtimestamp(record.timestamp()[1] / 1000, UTC)
-                    times[place, asked.pop(place)] = at
+                    times[place, asked.pop(place)] = appended_at(record)
     return times
 
 

@@ -1,4 +1,4 @@
-"""The local stack: setup, up, down, status, logs."""
+"""The local stack: setup, up, down, stop, start, status, logs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def up(
     stack: Stack = "",
     infrastructure: Annotated[bool, typer.Option("--infrastructure", help="without services and workers")] = False,
 ) -> None:
-    """Start the local stack; parts that have failed are tried again. Leaves one supervisor process, the parent of all parts."""
+    """Start the local stack; parts that have failed or were stopped are started. Leaves one supervisor process, the parent of all parts."""
     from ops.stack.control import up as start
 
     setup()
@@ -76,13 +76,35 @@ def down(stack: Stack = "", wipe: Annotated[bool, typer.Option("--wipe", help="r
     say(("the stack is down" if was_up else "nothing was running") + (", its data removed" if wipe else ""))
 
 
+Parts = Annotated[list[str], typer.Argument(metavar="PART...", help="as status shows them, e.g. worker:accounting")]
+
+
+def stop(parts: Parts, stack: Stack = "") -> None:
+    """Stop parts of the local stack. They stay stopped until `payrelay start` or `payrelay up`."""
+    from ops.stack.control import stop as stop_parts
+
+    stop_parts(this_stack(stack), parts)
+    say(f"stopped: {', '.join(parts)}")
+
+
+def start(parts: Parts, stack: Stack = "") -> None:
+    """Start parts of the local stack that were stopped or have failed."""
+    from ops.stack.control import start as start_parts
+
+    start_parts(this_stack(stack), parts)
+    say(f"running: {', '.join(parts)}")
+
+
 def status(stack: Stack = "", output: Output = Format.TABLE) -> None:
     """Show each part: state, pid, ports, version, since when, restarts, last exit; and the last round of upkeep.
 
     Exit code 1 unless all run and upkeep is done.
     """
     folder = this_stack(stack)
-    rows = [asdict(state) | {"condition": _condition(folder, state)} for state in folder.states()]
+    stopped = folder.stopped_parts()
+    rows = [
+        asdict(state) | {"condition": stopped.get(state.name) or _condition(folder, state)} for state in folder.states()
+    ]
     if rows:
         rows.append(_upkeep(folder))
     print_rows(rows, output)
@@ -134,4 +156,4 @@ def logs(
         return
 
 
-COMMANDS = (setup, up, down, status, logs)
+COMMANDS = (setup, up, down, stop, start, status, logs)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 from ops.stack.parts import PostgresPlace, tied
 from ops.stack.state import PartState, StackFolder
-from outbox.errors import NotReady
+from outbox.errors import NotReady, Refused
 
 UP_S = 120.0
 DOWN_S = 60.0
+PART_S = 60.0
 POLL_S = 0.05
 
 _started: dict[Path, subprocess.Popen[bytes]] = {}
@@ -33,10 +36,12 @@ def up(
 ) -> bool:
     """Every part of the stack runs and the connector has passed its first heartbeat; returns whether it was down before.
 
-    May be repeated: parts that failed are tried again, running ones left alone. With `with_parent` the stack ends when the
+    May be repeated: parts that failed or were stopped are started, running ones left alone. With `with_parent` the stack ends when the
     calling thread does. Raises NotReady with the parts that do not come up; they are left for `status` and `logs`.
     """
     folder.make()
+    for name in folder.stopped_parts():
+        _stop_file(folder, name).unlink(missing_ok=True)
     started = not folder.is_up()
     if started:
         _start_supervisor(folder, infrastructure=infrastructure, with_parent=with_parent)
@@ -75,6 +80,86 @@ def down(folder: StackFolder, *, wipe: bool = False) -> bool:
         shutil.rmtree(place.data.parent if place.mode == "nobody" else place.data, ignore_errors=True)
         shutil.rmtree(folder.path, ignore_errors=True)
     return was_up
+
+
+def stop(folder: StackFolder, parts: Sequence[str]) -> None:
+    """The parts have ended, and stay so until `start` or `up`. May be repeated.
+
+    Raises Refused where the stack is not up or has no such part, NotReady where one does not end.
+    """
+    _require(folder, parts)
+    for part in parts:
+        _stop_file(folder, part).write_text("payrelay stop")
+    _wait_for(folder, parts, "stopped")
+
+
+def start(folder: StackFolder, parts: Sequence[str]) -> None:
+    """The parts run. May be repeated. Raises Refused where the stack is not up or has no such part, NotReady where one does not come up."""
+    _require(folder, parts)
+    for part in parts:
+        _stop_file(folder, part).unlink(missing_ok=True)
+    if held := [part for part in parts if part in folder.stopped_parts()]:
+        raise Refused(f"a command that still runs has stopped {', '.join(held)}, and starts it again when it ends")
+    _signal_supervisor(folder, signal.SIGHUP)
+    _wait_for(folder, parts, "running")
+
+
+@contextlib.contextmanager
+def stopped(folder: StackFolder, parts: Sequence[str], *, reason: str) -> Generator[None]:
+    """The parts stand still meanwhile, and run again afterwards, also after an error; a command that is killed leaves none stopped.
+
+    Where an operator has stopped one, it stays so. Raises what `stop` raises.
+    """
+    _require(folder, parts)
+    with contextlib.ExitStack() as locks:
+        try:
+            for part in parts:
+                locks.enter_context(_held(folder, part, reason))
+            _wait_for(folder, parts, "stopped")
+            yield
+        finally:
+            locks.close()
+    _wait_for(folder, [part for part in parts if part not in folder.stopped_parts()], "running")
+
+
+@contextlib.contextmanager
+def _held(folder: StackFolder, part: str, reason: str) -> Generator[None]:
+    target = _stop_file(folder, f"{part}@{os.getpid()}-{secrets.token_hex(4)}")
+    scratch = target.with_name(f".{target.name}")
+    with scratch.open("w") as file:
+        file.write(reason)
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        scratch.replace(target)  # locked before it has its name: the supervisor never finds it free
+        try:
+            yield
+        finally:
+            target.unlink(missing_ok=True)
+
+
+def _stop_file(folder: StackFolder, part: str) -> Path:
+    return folder.stops / part.replace(":", "-")
+
+
+def _require(folder: StackFolder, parts: Sequence[str]) -> None:
+    if not folder.is_up():
+        raise Refused("the stack is down: payrelay up")
+    known = [state.name for state in folder.states()]
+    if unknown := [part for part in parts if part not in known]:
+        raise Refused(f"no part {', '.join(unknown)}; there are: {', '.join(known)}")
+
+
+def _wait_for(folder: StackFolder, parts: Sequence[str], state: str) -> None:
+    deadline = time.monotonic() + PART_S
+    while True:
+        states = {one.name: one.state for one in folder.states()}
+        left = [part for part in parts if states.get(part) != state]
+        if not left:
+            return
+        if time.monotonic() > deadline or any(states.get(part) == "failed" for part in left):
+            told = ", ".join(f"{part} is {states.get(part)}" for part in left)
+            raise NotReady(f"{told}, not {state}: payrelay status; payrelay logs {left[0]}")
+        time.sleep(POLL_S)
 
 
 def supervisor_pid(folder: StackFolder) -> int | None:

@@ -95,6 +95,10 @@ class Programs:
         """Return the class path of broker and Connect."""
         return ":".join(str(program.path(self.repository)) for program in locked() if program.packaging == "jar")
 
+    def are_there(self) -> bool:
+        """Return whether every file of the class path lies there; that it is what the lock says, `install` has checked."""
+        return all(program.path(self.repository).is_file() for program in locked() if program.packaging == "jar")
+
     def install(self, progress: Progress) -> int:
         """Every program is there and is what the lock says; returns how many were fetched.
 

@@ -74,9 +74,13 @@ class StackFolder:
     def conditions(self) -> Path:
         return self.path / "conditions"
 
+    @property
+    def stops(self) -> Path:
+        return self.path / "stops"
+
     def make(self) -> None:
         """The folder exists, readable by its owner only."""
-        for folder in (self.path, self.logs, self.conditions):
+        for folder in (self.path, self.logs, self.conditions, self.stops):
             folder.mkdir(parents=True, exist_ok=True)
         self.path.chmod(0o700)
 
@@ -117,6 +121,25 @@ class StackFolder:
             return True
         os.close(descriptor)
         return False
+
+    def stopped_parts(self) -> dict[str, str]:
+        """Return the parts that are to stand still, and why.
+
+        A stop is a file of the part's name: an operator's stays until he takes it back, a command's (`PART@…`) holds for as
+        long as that command has it locked, so that one that was killed leaves nothing stopped. What is not locked is removed.
+        """
+        found: dict[str, str] = {}
+        for path in self.stops.glob("[!.]*"):
+            part, _, of_command = path.name.partition("@")
+            try:
+                with path.open() as file:
+                    if of_command and _is_lockable(file.fileno()):
+                        path.unlink()
+                        continue
+                    found[part.replace("-", ":", 1)] = file.read(200)
+            except FileNotFoundError:
+                continue
+        return found
 
     def ports(self) -> dict[str, int]:
         """Return a free port for each name: the ones of the last time where they are still free."""
@@ -184,6 +207,14 @@ class StackFolder:
         """The state file says what each part is doing, and since when (Unix seconds) the calling process supervises them."""
         parts = [asdict(state) for state in states]
         self.write("state.json", {"supervisor": os.getpid(), "started_at": started_at, "parts": parts})
+
+
+def _is_lockable(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _is_free(port: int) -> bool:

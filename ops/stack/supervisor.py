@@ -3,6 +3,7 @@
     python -m ops.stack.supervisor NAME [--infrastructure]
 
 SIGTERM stops the parts and ends; SIGHUP lets failed parts try again. Killed with -9, every part dies with it.
+A part stands still while there is a file of its name in the stack's `stops/`: see StackFolder.stopped_parts.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ FAILURES_WINDOW_S = 60.0
 """A part that ends this often within this time has failed; `payrelay up` tries it again."""
 
 POLL_S = 0.05
+STOPS_S = 0.1
 READY_S = 90.0
 LOG_BYTES_MAX = 20_000_000
 UPKEEP_S = 3600.0
@@ -62,6 +64,8 @@ class Supervisor:
         self.gates = {
             name: asyncio.Event() for name in ("postgres", "kafka", "connect", "schema", "topics", "connector")
         }
+        self.stops = {part.name: asyncio.Event() for part in self.parts}
+        self.starts = {part.name: asyncio.Event() for part in self.parts}
         self.retry = asyncio.Event()
         self.ending = asyncio.Event()
 
@@ -71,12 +75,14 @@ class Supervisor:
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self.ending.set)
         loop.add_signal_handler(signal.SIGHUP, self._try_failed_again)
+        self._heed_stops()
         keepers = [asyncio.create_task(self._keep(part)) for part in self.parts]
         steps = [
             asyncio.create_task(self._step("schema", ("postgres",), self._schema)),
             asyncio.create_task(self._step("topics", ("kafka",), self._topics)),
             asyncio.create_task(self._step("connector", ("schema", "topics", "connect"), self._connector)),
             asyncio.create_task(self._upkeep()),
+            asyncio.create_task(self._watch_stops()),
         ]
         self._tell()
         await self.ending.wait()
@@ -92,15 +98,25 @@ class Supervisor:
         self._tell()
 
     async def _keep(self, part: Part) -> None:
+        """The part runs whenever it is not to stand still."""
         for gate in part.needs:
             await self.gates[gate].wait()
+        while True:
+            await self.starts[part.name].wait()
+            running = asyncio.create_task(self._run(part))
+            try:
+                await self.stops[part.name].wait()
+            finally:
+                running.cancel()
+                await asyncio.wait({running})
+                self._set(part, "stopped", pid=None)
+
+    async def _run(self, part: Part) -> None:
+        """The part runs, and is started again when it ends, until this is cancelled."""
         failures: deque[float] = deque(maxlen=FAILURES_MAX)
         while True:
             try:
                 await self._live(part)
-            except asyncio.CancelledError:
-                self._set(part, "stopped", pid=None)
-                raise
             except Exception as error:  # noqa: BLE001 - a part that cannot even be prepared is a part that ended
                 self.states[part.name].last_exit = f"{type(error).__name__}: {error}"
             failures.append(time.monotonic())
@@ -127,23 +143,22 @@ class Supervisor:
                 cwd=Path(__file__).parents[2],
                 start_new_session=True,
             )
+        ready = asyncio.create_task(self._ready(part))
         try:
             self._set(part, "starting", pid=process.pid)
-            ready = asyncio.create_task(self._ready(part))
             ended = asyncio.create_task(process.wait())
             await asyncio.wait((ready, ended), return_when=asyncio.FIRST_COMPLETED)
-            if ended.done():
-                ready.cancel()
-            elif not ready.result():
-                self.states[part.name].last_exit = f"not ready within {READY_S:.0f} s"
-                return
-            else:
+            if not ended.done():
+                if not ready.result():
+                    self.states[part.name].last_exit = f"not ready within {READY_S:.0f} s"
+                    return
                 self._set(part, "running", pid=process.pid)
                 if part.name in self.gates:
                     self.gates[part.name].set()
             code = await ended
             self.states[part.name].last_exit = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
         finally:
+            ready.cancel()
             await _end(process, part)
 
     async def _ready(self, part: Part) -> bool:
@@ -189,6 +204,19 @@ class Supervisor:
                 report = Upkeep(at=utc_now().isoformat(timespec="seconds"), errors={"upkeep": told})
             self.folder.write(REPORT, asdict(report))
             await asyncio.sleep(UPKEEP_S)
+
+    async def _watch_stops(self) -> None:
+        while True:
+            await asyncio.sleep(STOPS_S)
+            self._heed_stops()
+
+    def _heed_stops(self) -> None:
+        """It is known which parts are to stand still, and which are not."""
+        stopped = self.folder.stopped_parts()
+        for name in self.states:
+            wanted, other = (self.stops, self.starts) if name in stopped else (self.starts, self.stops)
+            other[name].clear()
+            wanted[name].set()
 
     def _try_failed_again(self) -> None:
         self.retry.set()

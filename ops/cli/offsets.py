@@ -1,0 +1,444 @@
+"""payrelay offsets: list, describe, reset, export, undo, delete, peek."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import typer
+
+from ops.cli.output import Format, Output, console, print_json, print_rows, say
+from ops.cli.pipeline import current_settings, local_folder
+from outbox.clock import utc_now
+from outbox.settings import Settings
+
+if TYPE_CHECKING:
+    from ops.offsets.plan import Plan, Scope, View
+    from ops.offsets.wishes import Asked
+
+app = typer.Typer(
+    help="Where consumer groups stand, and moving them: any group, on any Kafka; of ours, `progress` and Kafka together. "
+    "Moving a group back redelivers, and what its handler knows is skipped: to fill holes use `payrelay replay redeliver`, "
+    "to make its tables anew `payrelay replay rebuild`. (`faust reset` is something else: it deletes Faust's local tables, "
+    "which payrelay has none of.)",
+    no_args_is_help=True,
+)
+
+GroupName = Annotated[str, typer.Argument(metavar="GROUP")]
+Topics = Annotated[list[str] | None, typer.Option("--topic", help="topic, or topic:0,1; may be repeated")]
+Partitions = Annotated[str, typer.Option("-p", "--partitions", metavar="0,2", help="these partitions only")]
+Zone = Annotated[str, typer.Option("--tz", metavar="ZONE", help="of a time that names none, e.g. Asia/Shanghai")]
+Execute = Annotated[bool, typer.Option("--execute", help="without it, only show what would be done")]
+Yes = Annotated[bool, typer.Option("--yes", help="do not ask")]
+Wait = Annotated[str, typer.Option("--wait", metavar="DURATION", help="for the group to become inactive, e.g. 60s")]
+StopWorkers = Annotated[
+    bool, typer.Option("--stop-workers", help="stop the local stack's workers of the group, and start them again")
+]
+UndoFile = Annotated[Path | None, typer.Option("--undo-file", help="where to; below .payrelay/undo without it")]
+CountLimit = Annotated[
+    int, typer.Option("--count-limit", min=0, max=100_000_000, help="of a longer way, events are not counted")
+]
+COUNT_LIMIT = 1_000_000
+WATCH_S = 2.0
+
+
+@app.command("list")
+def list_(output: Output = Format.TABLE) -> None:
+    """Show every group: state, type, members; also Kafka Connect's own, which are no groups of consumers."""
+    from ops.offsets.groups import groups
+    from ops.processors import known_processors
+
+    settings = current_settings()
+    ours = known_processors(settings)
+    rows = [
+        {
+            "group": one.name,
+            "state": one.state,
+            "type": one.type,
+            "members": len(one.members),
+            "ours": ours[one.name].service if one.name in ours else "",
+        }
+        for one in groups(settings)
+    ]
+    print_rows(rows, output, columns=("group", "state", "type", "members", "ours"))
+
+
+@app.command()
+def describe(
+    group: GroupName,
+    topic: Topics = None,
+    partitions: Partitions = "",
+    only_lagging: Annotated[bool, typer.Option("--only-lagging", help="partitions with lag only")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="again every 2 s, until Ctrl-C")] = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Show where a group stands: per partition its position, the log's end, lag in messages and seconds, and who reads it."""
+    from ops.offsets.plan import look
+    from outbox.errors import Refused
+
+    settings = current_settings()
+    scope = _scope(settings, group, topic, partitions)
+    while True:
+        view = look(settings, group, scope)
+        if not view.group.exists and not any(one.position is not None for one in view.standings):
+            raise Refused(f"there is no group {group!r}: payrelay offsets list")
+        if watch and console.is_terminal:
+            console.clear()
+        _print_view(settings, view, output, only_lagging=only_lagging)
+        if not watch:
+            return
+        time.sleep(WATCH_S)
+
+
+def _print_view(settings: Settings, view: View, output: Format, *, only_lagging: bool) -> None:
+    from ops.offsets.shown import headline, lag_line, standing_columns, standing_row
+    from ops.records import append_times
+
+    behind = {(one.place, one.begin) for one in view.standings if one.behind}
+    times = append_times(settings, behind)
+    now = utc_now()
+    ages = {place: (now - at).total_seconds() for (place, _), at in times.items()}
+    rows = [standing_row(view, one, ages.get(one.place)) for one in view.standings if one.behind or not only_lagging]
+    if output is Format.JSON:
+        group = asdict(view.group) | {
+            "members": [asdict(one) | {"places": sorted(one.places)} for one in view.group.members]
+        }
+        print_json(group | {"ours": view.ours.processor.service if view.ours else None, "partitions": rows})
+        return
+    say(headline(view))
+    print_rows(rows, output, columns=standing_columns(view))
+    say(lag_line(rows))
+
+
+@app.command()
+def reset(
+    group: GroupName,
+    to_earliest: Annotated[bool, typer.Option("--to-earliest")] = False,
+    to_latest: Annotated[bool, typer.Option("--to-latest")] = False,
+    to_current: Annotated[bool, typer.Option("--to-current", help="where it stands, brought into the log")] = False,
+    to_offset: Annotated[int | None, typer.Option("--to-offset", min=0)] = None,
+    to_datetime: Annotated[
+        str, typer.Option("--to-datetime", metavar="TIME", help="ISO 8601, or epoch in s or ms")
+    ] = "",
+    by_duration: Annotated[str, typer.Option("--by-duration", metavar="AGO", help="90m, 6h, 2d, PT1H30M")] = "",
+    shift_by: Annotated[int | None, typer.Option("--shift-by", metavar="N", help="on, or back where negative")] = None,
+    from_file: Annotated[Path | None, typer.Option("--from-file", help="CSV, as kafka-consumer-groups has it")] = None,
+    from_group: Annotated[str | None, typer.Option("--from-group", help="where another group stands")] = None,
+    map_: Annotated[str, typer.Option("--map", metavar="JSON", help='of one --topic: {"0": 123, "1": 456}')] = "",
+    to_order: Annotated[
+        str | None, typer.Option("--to-order", metavar="ORDER_NO", help="ours: its first event")
+    ] = None,
+    to_event: Annotated[str | None, typer.Option("--to-event", metavar="EVENT_ID", help="ours")] = None,
+    from_kafka: Annotated[bool, typer.Option("--from-kafka", help="ours: what another tool committed")] = False,
+    topic: Topics = None,
+    partitions: Partitions = "",
+    tz: Zone = "",
+    execute: Execute = False,
+    yes: Yes = False,
+    stop_workers: StopWorkers = False,
+    wait: Wait = "0s",
+    undo_file: UndoFile = None,
+    count_limit: CountLimit = COUNT_LIMIT,
+    output: Output = Format.TABLE,
+) -> None:
+    """Move a group: shows old, new and what lies between; with --execute writes an undo file, commits, and reads back.
+
+    Exit code 1 if what was read back differs. Without --topic: all that the group stands in. An active group is refused.
+    """
+    from ops.offsets.wishes import Asked
+
+    asked = Asked(
+        to_earliest=to_earliest, to_latest=to_latest, to_current=to_current, from_kafka=from_kafka, to_offset=to_offset,
+        shift_by=shift_by, at=_instant(to_datetime, by_duration, tz), from_file=from_file, from_group=from_group,
+        map=_map(map_, topic), to_order=to_order, to_event=to_event,
+    )  # fmt: skip
+    if asked.given != 1 or (to_datetime and by_duration):
+        raise typer.BadParameter("say once where to: --to-…, --by-duration, --shift-by, --from-… or --map")
+    how = Carrying(execute, yes, stop_workers, _duration(wait), undo_file, count_limit, output)
+    _move(group, asked, topic, partitions, how)
+
+
+@app.command()
+def undo(
+    group: GroupName,
+    file: Annotated[Path | None, typer.Argument(help="an undo file; the group's last one without it")] = None,
+    execute: Execute = False,
+    yes: Yes = False,
+    stop_workers: StopWorkers = False,
+    wait: Wait = "0s",
+    undo_file: UndoFile = None,
+    count_limit: CountLimit = COUNT_LIMIT,
+    output: Output = Format.TABLE,
+) -> None:
+    """Move a group to where an undo file says: before its last reset, undo or delete. Undone twice, the move is made again."""
+    from ops.offsets.files import last_undo_file, undo_folder
+    from ops.offsets.groups import cluster_id
+    from ops.offsets.wishes import Asked
+
+    settings = current_settings()
+    file = file or last_undo_file(undo_folder(_home(), cluster_id(settings), group))
+    say(f"undo file {file}")
+    how = Carrying(execute, yes, stop_workers, _duration(wait), undo_file, count_limit, output)
+    _move(group, Asked(from_file=file), None, "", how)
+
+
+@app.command()
+def export(
+    groups: Annotated[list[str], typer.Argument(metavar="GROUP...")],
+    file: Annotated[Path | None, typer.Option("--file", help="to standard output without it")] = None,
+) -> None:
+    """Write where groups stand as CSV: topic,partition,offset, with the group in front if several. kafka-consumer-groups reads it."""
+    from ops.offsets.files import as_csv
+    from ops.offsets.plan import look
+
+    settings = current_settings()
+    content = as_csv(
+        {
+            name: {one.place: one.position for one in look(settings, name).standings if one.position is not None}
+            for name in groups
+        }
+    )
+    if file is not None:
+        file.write_text(content)
+    else:
+        sys.stdout.write(content)
+    say(f"{content.count(chr(10))} offsets")
+
+
+@app.command()
+def delete(
+    group: GroupName,
+    topic: Annotated[str, typer.Option("--topic", help="only its offsets of this topic")] = "",
+    execute: Execute = False,
+    yes: Yes = False,
+    wait: Wait = "0s",
+    undo_file: UndoFile = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Make Kafka forget a group, or its offsets of one topic; `undo` brings them back. Of a group of ours, `progress` stays."""
+    from ops.offsets.delete import delete_group, delete_topic
+    from ops.offsets.groups import committed
+    from ops.offsets.move import require_inactive
+    from ops.offsets.ours import ours
+    from ops.stack.programs import installed_programs
+    from outbox.errors import Refused
+
+    settings = current_settings()
+    if ours(settings, group) is not None:
+        say(f"{group} is ours: its progress stays, and the next start of its worker commits it to Kafka again")
+    found = committed(settings, group)
+    doomed = {place: offset for place, offset in found.items() if not topic or place[0] == topic}
+    if topic and not doomed:
+        raise Refused(f"{group} has no offset of {topic!r}")
+    rows = [{"topic": place[0], "partition": place[1], "offset": offset} for place, offset in sorted(doomed.items())]
+    print_rows(rows, output, columns=("topic", "partition", "offset"))
+    if not execute:
+        say("nothing was done: --execute deletes them")
+        return
+    require_inactive(settings, group, how=_how_to_stop(settings, group), within=_duration(wait))
+    if not yes:
+        typer.confirm(f"delete {len(doomed)} offsets{'' if topic else ' and the group'}?", abort=True, err=True)
+    path = _undo_path(settings, group, undo_file)
+    if topic:
+        say(delete_topic(settings, group, topic, programs=installed_programs(_home()), undo=path))
+    else:
+        delete_group(settings, group, undo=path)
+        say(f"{group} is no more")
+    say(f"payrelay offsets undo {group} brings the offsets back ({path})")
+
+
+@app.command()
+def peek(
+    group: GroupName,
+    before: Annotated[int, typer.Option("--before", min=0, max=1_000)] = 2,
+    after: Annotated[int, typer.Option("--after", min=0, max=1_000, help="from its position on")] = 3,
+    topic: Topics = None,
+    partitions: Partitions = "",
+    output: Output = Format.TABLE,
+) -> None:
+    """Show the records around a group's position, in each partition; of ours, what has become of each event."""
+    from ops.offsets.peek import COLUMNS, peek_rows
+    from ops.offsets.plan import look
+
+    settings = current_settings()
+    view = look(settings, group, _scope(settings, group, topic, partitions))
+    rows = peek_rows(settings, view, before=before, after=after)
+    print_rows(rows, output, columns=COLUMNS if view.ours else tuple(name for name in COLUMNS if name != "fate"))
+
+
+# ---- a move, carried out --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Carrying:
+    """How a move is carried out."""
+
+    execute: bool
+    yes: bool
+    stop_workers: bool
+    wait: timedelta
+    undo_file: Path | None
+    count_limit: int
+    output: Format
+
+
+def _move(group: str, asked: Asked, topics: list[str] | None, partitions: str, how: Carrying) -> None:
+    """The group stands where it was asked to, or it was only shown. What is confirmed is what is done: workers are stopped first."""
+    settings = current_settings()
+    stopped: AbstractContextManager[None] = nullcontext()
+    if how.execute and how.stop_workers:
+        stopped = _workers_stopped(settings, group)
+    with stopped:
+        _plan_and_move(settings, group, asked, _scope(settings, group, topics, partitions), how)
+
+
+def _plan_and_move(settings: Settings, group: str, asked: Asked, scope: Scope | None, how: Carrying) -> None:
+    from ops.offsets.move import execute, require_inactive
+    from ops.offsets.plan import plan
+    from ops.offsets.shown import both_ways, headline, plan_columns, plan_lines, plan_rows
+    from ops.offsets.wishes import look_for
+
+    if how.execute:
+        require_inactive(settings, group, how=_how_to_stop(settings, group), within=how.wait)
+    view, wish = look_for(settings, group, asked, scope)
+    if asked.at is not None:
+        say(f"to {both_ways(asked.at, asked.at if asked.at.tzname() != 'UTC' else asked.at.astimezone())}")
+    made = plan(settings, view, wish, count_limit=how.count_limit)
+    say(headline(view))
+    print_rows(plan_rows(made), how.output, columns=plan_columns(made))
+    for line in plan_lines(made):
+        say(line)
+    if not how.execute:
+        if view.group.is_active:
+            say(f"the group is active, and would be refused. {_how_to_stop(settings, group)}")
+        say("nothing was done: --execute moves the group")
+        return
+    if not how.yes:
+        typer.confirm(f"move {group}?", abort=True, err=True)
+    undo_path = _undo_path(settings, group, how.undo_file)
+    differences = execute(settings, made, undo_path)
+    _tell_outcome(group, made, undo_path, differences)
+
+
+def _tell_outcome(group: str, made: Plan, undo_path: Path, differences: list[Any]) -> None:
+    without = len(made.moves) - len(made.seen)
+    if without:
+        say(f"{without} partitions had no position: undo leaves them where they are now")
+    say(f"payrelay offsets undo {group} moves it back ({undo_path})")
+    if differences:
+        for one in differences:
+            say(f"{one.place[0]}/{one.place[1]}: {one.where} was to be {one.wanted}, and is {one.found}")
+        raise typer.Exit(1)
+    say(f"{group} stands there in {len(made.moves)} partitions, read back")
+
+
+@contextmanager
+def _workers_stopped(settings: Settings, group: str) -> Iterator[None]:
+    """The local stack's workers of the group are stopped meanwhile, and run again afterwards, whatever happens."""
+    from ops.stack.control import stopped
+    from outbox.errors import Refused
+
+    folder, parts = local_folder(), _local_parts(settings, group)
+    if folder is None or not parts:
+        raise Refused(f"no part of the local stack is a worker of {group}: stop what runs it yourself")
+    say(f"stopping {', '.join(parts)}")
+    with stopped(folder, parts, reason=f"payrelay offsets moves {group}"):
+        yield
+        say(f"starting {', '.join(parts)}")
+
+
+def _local_parts(settings: Settings, group: str) -> list[str]:
+    """Return the parts of the local stack that are in a group."""
+    folder = local_folder()
+    if folder is None or not group.startswith(settings.group_prefix):
+        return []
+    wanted = f"worker:{group.removeprefix(settings.group_prefix)}"
+    return [state.name for state in folder.states() if state.name == wanted]
+
+
+def _how_to_stop(settings: Settings, group: str) -> str:
+    from ops.processors import known_processors
+
+    if parts := _local_parts(settings, group):
+        return f"Stop them: payrelay stop {' '.join(parts)}; --stop-workers does that, and starts them again."
+    if (processor := known_processors(settings).get(group)) is not None:
+        return f"End these processes on their hosts: payrelay worker {processor.name}."
+    return "End these processes on their hosts; one that was killed is a member until its session time-out."
+
+
+# ---- what an operator types -----------------------------------------------------------------------------------------
+
+
+def _scope(settings: Settings, group: str, topics: list[str] | None, partitions: str) -> Scope | None:
+    """Return the topics and partitions meant; None: those that the group stands in."""
+    from ops.offsets import targets
+    from ops.offsets.plan import look
+
+    try:
+        scope = dict(map(targets.scope, topics or ()))
+        only = targets.partitions(partitions) if partitions else None
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    if only is None:
+        return scope or None
+    if any(named is not None for named in scope.values()):
+        raise typer.BadParameter("partitions are named twice: in --topic and by -p")
+    names = scope or {one.place[0] for one in look(settings, group).standings}
+    return dict.fromkeys(names, only)
+
+
+def _instant(to_datetime: str, by_duration: str, tz: str) -> datetime | None:
+    from ops.offsets.targets import instant
+
+    if by_duration:
+        return utc_now() - _duration(by_duration)
+    if not to_datetime:
+        return None
+    try:
+        zone = ZoneInfo(tz) if tz else None
+        at = instant(to_datetime, zone)
+    except (ZoneInfoNotFoundError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+    return at.astimezone(zone) if zone is not None else at
+
+
+def _duration(text: str) -> timedelta:
+    from ops.offsets.targets import duration
+
+    try:
+        return duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _map(text: str, topics: list[str] | None) -> dict[tuple[str, int], int] | None:
+    from ops.offsets.targets import offset_map
+
+    if not text:
+        return None
+    if not topics or len(topics) != 1 or ":" in topics[0]:
+        raise typer.BadParameter("--map is of one --topic")
+    try:
+        return {(topics[0], partition): offset for partition, offset in offset_map(text).items()}
+    except ValueError as error:
+        raise typer.BadParameter(f"--map: {error}") from error
+
+
+def _home() -> Path:
+    from ops.cli.local import this_stack
+
+    return this_stack().home
+
+
+def _undo_path(settings: Settings, group: str, given: Path | None) -> Path:
+    from ops.offsets.files import new_undo_file, undo_folder
+    from ops.offsets.groups import cluster_id
+
+    return given or new_undo_file(undo_folder(_home(), cluster_id(settings), group), utc_now())

@@ -1,0 +1,98 @@
+"""Offsets as files: the CSV of Kafka's own tool, both ways, and the files that undo a move."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from urllib.parse import quote
+
+from ops.records import Place
+from outbox.errors import Refused
+
+BYTES_MAX = 64 * 1024 * 1024
+NAME_MAX = 120
+"""Of a folder named for a group, whose own name may be longer than a file system takes."""
+
+
+def as_csv(offsets: Mapping[str, Mapping[Place, int]]) -> str:
+    """Return `topic,partition,offset` lines, with the group in front where there are several: what kafka-consumer-groups reads."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    for group, places in offsets.items():
+        front = [group] if len(offsets) > 1 else []
+        writer.writerows([*front, topic, partition, offset] for (topic, partition), offset in sorted(places.items()))
+    return out.getvalue()
+
+
+def from_csv(content: str, group: str) -> dict[Place, int]:
+    """Return a group's offsets of such lines; lines of other groups are passed over. Raises Refused naming the line that is wrong."""
+    found: dict[Place, int] = {}
+    for number, row in enumerate(csv.reader(io.StringIO(content)), start=1):
+        if not row:
+            continue
+        *front, topic, partition, offset = ("", "", *row)[-max(3, len(row)) :]
+        if len(front) > 1 or not (topic and partition.isdecimal() and offset.isdecimal()):
+            raise Refused(f"line {number} is not [group,]topic,partition,offset: {','.join(row)[:100]}")
+        if front not in ([], [group]):
+            continue
+        if (place := (topic, int(partition))) in found:
+            raise Refused(f"line {number}: {topic}/{partition} is there twice")
+        found[place] = int(offset)
+    return found
+
+
+def read_file(path: Path, group: str) -> dict[Place, int]:
+    """Return a group's offsets of a file. Raises Refused where it cannot be read, holds none, or something else."""
+    try:
+        if path.stat().st_size > BYTES_MAX:
+            raise Refused(f"{path} is larger than {BYTES_MAX} bytes: no file of offsets")
+        found = from_csv(path.read_text(), group)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise Refused(f"{path} cannot be read: {error}") from error
+    if not found:
+        raise Refused(f"{path} holds no offset of group {group!r}")
+    return found
+
+
+def undo_folder(home: Path, cluster_id: str, group: str) -> Path:
+    """Return where the undo files of a group of a cluster lie."""
+    name = quote(group, safe="").replace(".", "%2E")
+    if len(name) > NAME_MAX:
+        name = f"{name[:80]}-{hashlib.sha256(group.encode()).hexdigest()[:16]}"
+    return home / "undo" / quote(cluster_id, safe="") / name
+
+
+def new_undo_file(folder: Path, now: datetime) -> Path:
+    """Return the path of an undo file of that instant: by name, later ones come last."""
+    return folder / f"{now:%Y%m%dT%H%M%S.%fZ}.csv"
+
+
+def last_undo_file(folder: Path) -> Path:
+    """Return the undo file written last. Raises Refused where there is none."""
+    found = sorted(folder.glob("*.csv"))
+    if not found:
+        raise Refused(f"no undo file in {folder}: nothing of this group was moved from here")
+    return found[-1]
+
+
+def write_undo(path: Path, group: str, offsets: Mapping[Place, int]) -> None:
+    """The file holds the offsets, on the disk, readable by its owner only. Raises Refused where it exists already."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise Refused(f"the undo file cannot be written, nothing was moved: {error}") from error
+    with os.fdopen(descriptor, "w") as file:
+        file.write(as_csv({group: offsets}))
+        file.flush()
+        os.fsync(file.fileno())
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,183 @@
+"""Consumer groups as the broker knows them: any group, on any Kafka.
+
+A client is kept until its futures are done: dropped before, it answers them "Handle is terminating".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicCollection, TopicPartition
+
+from ops.records import Place
+from ops.topics import admin_client
+from outbox.errors import Refused, Unreachable
+from outbox.settings import Settings
+
+TIMEOUT_S = 20.0
+
+INACTIVE = ("EMPTY", "DEAD")
+"""States in which nobody but the operator commits; DEAD is a group that has never been, or is no more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """A process in a group."""
+
+    id: str
+    client: str
+    host: str
+    places: frozenset[Place]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """A group, and who is in it."""
+
+    name: str
+    state: str
+    type: str
+    """CLASSIC or CONSUMER; of a group that is none of consumers, what it is, e.g. connect."""
+    members: tuple[Member, ...]
+
+    @property
+    def is_active(self) -> bool:
+        return self.state not in INACTIVE
+
+    @property
+    def exists(self) -> bool:
+        return self.state != "DEAD"
+
+
+def groups(settings: Settings) -> list[Group]:
+    """Return every group of the cluster by name, also those that are none of consumers. Raises Unreachable."""
+    admin: Any = admin_client(settings)
+    with asking(settings):
+        listed = admin.list_consumer_groups(request_timeout=TIMEOUT_S).result(TIMEOUT_S)
+        if listed.errors:
+            raise listed.errors[0]
+        names = [one.group_id for one in listed.valid]
+        found = list(_described(admin, names).values())
+        # Kafka Connect's own groups are in no list of consumer groups.
+        others = [
+            Group(
+                name=one.id,
+                state=one.state.upper(),
+                type=one.protocol_type or "?",
+                members=tuple(
+                    Member(id=member.id, client=member.client_id, host=member.client_host, places=frozenset())
+                    for member in one.members
+                ),
+            )
+            for one in admin.list_groups(timeout=TIMEOUT_S)
+            if one.id not in names and one.state != "Dead"
+        ]
+    return sorted([*found, *others], key=lambda one: one.name)
+
+
+def group(settings: Settings, name: str) -> Group:
+    """Return a group; one that has never been is DEAD, and has no members. Raises Unreachable."""
+    admin: Any = admin_client(settings)
+    with asking(settings):
+        try:
+            return _described(admin, [name])[name]
+        except KafkaException as error:
+            if "not a consumer group" not in error.args[0].str():
+                raise
+            raise Refused(f"{name} is no group of consumers: {error.args[0].str()}") from error
+
+
+def _described(admin: Any, names: list[str]) -> dict[str, Group]:
+    if not names:
+        return {}
+    found = {}
+    for name, future in admin.describe_consumer_groups(names, request_timeout=TIMEOUT_S).items():
+        one = future.result(TIMEOUT_S)
+        members = tuple(
+            Member(
+                id=member.member_id,
+                client=member.client_id,
+                host=member.host.lstrip("/"),
+                places=frozenset((place.topic, place.partition) for place in member.assignment.topic_partitions),
+            )
+            for member in one.members
+        )
+        found[name] = Group(name=name, state=one.state.name, type=one.type.name, members=members)
+    return found
+
+
+def committed(settings: Settings, name: str) -> dict[Place, int]:
+    """Return every offset that is committed for a group. Raises Unreachable."""
+    asked = ConsumerGroupTopicPartitions(name)
+    admin: Any = admin_client(settings)
+    with asking(settings):
+        futures = admin.list_consumer_group_offsets([asked], request_timeout=TIMEOUT_S)
+        found = futures[name].result(TIMEOUT_S).topic_partitions
+        for one in found:
+            if one.error is not None:
+                raise KafkaException(one.error)
+    return {(one.topic, one.partition): one.offset for one in found if one.offset >= 0}
+
+
+def commit(settings: Settings, name: str, offsets: Mapping[Place, int]) -> None:
+    """The offsets are committed for the group. May be repeated. Raises Refused where a member has come back, or Unreachable."""
+    if not offsets:
+        return
+    asked = ConsumerGroupTopicPartitions(name, [TopicPartition(*place, offset) for place, offset in offsets.items()])
+    admin: Any = admin_client(settings)
+    with asking(settings):
+        futures = admin.alter_consumer_group_offsets([asked], request_timeout=TIMEOUT_S)
+        for one in futures[name].result(TIMEOUT_S).topic_partitions:
+            if one.error is not None:
+                raise KafkaException(one.error)
+
+
+def delete(settings: Settings, name: str) -> None:
+    """The group is no more, and none of its offsets. Raises Refused where it has members or has never been, or Unreachable."""
+    admin: Any = admin_client(settings)
+    with asking(settings):
+        admin.delete_consumer_groups([name], request_timeout=TIMEOUT_S)[name].result(TIMEOUT_S)
+
+
+def topic_ids(settings: Settings, topics: list[str]) -> dict[str, str]:
+    """Return the id of each of the topics that exists: made again under its name, it has another. Raises Unreachable."""
+    if not topics:
+        return {}
+    ids = {}
+    admin: Any = admin_client(settings)
+    with asking(settings):
+        described = admin.describe_topics(TopicCollection(topics), request_timeout=TIMEOUT_S)
+        for name, future in described.items():
+            try:
+                ids[name] = str(future.result(TIMEOUT_S).topic_id)
+            except KafkaException as error:
+                if error.args[0].name() != "UNKNOWN_TOPIC_OR_PART":
+                    raise
+    return ids
+
+
+def cluster_id(settings: Settings) -> str:
+    """Return the cluster's id. Raises Unreachable."""
+    admin: Any = admin_client(settings)
+    with asking(settings):
+        described = admin.describe_cluster(request_timeout=TIMEOUT_S).result(TIMEOUT_S)
+    return str(described.cluster_id)
+
+
+@contextmanager
+def asking(settings: Settings) -> Generator[None]:
+    """What Kafka answers instead is one of our errors."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise Unreachable(f"Kafka does not answer at {settings.kafka_bootstrap} within {TIMEOUT_S:.0f} s") from error
+    except KafkaException as error:
+        code = error.args[0]
+        if code.name() in ("UNKNOWN_MEMBER_ID", "NON_EMPTY_GROUP"):
+            raise Refused("the group has members again: stop them first") from error
+        if code.name().startswith("_"):
+            raise Unreachable(f"Kafka does not answer at {settings.kafka_bootstrap}: {code.str()}") from error
+        raise Refused(f"Kafka refuses: {code.str()}") from error

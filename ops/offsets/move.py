@@ -1,0 +1,82 @@
+"""A plan carried out: an undo file, then `progress` of a group of ours, then Kafka, then both read back."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from ops.offsets.files import write_undo
+from ops.offsets.groups import commit, committed, group
+from ops.offsets.ours import move_progress, note_mirror, ours
+from ops.offsets.plan import Plan
+from ops.offsets.shown import members
+from ops.records import Place
+from outbox.errors import PayrelayError, Refused
+from outbox.settings import Settings
+
+POLL_S = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """What was read back is not what was written."""
+
+    place: Place
+    where: str
+    wanted: int | None
+    found: int | None
+
+
+def require_inactive(settings: Settings, name: str, *, how: str, within: timedelta = timedelta()) -> None:
+    """The group had no member a moment ago. Raises Refused with its members, their hosts, and how to stop them."""
+    deadline = time.monotonic() + within.total_seconds()
+    while (one := group(settings, name)).is_active:
+        if time.monotonic() >= deadline:
+            raise Refused(f"{name} is active, its members would go on from where they are:\n{members(one)}\n{how}")
+        time.sleep(POLL_S)
+
+
+def execute(settings: Settings, plan: Plan, undo: Path) -> list[Difference]:
+    """The group stands where the plan says; returns where it does not, which is nowhere unless somebody moved it meanwhile.
+
+    Where it stood is in the undo file before anything is moved. Of a group of ours `progress` is moved first, in one
+    transaction; cut off then, the next start of its worker writes what Kafka lacks. Raises Refused, with nothing moved, where
+    the group does not stand where the plan found it.
+    """
+    name, known = plan.view.group.name, plan.view.ours
+    write_undo(undo, name, plan.seen)
+    if known is not None:
+        move_progress(settings, name, known, plan.targets, seen=plan.seen)
+    else:
+        found = committed(settings, name)
+        if moved := {place for place in plan.targets if found.get(place) != plan.seen.get(place)}:
+            raise Refused(f"{_listed(moved)} was moved since the plan was made: plan again")
+    try:
+        commit(settings, name, plan.targets)
+    except PayrelayError as error:
+        if known is None:
+            raise
+        raise type(error)(f"progress is moved, Kafka's mirror is not, and its worker will write it: {error}") from error
+    if known is not None:
+        note_mirror(settings, name, known, plan.targets)
+    return read_back(settings, plan)
+
+
+def read_back(settings: Settings, plan: Plan) -> list[Difference]:
+    """Return where `progress` or Kafka is not as planned."""
+    name = plan.view.group.name
+    truths = {"Kafka": committed(settings, name)}
+    if plan.view.ours is not None and (now := ours(settings, name)) is not None:
+        truths = {"progress": dict(now.progress), **truths}
+    return [
+        Difference(place=place, where=where, wanted=wanted, found=truth.get(place))
+        for where, truth in truths.items()
+        for place, wanted in plan.targets.items()
+        if truth.get(place) != wanted
+    ]
+
+
+def _listed(places: set[Place]) -> str:
+    return ", ".join(f"{topic}/{partition}" for topic, partition in sorted(places))

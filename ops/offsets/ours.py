@@ -1,0 +1,171 @@
+"""Groups of ours: their position is `progress` in a service's database, of which Kafka's committed offset is the mirror."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from uuid import UUID
+
+from confluent_kafka import Message
+from sqlalchemy import Connection, text
+
+from consumers.delivery import CLOCK_TOLERANCE, Processor
+from ops.health import reader_engine
+from ops.offsets.groups import cluster_id, topic_ids
+from ops.processors import known_processors, topics_of
+from ops.records import Place, bounds, id_of, offsets_at, read
+from outbox.clock import time_of
+from outbox.database import engine_for
+from outbox.errors import Refused
+from outbox.inbox import Log, begin_log, lock_position, move_to, note_mirrored
+from outbox.settings import READER, SERVICES, Settings
+from schemas.codec import CORRELATION
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ours:
+    """A consumer of this version, and how far it has come."""
+
+    processor: Processor
+    topics: tuple[str, ...]
+    logs: Mapping[Place, Log]
+    """Of the topics of today."""
+    progress: Mapping[Place, int]
+    elsewhere: frozenset[Place]
+    """Where it stands in an earlier topic of that name, or in another cluster's, and not in today's."""
+
+
+def ours(settings: Settings, group: str) -> Ours | None:
+    """Return what is known of a group if it is ours; None if it is somebody else's.
+
+    Raises Refused where it is ours and its progress cannot be reached, or where it has progress and is none of this version's.
+    """
+    processor = known_processors(settings).get(group)
+    if processor is None:
+        if settings.dsn:
+            _is_nobodys(settings, group)
+        return None
+    if READER not in settings.dsn:
+        raise Refused(
+            f"{group!r} is a consumer of ours: its position is in the database, and Kafka's is only the mirror. "
+            f"Set PAYRELAY_DSN__{READER.upper()} and PAYRELAY_DSN__{processor.service.upper()}; "
+            "if it is not ours, set PAYRELAY_GROUP_PREFIX to what ours begin with"
+        )
+    topics = topics_of(settings, processor)
+    cluster, ids = cluster_id(settings), topic_ids(settings, topics)
+    logs = {
+        place: Log(cluster_id=cluster, topic=place[0], topic_id=ids[place[0]], partition=place[1])
+        for place in bounds(settings, list(ids))
+    }
+    with reader_engine(settings).connect() as connection:
+        rows = _rows(connection, processor.service, group)
+    progress = {place: rows[log] for place, log in logs.items() if log in rows}
+    elsewhere = {(log.topic, log.partition) for log in rows} - progress.keys()
+    return Ours(
+        processor=processor,
+        topics=tuple(topics),
+        logs=logs,
+        progress=progress,
+        elsewhere=frozenset(elsewhere & logs.keys()),
+    )
+
+
+def _rows(connection: Connection, service: str, group: str) -> dict[Log, int]:
+    rows = connection.execute(
+        text(f"""SELECT cluster_id, topic, topic_id, partition, next_offset FROM {service}.progress
+                 WHERE consumer = :group"""),  # noqa: S608 - a schema of ours
+        {"group": group},
+    )
+    return {
+        Log(cluster_id=row.cluster_id, topic=row.topic, topic_id=row.topic_id, partition=row.partition): row.next_offset
+        for row in rows
+    }
+
+
+def _is_nobodys(settings: Settings, group: str) -> None:
+    """No service has progress of a consumer of that name. Raises Refused."""
+    with reader_engine(settings).connect() as connection:
+        for service in SERVICES:
+            if _rows(connection, service, group):
+                raise Refused(
+                    f"{group!r} has progress in {service}, and is no consumer of this version under "
+                    f"PAYRELAY_GROUP_PREFIX {settings.group_prefix!r}: set that to what its name begins with"
+                )
+
+
+def move_progress(
+    settings: Settings, group: str, one: Ours, moves: Mapping[Place, int], *, seen: Mapping[Place, int]
+) -> None:
+    """The consumer goes on there, in all of these partitions or in none. Own transaction, as the service.
+
+    Raises Refused where it does not stand any more where it was seen: a worker, or another operator, has moved it.
+    """
+    engine = engine_for(settings.dsn_of(one.processor.service), name="offsets", pool_size=1)
+    try:
+        with engine.begin() as connection:
+            for place in sorted(moves):
+                log, expected = one.logs[place], seen.get(place, moves[place])
+                if place not in seen:
+                    begin_log(connection, group, log, next_offset=expected)
+                was = lock_position(connection, group, log)
+                if was != expected:
+                    raise Refused(
+                        f"{log} stood at {seen.get(place)} when the plan was made, and is at {was}: plan again"
+                    )
+                move_to(connection, group, log, moves[place])
+    finally:
+        engine.dispose()
+
+
+def note_mirror(settings: Settings, group: str, one: Ours, moves: Mapping[Place, int]) -> None:
+    """It is known that these offsets are in Kafka. Own transaction, as the service. May be repeated."""
+    engine = engine_for(settings.dsn_of(one.processor.service), name="offsets", pool_size=1)
+    try:
+        with engine.begin() as connection:
+            note_mirrored(connection, group, {one.logs[place]: offset for place, offset in moves.items()})
+    finally:
+        engine.dispose()
+
+
+def places_of_event(settings: Settings, one: Ours, identity: str) -> dict[Place, int]:
+    """Return where an event first lies on the consumer's topics. Reads from when the event was made. Raises Refused where it is none."""
+    try:
+        wanted = UUID(identity)
+    except ValueError as error:
+        raise Refused(f"{identity!r} is no event id") from error
+    at = time_of(wanted)
+    begins = {} if at is None else offsets_at(settings, one.topics, at - CLOCK_TOLERANCE)
+    found = _first(settings, one, begins, lambda message: id_of(message) == wanted, at_most=1)
+    if not found:
+        raise Refused(f"event {wanted} is on none of {', '.join(one.topics)}")
+    return found
+
+
+def places_of_order(settings: Settings, one: Ours, order_no: str) -> dict[Place, int]:
+    """Return where an order's first event lies, of each partition that holds one. Reads the topics whole. Raises Refused where none is."""
+    wanted = order_no.encode()
+
+    def is_of_order(message: Message) -> bool:
+        return dict(message.headers() or []).get(CORRELATION) == wanted
+
+    found = _first(settings, one, {}, is_of_order)
+    if not found:
+        raise Refused(f"no event of order {order_no!r} is on {', '.join(one.topics)}")
+    return found
+
+
+def _first(
+    settings: Settings, one: Ours, begins: Mapping[Place, int], wanted: Callable[[Message], bool], *, at_most: int = 0
+) -> dict[Place, int]:
+    """Return the first offset of each partition whose record is wanted, reading on until there are so many of them."""
+    ends = bounds(settings, one.topics)
+    found: dict[Place, int] = {}
+    spans = {place: range(begins.get(place, low), high) for place, (low, high) in ends.items()}
+    with closing(read(settings, spans)) as messages:
+        for message in messages:
+            if wanted(message):
+                found.setdefault((message.topic(), message.partition()), message.offset())
+                if len(found) == at_most:
+                    break
+    return found

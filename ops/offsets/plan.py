@@ -1,0 +1,198 @@
+"""What a move would do, before it is done: per partition, and for groups of ours in events. Reads only."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from ops.applied import Effects, Fate, meet
+from ops.health import reader_engine
+from ops.offsets.groups import Group, committed, group
+from ops.offsets.ours import Ours, ours
+from ops.offsets.targets import Standing, Wish, target
+from ops.records import Place, append_times, bounds, read
+from outbox.errors import Refused
+from outbox.inbox import horizon
+from outbox.settings import Settings
+
+Scope = Mapping[str, frozenset[int] | None]
+"""Topics, and which of their partitions; None: all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """A group and where it stands."""
+
+    group: Group
+    ours: Ours | None
+    standings: Sequence[Standing]
+
+
+def look(settings: Settings, name: str, scope: Scope | None = None) -> View:
+    """Return a group's standing in the partitions meant: without a scope, in all that it has a position in, is assigned, or reads.
+
+    Raises Refused where a topic or partition does not exist, or where a group of ours hides its progress; Unreachable.
+    """
+    known, one, found = ours(settings, name), group(settings, name), committed(settings, name)
+    if scope is None:
+        assigned = {place for member in one.members for place in member.places}
+        topics = {topic for topic, _ in found.keys() | assigned} | set(known.topics if known else ())
+    else:
+        topics = set(scope)
+    ends = bounds(settings, topics)
+    if scope is None:
+        wanted = [place for place in ends if place in found or place in assigned or (known and place in known.logs)]
+    else:
+        wanted = _scoped(scope, ends)
+        if known and (others := topics - set(known.topics)):
+            raise Refused(f"{name} does not read {', '.join(sorted(others))}, but {', '.join(known.topics)}")
+    return View(
+        group=one,
+        ours=known,
+        standings=[
+            Standing(
+                place=place,
+                low=ends[place][0],
+                high=ends[place][1],
+                committed=found.get(place),
+                progress=known.progress.get(place) if known else None,
+                is_ours=known is not None and place in known.logs,
+                note=_note(known, place, found.get(place)),
+            )
+            for place in sorted(wanted)
+        ],
+    )
+
+
+def _scoped(scope: Scope, ends: Collection[Place]) -> list[Place]:
+    wanted: list[Place] = []
+    for topic, partitions in scope.items():
+        there = {place for place in ends if place[0] == topic}
+        if not there:
+            raise Refused(f"there is no topic {topic!r}")
+        meant = there if partitions is None else {(topic, number) for number in partitions}
+        if missing := meant - there:
+            raise Refused(f"{topic} has no partition {', '.join(str(number) for _, number in sorted(missing))}")
+        wanted += sorted(meant)
+    return wanted
+
+
+def _note(known: Ours | None, place: Place, kafka: int | None) -> str:
+    if known is None:
+        return ""
+    if place in known.elsewhere:
+        return "progress is on another topic of this name: this one begins at its earliest"
+    if place in known.progress and kafka is not None and kafka > known.progress[place]:
+        return f"Kafka is at {kafka}, which is not ours: progress counts"
+    return ""
+
+
+@dataclass(kw_only=True)
+class Counted:
+    """The events between an old and a new position, by what became of them at the consumer."""
+
+    effects: Effects = field(default_factory=Effects)
+    forgotten: int = 0
+    """So old that the inbox would not know a repeat: whoever delivers them parks them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """A partition's part of a plan."""
+
+    place: Place
+    old: int | None
+    new: int
+    lands_at: datetime | None
+    """When the record at the new position was appended; None at the log's end."""
+    lag: int
+    note: str
+    span: range
+    """The offsets between old and new."""
+    counted: Counted | None = None
+
+    @property
+    def delta(self) -> int | None:
+        return None if self.old is None else self.new - self.old
+
+    @property
+    def is_back(self) -> bool:
+        return self.old is not None and self.new < self.old
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Where a group is to go on, and what that does."""
+
+    view: View
+    moves: Sequence[Move]
+    uncounted: int = 0
+    """Records moved over, where they are more than were to be counted."""
+
+    @property
+    def targets(self) -> dict[Place, int]:
+        return {move.place: move.new for move in self.moves}
+
+    @property
+    def seen(self) -> dict[Place, int]:
+        """Where the group stood, in partitions in which it did."""
+        return {move.place: move.old for move in self.moves if move.old is not None}
+
+
+def plan(settings: Settings, view: View, wish: Wish, *, count_limit: int) -> Plan:
+    """Return what the wish does to the group. Events are counted for groups of ours, unless there are more than the limit.
+
+    Raises Refused where the wish leads nowhere; Unreachable.
+    """
+    targets = [(one, found) for one in view.standings if (found := target(wish, one)) is not None]
+    if not targets:
+        raise Refused(
+            f"nothing to move: {view.group.name} has no partition that this says something of; name a --topic"
+        )
+    inside = {(one.place, found.offset) for one, found in targets if found.offset < one.high}
+    times = append_times(settings, inside)
+    spans = {one.place: _between(one, found.offset) for one, found in targets}
+    total = sum(map(len, spans.values()))
+    counted: dict[Place, Counted] = {}
+    if view.ours is not None and total <= count_limit:
+        counted = count(settings, view.group.name, view.ours, spans)
+    moves = [
+        Move(
+            place=one.place,
+            old=one.position,
+            new=found.offset,
+            lands_at=times.get((one.place, found.offset)),
+            lag=one.high - found.offset,
+            note="; ".join(filter(None, (found.note, one.note))),
+            span=spans[one.place],
+            counted=counted.get(one.place),
+        )
+        for one, found in targets
+    ]
+    return Plan(view=view, moves=moves, uncounted=total if view.ours is not None and total > count_limit else 0)
+
+
+def _between(one: Standing, new: int) -> range:
+    """Return the offsets of the log between where a group goes on and where it is to."""
+    if one.position is None and not one.is_ours:
+        return range(0)
+    begin, end = sorted((min(one.begin, one.high), new))
+    return range(begin, end)
+
+
+def count(settings: Settings, name: str, known: Ours, spans: Mapping[Place, range]) -> dict[Place, Counted]:
+    """Return what became of the events of each span at a consumer of ours."""
+    found = {place: Counted() for place in spans}
+    if not any(spans.values()):
+        return found
+    engine = reader_engine(settings)
+    with engine.connect() as connection:
+        oldest, _ = horizon(connection, known.processor.service)
+    for met in meet(engine, known.processor, name, read(settings, spans)):
+        one = found[met.message.topic(), met.message.partition()]
+        if met.fate is Fate.MISSING and met.envelope is not None and met.envelope.id < oldest:
+            one.forgotten += 1
+        else:
+            one.effects.add(known.processor, met)
+    return found

@@ -1,0 +1,151 @@
+"""Groups, standings and plans as rows and sentences. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from ops.offsets.groups import Group
+from ops.offsets.plan import Counted, Plan, View
+from ops.offsets.targets import Standing
+
+STANDING = ("topic", "partition", "progress", "committed", "begin", "end", "lag", "lag_s", "client", "host", "note")
+MOVE = ("topic", "partition", "old", "new", "delta", "lands_at", "lag")
+COUNTED = ("records", "applied", "not_applied", "parked", "outside", "forgotten", "unreadable")
+
+
+def at(instant: datetime | None) -> str | None:
+    """Return an instant to the millisecond, in UTC."""
+    return None if instant is None else f"{instant.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%f}"[:-3] + "Z"
+
+
+def both_ways(instant: datetime, local: datetime) -> str:
+    """Return an instant in UTC, and as it is where the operator is."""
+    return f"{at(instant)} = {local:%Y-%m-%d %H:%M:%S%z} {local.tzname()}"
+
+
+def standing_row(view: View, one: Standing, age_s: float | None) -> dict[str, Any]:
+    """Return a partition's row of `offsets describe`."""
+    member = next((member for member in view.group.members if one.place in member.places), None)
+    return {
+        "topic": one.place[0],
+        "partition": one.place[1],
+        "progress": one.progress,
+        "committed": one.committed,
+        "begin": one.low,
+        "end": one.high,
+        "lag": one.behind,
+        "lag_s": 0.0 if one.behind == 0 else age_s,
+        "client": member.client if member else "",
+        "host": member.host if member else "",
+        "note": one.note,
+    }
+
+
+def standing_columns(view: View) -> tuple[str, ...]:
+    """Return the columns that a group's table has: progress, and notes on it, are ours only."""
+    return STANDING if view.ours else tuple(name for name in STANDING if name not in ("progress", "note"))
+
+
+def headline(view: View) -> str:
+    """Return what a group is."""
+    kind = f", ours: progress in {view.ours.processor.service}, Kafka's offset is its mirror" if view.ours else ""
+    return f"{view.group.name}: {view.group.state} {view.group.type}, members {len(view.group.members)}{kind}"
+
+
+def lag_line(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return how far a group is behind in all, and where most."""
+    behind = [row for row in rows if row["lag"]]
+    if not behind:
+        return "lag 0"
+    most = max(behind, key=lambda row: row["lag"])
+    ages = [row["lag_s"] for row in behind if row["lag_s"] is not None]
+    oldest = f", the oldest waits {max(ages):.1f} s" if ages else ""
+    return f"lag {sum(row['lag'] for row in behind)}, most {most['lag']} in {most['topic']}/{most['partition']}{oldest}"
+
+
+def plan_rows(plan: Plan) -> list[dict[str, Any]]:
+    """Return a plan's rows: where each partition stands, is to stand, and what lies between."""
+    return [
+        {
+            "topic": move.place[0],
+            "partition": move.place[1],
+            "old": move.old,
+            "new": move.new,
+            "delta": move.delta,
+            "lands_at": at(move.lands_at),
+            "lag": move.lag,
+            **(_counts(move.counted) if move.counted is not None else {}),
+            "note": move.note,
+        }
+        for move in plan.moves
+    ]
+
+
+def plan_columns(plan: Plan) -> tuple[str, ...]:
+    """Return the columns of a plan's table: what is always there, and of the rest what says something."""
+    rows = plan_rows(plan)
+    counted = [name for name in COUNTED if any(name in row for row in rows)]
+    needed = [name for name in counted if name not in COUNTED[4:] or any(row.get(name) for row in rows)]
+    return (*MOVE, *needed, *(["note"] if any(row["note"] for row in rows) else []))
+
+
+def _counts(one: Counted) -> dict[str, int]:
+    return {
+        "records": one.effects.records + one.forgotten,
+        "applied": one.effects.applied,
+        "not_applied": one.effects.would_apply,
+        "parked": one.effects.parked,
+        "outside": one.effects.outside,
+        "forgotten": one.forgotten,
+        "unreadable": one.effects.unreadable,
+    }
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """Return what a plan does to events, in words; the dangerous part in capitals."""
+    if plan.uncounted:
+        skips = any(not move.is_back and move.span for move in plan.moves)
+        danger = "; those that it SKIPS may never have been applied" if skips else ""
+        return [
+            f"{plan.uncounted} records lie between old and new, more than --count-limit: what became of them is not counted{danger}"
+        ]
+    lines = []
+    back = _sum([move.counted for move in plan.moves if move.is_back and move.counted])
+    ahead = _sum([move.counted for move in plan.moves if not move.is_back and move.counted])
+    if back["records"]:
+        lines.append(
+            f"redelivers {back['records']} records: {back['applied']} are applied and will be skipped, "
+            f"{back['not_applied']} will be applied ({back['outside']} of them told to the outside), {back['parked']} are parked"
+            + _rest(back, "; {forgotten} are older than the inbox remembers and will be parked")
+        )
+    if ahead["records"]:
+        lines.append(
+            f"SKIPS {ahead['records']} records: {ahead['applied']} are applied, {ahead['parked']} are parked"
+            + _rest(ahead, ", {forgotten} are older than the inbox remembers")
+        )
+        if never := ahead["not_applied"] + ahead["unreadable"]:
+            lines.append(
+                f"{never} OF THEM WERE NEVER APPLIED, and will not be until they are redelivered: payrelay replay redeliver"
+            )
+    return lines
+
+
+def _sum(counted: Sequence[Counted]) -> dict[str, int]:
+    rows = [_counts(one) for one in counted]
+    return {name: sum(row[name] for row in rows) for name in COUNTED}
+
+
+def _rest(counts: Mapping[str, int], text: str) -> str:
+    return (text.format(**counts) if counts["forgotten"] else "") + (
+        f"; {counts['unreadable']} cannot be read" if counts["unreadable"] else ""
+    )
+
+
+def members(one: Group) -> str:
+    """Return a line for each member: what it is, where it runs, and how many partitions it has."""
+    lines = [
+        f"  {member.client}  on {member.host}  {len(member.places)} partitions  {member.id}" for member in one.members
+    ]
+    return "\n".join(lines) or f"  none yet: {one.state}"

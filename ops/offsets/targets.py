@@ -1,0 +1,227 @@
+"""Where a group is to go on: what an operator types, read; a wish and a partition's bounds, made one offset. No I/O."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import Enum, auto
+from zoneinfo import ZoneInfo
+
+from ops.records import Place
+from outbox.clock import EPOCH
+from outbox.errors import Refused
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """How a group stands in a partition."""
+
+    place: Place
+    low: int
+    """The earliest offset of the log."""
+    high: int
+    """The one after its last."""
+    committed: int | None = None
+    """What Kafka holds."""
+    progress: int | None = None
+    """Of a group of ours, the truth."""
+    is_ours: bool = False
+    note: str = ""
+
+    @property
+    def position(self) -> int | None:
+        """Where it goes on when it starts; None where that is not written down."""
+        return self.progress if self.is_ours else self.committed
+
+    @property
+    def begin(self) -> int:
+        """The first offset that waits: a group of ours without a position begins at its earliest."""
+        return max(self.low, self.low if self.position is None else self.position)
+
+    @property
+    def behind(self) -> int | None:
+        """How many offsets wait; None where a foreign group has no position, and its own setting decides."""
+        if self.position is None and not self.is_ours:
+            return None
+        return max(0, self.high - self.begin)
+
+
+class Mode(Enum):
+    """What a wish is."""
+
+    EARLIEST = auto()
+    LATEST = auto()
+    CURRENT = auto()
+    OFFSET = auto()
+    SHIFT = auto()
+    KAFKA = auto()
+    """What Kafka holds of a group of ours."""
+    PLACES = auto()
+    """An offset of its own for each partition that has one; the others stay."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """Where a group is to go on, as it was asked for."""
+
+    mode: Mode
+    number: int = 0
+    """The offset, or by how many to shift."""
+    places: Mapping[Place, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where a group is to go on in one partition."""
+
+    offset: int
+    note: str = ""
+
+
+def target(wish: Wish, one: Standing) -> Target | None:
+    """Return where a wish leads in a partition, within its log; None where it says nothing of it.
+
+    Raises Refused where it starts from a position that there is none of.
+    """
+    wanted = _wanted(wish, one)
+    if wanted is None:
+        return None
+    note = ""
+    if wish.mode is Mode.CURRENT and one.position is None:
+        note = "no position" + ("" if one.is_ours else ": the end, as Kafka's tool has it")
+    if wanted < one.low:
+        return Target(offset=one.low, note=f"clamped: {wanted} is before the log's beginning")
+    if wanted > one.high:
+        return Target(offset=one.high, note=f"clamped: {wanted} is beyond the log's end")
+    return Target(offset=wanted, note=note)
+
+
+def _wanted(wish: Wish, one: Standing) -> int | None:
+    match wish.mode:
+        case Mode.EARLIEST:
+            return one.low
+        case Mode.LATEST:
+            return one.high
+        case Mode.OFFSET:
+            return wish.number
+        case Mode.PLACES:
+            return wish.places.get(one.place)
+        case Mode.KAFKA:
+            return one.committed
+        case Mode.CURRENT if one.position is None:
+            return one.begin if one.is_ours else one.high
+        case Mode.CURRENT:
+            return one.position
+        case Mode.SHIFT:
+            if one.position is None and not one.is_ours:
+                raise Refused(f"{one.place[0]}/{one.place[1]} has no committed offset to shift")
+            return (one.begin if one.position is None else one.position) + wish.number
+
+
+# ---- what an operator types -----------------------------------------------------------------------------------------
+
+SCOPE = re.compile(r"(?P<topic>[A-Za-z0-9._-]{1,249})(:(?P<partitions>\d{1,9}(,\d{1,9})*))?")
+
+
+def scope(text: str) -> tuple[str, frozenset[int] | None]:
+    """Return topic and partitions of `topic` or `topic:0,1`; None: all of them. Raises ValueError.
+
+    >>> scope("payment.order"), scope("payment.order:0,2")
+    (('payment.order', None), ('payment.order', frozenset({0, 2})))
+    """
+    match = SCOPE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is neither a topic nor topic:0,1")
+    return match["topic"], partitions(match["partitions"]) if match["partitions"] else None
+
+
+def partitions(text: str) -> frozenset[int]:
+    """Return the partitions of `0,2`. Raises ValueError."""
+    if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
+        raise ValueError(f"{text!r} are no partitions: e.g. 0,2")
+    return frozenset(map(int, text.split(",")))
+
+
+def offset_map(text: str) -> dict[int, int]:
+    """Return partition -> offset of `{"0": 123}`. Raises ValueError."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"no JSON: {error}") from error
+    if not isinstance(content, dict) or not content:
+        raise ValueError('no map of partition to offset: e.g. {"0": 123, "1": 456}')
+    found = {}
+    for key, value in content.items():
+        if not re.fullmatch(r"\d{1,9}", key) or type(value) is not int or value < 0:
+            raise ValueError(f"{key!r}: {value!r} is no partition with an offset")
+        found[int(key)] = value
+    return found
+
+
+DIGITS_OF_A_DATE = 8
+"""20261125 is a date; epoch seconds have had nine digits and more since 1973."""
+
+EPOCH_UNITS = ((10**11, 1), (10**14, 1_000), (10**17, 1_000_000))
+"""Below which number an epoch is of which fraction of a second; beyond the last, nanoseconds. Holds until the year 5138."""
+
+
+def instant(text: str, zone: ZoneInfo | None) -> datetime:
+    """Return the instant of an ISO 8601 time, or of an epoch in seconds, milli-, micro- or nanoseconds. Raises ValueError.
+
+    A time without a zone is refused, unless a zone is given; one that the zone has twice, or never, too.
+
+    >>> instant("2026-11-25T08:00:00Z", None) == instant("1795593600", None) == instant("1795593600000", None)
+    True
+    """
+    if re.fullmatch(r"\d+(\.\d+)?", text) and len(text.partition(".")[0]) > DIGITS_OF_A_DATE:
+        whole, _, fraction = text.partition(".")
+        units = next((unit for limit, unit in EPOCH_UNITS if int(whole) < limit), 1_000_000_000)
+        if fraction and units != 1:
+            raise ValueError(f"{text!r} is no epoch: only seconds have a fraction")
+        microseconds = int(whole) * 1_000_000 // units + int((fraction + "000000")[:6])
+        try:
+            return EPOCH + timedelta(microseconds=microseconds)
+        except OverflowError as error:
+            raise ValueError(f"{text!r} is too far ahead") from error
+    at = _iso(text)
+    if at.tzinfo is not None:
+        return at
+    if zone is None:
+        raise ValueError(f"{text!r} has no zone: write Z or +08:00 behind it, or give --tz Asia/Shanghai")
+    one, other = (at.replace(tzinfo=zone, fold=fold) for fold in (0, 1))
+    if one.utcoffset() != other.utcoffset():
+        raise ValueError(f"{text!r} is there twice or never in {zone.key}, where clocks are changed: write the offset")
+    return one
+
+
+def _iso(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is neither an ISO 8601 time nor an epoch") from error
+
+
+ISO_DURATION = re.compile(
+    r"P(?=.)((?P<weeks>\d+)W)?((?P<days>\d+)D)?(T(?=.)((?P<hours>\d+)H)?((?P<minutes>\d+)M)?((?P<seconds>\d+(\.\d{1,6})?)S)?)?"
+)
+SHORT_DURATION = re.compile(
+    r"(?=.)((?P<weeks>\d+)w)?((?P<days>\d+)d)?((?P<hours>\d+)h)?((?P<minutes>\d+)m)?((?P<seconds>\d+(\.\d{1,6})?)s)?"
+)
+
+
+def duration(text: str) -> timedelta:
+    """Return a duration as ISO 8601 has it (no months or years, whose length varies) or as people write it. Raises ValueError.
+
+    >>> duration("PT1H30M") == duration("90m") == duration("1h30m")
+    True
+    """
+    match = ISO_DURATION.fullmatch(text.upper()) or SHORT_DURATION.fullmatch(text.lower())
+    if match is None:
+        raise ValueError(f"{text!r} is no duration: e.g. PT1H30M, 90m, 6h, 2d")
+    try:
+        return timedelta(**{unit: float(number) for unit, number in match.groupdict().items() if number})
+    except OverflowError as error:
+        raise ValueError(f"{text!r} is too long") from error

@@ -1,0 +1,98 @@
+"""What an operator asked for, looked up: a time, a file, another group, an order or an event, as offsets. Reads only."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
+from datetime import datetime
+from pathlib import Path
+
+from ops.offsets.files import read_file
+from ops.offsets.ours import ours, places_of_event, places_of_order
+from ops.offsets.plan import Scope, View, look
+from ops.offsets.targets import Mode, Wish
+from ops.records import Place, offsets_at
+from outbox.errors import Refused
+from outbox.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A move as it was typed."""
+
+    to_earliest: bool = False
+    to_latest: bool = False
+    to_current: bool = False
+    from_kafka: bool = False
+    to_offset: int | None = None
+    shift_by: int | None = None
+    at: datetime | None = None
+    """--to-datetime, or --by-duration before now."""
+    from_file: Path | None = None
+    from_group: str | None = None
+    map: Mapping[Place, int] | None = None
+    to_order: str | None = None
+    to_event: str | None = None
+
+    @property
+    def given(self) -> int:
+        """How many of them were typed: one is right."""
+        return sum(getattr(self, field.name) not in (None, False) for field in fields(self))
+
+
+def look_for(settings: Settings, name: str, asked: Asked, scope: Scope | None) -> tuple[View, Wish]:
+    """Return the group in the partitions meant, and where it is to go on. Raises Refused, Unreachable.
+
+    What names partitions itself means these, or those of them that a scope leaves in.
+    """
+    places = _places(settings, name, asked)
+    view = look(settings, name, scope if scope is not None or places is None else _scope_of(places))
+    if asked.at is not None:
+        places = offsets_at(settings, {one.place[0] for one in view.standings}, asked.at)
+    if places is not None:
+        return view, Wish(mode=Mode.PLACES, places=places)
+    if asked.from_kafka and view.ours is None:
+        raise Refused(f"{name} is no group of ours: Kafka's offset is its position already")
+    return view, _plain(asked)
+
+
+def _plain(asked: Asked) -> Wish:
+    if asked.to_offset is not None:
+        return Wish(mode=Mode.OFFSET, number=asked.to_offset)
+    if asked.shift_by is not None:
+        return Wish(mode=Mode.SHIFT, number=asked.shift_by)
+    modes = {
+        Mode.EARLIEST: asked.to_earliest,
+        Mode.LATEST: asked.to_latest,
+        Mode.CURRENT: asked.to_current,
+        Mode.KAFKA: asked.from_kafka,
+    }
+    return Wish(mode=next(mode for mode, is_asked in modes.items() if is_asked))
+
+
+def _places(settings: Settings, name: str, asked: Asked) -> Mapping[Place, int] | None:
+    if asked.from_file is not None:
+        return read_file(asked.from_file, name)
+    if asked.map is not None:
+        return asked.map
+    if asked.from_group is not None:
+        return _positions(settings, asked.from_group)
+    if asked.to_order is None and asked.to_event is None:
+        return None
+    known = ours(settings, name)
+    if known is None:
+        raise Refused(f"{name} is no group of ours: orders and events are found in ours only")
+    if asked.to_order is not None:
+        return places_of_order(settings, known, asked.to_order)
+    return places_of_event(settings, known, asked.to_event or "")
+
+
+def _positions(settings: Settings, name: str) -> dict[Place, int]:
+    found = {one.place: one.position for one in look(settings, name).standings if one.position is not None}
+    if not found:
+        raise Refused(f"group {name!r} has no position anywhere")
+    return found
+
+
+def _scope_of(places: Collection[Place]) -> Scope:
+    return {topic: frozenset(number for of, number in places if of == topic) for topic, _ in places}
