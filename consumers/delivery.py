@@ -180,13 +180,23 @@ class Retried:
 class Delivery:
     """Applies slices for one consumer. One thread at a time."""
 
-    def __init__(self, processor: Processor, engine: Engine, *, consumer: str, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        processor: Processor,
+        engine: Engine,
+        *,
+        consumer: str,
+        clock: Callable[[], datetime],
+        brake: Brake | None = None,
+        horizon: Callable[[Connection, str], tuple[UUID, UUID]] = horizon,
+    ) -> None:
         self.processor = processor
         self.consumer = consumer
         self._engine = engine
         self._clock = clock
+        self._read_horizon = horizon
         self._horizon: tuple[float, UUID, UUID] | None = None
-        self._brake = Brake()
+        self._brake = brake or Brake()
         self._metrics = DeliveryMetrics(consumer)
 
     def deliver(self, slices: Sequence[Slice]) -> Mapping[Log, Delivered | Braked | Unexpected]:
@@ -385,7 +395,7 @@ class Delivery:
 
     def _bounds(self, connection: Connection) -> tuple[UUID, UUID]:
         if self._horizon is None or time.monotonic() - self._horizon[0] > HORIZON_S:
-            self._horizon = (time.monotonic(), *horizon(connection, self.processor.service))
+            self._horizon = (time.monotonic(), *self._read_horizon(connection, self.processor.service))
         _, low, high = self._horizon
         return low, min(high, first_id_at(self._clock() + CLOCK_TOLERANCE))
 
@@ -426,7 +436,9 @@ class _Outcome:
     def fail(self, poison: _Poison) -> None:
         """The handler rejects the event, tried alone; later ones of its key park behind it."""
         self._reject(poison, self.failed)
-        if len(self.poison) > PARKED_KEYS_MAX and not self.applied:  # no need to try the rest of them one by one
+        if (
+            self._brake.holds and len(self.poison) > PARKED_KEYS_MAX and not self.applied
+        ):  # no need to try the rest of them one by one
             logs = {one.log for one in self.poison}
             raise Braked(f"nothing passes; the last is {poison.cause} {poison.error[:300]}", logs)
 
@@ -456,9 +468,12 @@ class Brake:
     after its sixth failure, some three seconds, any type will do: a rare one may not have another for days. For an unreadable
     event, any type will do at once. So a handler that is mended half-way through a slice parks nothing. Until then the event
     waits, and so does everything if too many keys would be parked. What was rolled back is a witness all the same.
+
+    One that does not hold parks whatever fails, at once: for a shadow, where nothing is at stake.
     """
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, now: Callable[[], float] = time.monotonic, *, holds: bool = True) -> None:
+        self.holds = holds
         self._now = now
         self._tick = 0
         self._failed: dict[tuple[Log, int], tuple[int, int]] = {}
@@ -502,6 +517,8 @@ class Brake:
 
     def unwitnessed(self, poison: Sequence[_Poison]) -> list[_Poison]:
         """Return the poison of which it is not known yet that others pass where it fails."""
+        if not self.holds:
+            return []
         return [
             item for item in poison if item.cause is not Cause.DUPLICATE_FACT and _place(item) not in self._witnessed
         ]
@@ -515,7 +532,7 @@ class Brake:
         while self._parked and now - self._parked[0][0] > PARKED_WINDOW_S:
             self._parked.popleft()
         keys = {key for _, key in self._parked} | {_key(item) for item in poison}
-        if poison and len(keys) > PARKED_KEYS_MAX:
+        if poison and self.holds and len(keys) > PARKED_KEYS_MAX:
             logs = {item.log for item in poison}
             raise Braked(
                 f"{len(keys)} keys would be parked within a minute, the last for {poison[-1].error[:300]}", logs

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sqlalchemy import URL, Engine, create_engine, make_url
 
 LOCK_TIMEOUT_S = 5
@@ -12,10 +14,17 @@ def driver_url(dsn: str) -> URL:
     return make_url(dsn).set(drivername="postgresql+psycopg")
 
 
-def engine_for(dsn: str, *, name: str, session_timeout_s: float = 10.0, pool_size: int = 5) -> Engine:
+def engine_for(
+    dsn: str,
+    *,
+    name: str,
+    session_timeout_s: float = 10.0,
+    pool_size: int = 5,
+    parameters: Mapping[str, str] | None = None,
+) -> Engine:
     """Return an engine whose sessions end what they hold well before Kafka's session time-out passes.
 
-    A process frozen inside its transaction would otherwise keep `progress` and account rows locked
+    `parameters` are the server's own, for each session, without spaces. A process frozen inside its transaction would otherwise keep `progress` and account rows locked
     while Kafka hands its partitions to a sibling.
     """
     limit_ms = int(session_timeout_s * 1000)
@@ -25,6 +34,7 @@ def engine_for(dsn: str, *, name: str, session_timeout_s: float = 10.0, pool_siz
         "statement_timeout": limit_ms * 2,
         "lock_timeout": LOCK_TIMEOUT_S * 1000,
         "tcp_user_timeout": limit_ms,  # the server's side; ours is below
+        **(parameters or {}),
     }
     return create_engine(
         driver_url(dsn),

@@ -1,0 +1,136 @@
+"""payrelay replay: rebuild, checkpoint, drop."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ops.cli.output import Format, Output, errors, print_rows, say
+from ops.cli.pipeline import current_settings
+
+if TYPE_CHECKING:
+    from ops.rebuild.feeding import Told
+    from ops.rebuild.rebuild import Rebuilt
+
+app = typer.Typer(
+    help="Events handed to a consumer once more, and its rows made again from them.", no_args_is_help=True
+)
+
+Consumer = Annotated[str, typer.Argument(help="its group, e.g. accounting")]
+Execute = Annotated[bool, typer.Option("--execute", help="without it, only show what would be done")]
+Yes = Annotated[bool, typer.Option("--yes", help="do not ask")]
+
+LINES_EACH = 25_000
+"""Records between two lines of progress, where standard error is no terminal."""
+
+
+@app.command()
+def rebuild(
+    consumer: Consumer,
+    anew: Annotated[bool, typer.Option("--anew", help="begin anew, whatever an earlier call has left")] = False,
+    checkpoint: Annotated[str, typer.Option("--checkpoint", help="begin at this one")] = "",
+    limit: Annotated[int, typer.Option("--limit", min=1, max=100_000, help="findings shown")] = 100,
+    output: Output = Format.TABLE,
+) -> None:
+    """Make a consumer's rows again from its topics, in a shadow schema, and show how the live ones differ.
+
+    Live goes on meanwhile: both are compared at the same position in every partition. Killed, the next call goes on.
+    Exit code 1 if they differ.
+    """
+    from ops.rebuild.rebuild import rebuild as rebuild_consumer
+
+    with _progress(f"rebuilding {consumer}") as told:
+        rebuilt = rebuild_consumer(current_settings(), consumer, anew=anew, checkpoint=checkpoint, told=told)
+    _show(rebuilt, limit, output)
+    if not rebuilt.difference.is_empty:
+        raise typer.Exit(1)
+
+
+@app.command()
+def checkpoint(consumer: Consumer) -> None:
+    """Keep a consumer's rows with its position in every partition: a later rebuild can begin there. Reads only of live.
+
+    Needed where the topics do not keep their history for ever. Exit code 1 if balances are not what entries add up to.
+    """
+    from ops.rebuild.checkpoint import take_checkpoint
+
+    made = take_checkpoint(current_settings(), consumer)
+    say(f"kept as {made.name}; payrelay replay drop {made.name} --execute removes it")
+
+
+@app.command()
+def drop(
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="as this command without it shows")] = "",
+    execute: Execute = False,
+    yes: Yes = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Remove a shadow, a checkpoint, or tables that a switch has put aside; without a name, show what there is."""
+    from ops.health import reader_engine
+    from ops.rebuild.schemas import drop_schema, find_schemas
+    from outbox.migrate import owner_engine
+
+    settings = current_settings()
+    with reader_engine(settings).connect() as connection:
+        found = find_schemas(connection)
+    print_rows(
+        [asdict(made) for made in found if not name or made.name == name],
+        output,
+        columns=("name", "purpose", "consumer", "at", "base"),
+    )
+    if name and not execute:
+        say("nothing was done: --execute removes it")
+    elif name:
+        if not yes:
+            typer.confirm(f"remove {name} with all its rows?", abort=True, err=True)
+        with owner_engine(settings).begin() as owner:
+            drop_schema(owner, name)
+        say(f"{name} is gone")
+
+
+def _show(rebuilt: Rebuilt, limit: int, output: Format) -> None:
+    """The findings are on standard output, the rest on standard error."""
+    difference = rebuilt.difference
+    columns = ("what", "kind", "subject", "live", "rebuilt", "mend")
+    print_rows([asdict(one) | {"what": one.what.value} for one in difference.findings[:limit]], output, columns=columns)
+    begin = f"checkpoint {rebuilt.shadow.base}" if rebuilt.shadow.base else "offset 0"
+    how = f"resumed, from {begin}" if rebuilt.was_resumed else f"from {begin}"
+    rate = f", {rebuilt.records / rebuilt.feed_s:,.0f} a second" if rebuilt.records else ""
+    say(f"{rebuilt.records} events read in {rebuilt.feed_s:.1f} s ({how}{rate}) into {rebuilt.shadow.name}")
+    say(f"both sides at {', '.join(f'{log} {at}' for log, at in sorted(rebuilt.positions.items(), key=str))}")
+    if rebuilt.subject.aside:
+        say(f"taken as they stand: {rebuilt.subject.aside}")
+    if rebuilt.parked:
+        say(f"{rebuilt.parked} events are parked in the shadow: the handler rejects them, or their key waits")
+    if sum(difference.counts.values()) > limit:
+        say(f"the first {limit} findings are shown: --limit")
+    told = ", ".join(f"{count} {kind}s {what.value}" for (what, kind), count in sorted(difference.counts.items()))
+    say(
+        f"{difference.compared} {rebuilt.subject.kind} rows compared in {rebuilt.compare_s:.1f} s: {told or 'no difference'}"
+    )
+
+
+@contextmanager
+def _progress(what: str) -> Generator[Told]:
+    """Give what shows how far it is: a bar on a terminal, else a line now and then."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    if not errors.is_terminal:
+        shown = 0
+
+        def line(done: int, total: int) -> None:
+            nonlocal shown
+            if done < shown or done - shown >= LINES_EACH:
+                shown = done
+                say(f"{what}: {done} of {total}")
+
+        yield line
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

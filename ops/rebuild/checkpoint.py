@@ -1,0 +1,99 @@
+"""Where a rebuild may begin: at the logs' beginning where they are whole, else at a checkpoint that their records follow on.
+
+A checkpoint is the consumer's rows and positions, copied in one snapshot; its balances are held against its entries when it is
+taken and whenever it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sqlalchemy import Connection, text
+
+from consumers.delivery import Processor
+from ops.processors import processor_of
+from ops.rebuild.feeding import progress_of
+from ops.rebuild.schemas import Made, copy_rows, find_schemas, make_schema
+from ops.rebuild.subjects import Subject, subject_of, sums
+from outbox.clock import utc_now
+from outbox.errors import Refused
+from outbox.inbox import Log
+from outbox.migrate import owner_engine
+from outbox.settings import Settings
+
+NAMED = 5
+
+
+def usable_checkpoint(
+    connection: Connection,
+    consumer: str,
+    logs: Mapping[Log, range],
+    kept: Mapping[Log, int],
+    *,
+    named: str = "",
+) -> Made | None:
+    """Return the checkpoint to begin from; None for the beginning of the logs, which are whole then. Reads only.
+
+    Raises Refused where neither will do: a part of a history is not compared as if it were all of it.
+    """
+    if gone := [str(log) for log in kept if log not in logs]:
+        raise Refused(
+            f"{consumer} has read {', '.join(sorted(gone))} as it was before its topic was made again: "
+            "those records are gone, and what they did cannot be made again"
+        )
+    if beyond := [str(log) for log, position in kept.items() if position > logs[log].stop]:
+        raise Refused(f"{', '.join(beyond)} ends before the position of {consumer}: it has lost records")
+    found = [made for made in find_schemas(connection) if made.purpose == "checkpoint" and made.consumer == consumer]
+    if named:
+        if not (found := [made for made in found if made.name == named]):
+            raise Refused(f"{named!r} is no checkpoint of {consumer}: payrelay replay drop lists them")
+    elif not (cut := [f"{log} begins at {span.start}" for log, span in logs.items() if span.start]):
+        return None
+    for made in sorted(found, key=lambda one: one.at, reverse=True):
+        stands = progress_of(connection, made.name, consumer)
+        if all(logs[log].start <= stands.get(log, 0) <= kept.get(log, 0) for log in logs):
+            return made
+    if named:
+        raise Refused(f"{named} does not join the logs as they are: records after it are gone, or it is ahead of live")
+    raise Refused(
+        f"the history is not whole: {', '.join(cut[:NAMED])}. A rebuild of the rest would take all that is older for an "
+        f"error. With a checkpoint it can begin there: payrelay replay checkpoint {consumer} takes one for the next time"
+    )
+
+
+def take_checkpoint(settings: Settings, consumer: str, *, processor: Processor | None = None) -> Made:
+    """The consumer's rows and positions are kept, as they belong together, in a schema whose name is returned.
+
+    Own transaction, as the owner: one snapshot, live goes on. Raises Refused where the balances are not what the entries add up to.
+    """
+    chosen = processor or processor_of(settings, consumer)
+    subject, at = subject_of(chosen), utc_now()
+    made = Made(
+        name=f"{chosen.service}_checkpoint_{at:%Y%m%d_%H%M%S}",
+        service=chosen.service,
+        consumer=consumer,
+        purpose="checkpoint",
+        at=at,
+    )
+    with owner_engine(settings).connect().execution_options(isolation_level="REPEATABLE READ") as owner, owner.begin():
+
+        def fill() -> None:
+            copy_rows(owner, made.name, chosen.service, (*subject.tables, *subject.kept))
+            copy_rows(owner, made.name, chosen.service, ("inbox", "progress", "parked"), consumer=consumer)
+
+        make_schema(owner, made, fill=fill)
+        verified(owner, subject, made.name)
+    return made
+
+
+def verified(connection: Connection, subject: Subject, schema: str) -> None:
+    """Return if every balance is what its account's entries add up to; else raises Refused. Reads only."""
+    kept = {row.account: row.amount for row in connection.execute(text(subject.balances.format(schema=schema)))}
+    entered = dict(sums(connection, subject.entries, schema))
+    off = [
+        f"{account} is {kept.get(account, 0)}, its entries {entered.get(account, 0)}"
+        for account in sorted(kept.keys() | entered.keys())
+        if kept.get(account, 0) != entered.get(account, 0)
+    ]
+    if off:
+        raise Refused(f"{schema} is no sound beginning: {'; '.join(off[:NAMED])}{' …' if len(off) > NAMED else ''}")

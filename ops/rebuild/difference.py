@@ -1,0 +1,284 @@
+"""What a rebuilt schema and the live one do not have in common, row by row and account by account, both at the same positions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from ops.applied import batched
+from ops.ledger import CHUNK, paired
+from ops.rebuild.subjects import Subject, sums
+
+NAMED_MAX = 100_000
+"""Findings that are named; more are counted, and found again by the next run."""
+
+
+class What(StrEnum):
+    """How a rebuilt and a live row differ, or why they need not agree."""
+
+    MISSING = "missing"
+    EXTRA = "extra"
+    DIFFERENT = "different"
+    PARKED = "parked"
+    """Live has parked the event: it is not lost, `payrelay parked retry` applies it."""
+    SKIPPED = "skipped"
+    """An operator has skipped the event: it is not to be applied."""
+    BY_HAND = "by hand"
+    """People have reversed, or corrected to something else, what an event had told: theirs stands."""
+
+
+IS_DIFFERENCE = (What.MISSING, What.EXTRA, What.DIFFERENT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """A row or an account that is not the same on both sides."""
+
+    what: What
+    kind: str
+    subject: str
+    live: str
+    rebuilt: str
+    mend: str = ""
+    event_id: UUID | None = None
+    number: int | None = None
+    """Of the live row, where it has one."""
+    is_met: bool = True
+    """Whether the rebuild met the event of an extra row; else the topics do not hold it, and nothing is known against the row."""
+
+
+@dataclass(kw_only=True)
+class Difference:
+    """Everything that was found; findings are named up to a bound, and all counted."""
+
+    findings: list[Finding] = field(default_factory=list)
+    counts: Counter[tuple[What, str]] = field(default_factory=Counter)
+    compared: int = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing differs but what is known to."""
+        return not any(self.counts[what, kind] for what, kind in self.counts if what in IS_DIFFERENCE)
+
+    def add(self, finding: Finding) -> None:
+        """One finding more."""
+        self.counts[finding.what, finding.kind] += 1
+        if len(self.findings) < NAMED_MAX:
+            self.findings.append(finding)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """A schema, as one transaction sees it."""
+
+    connection: Connection
+    schema: str
+    consumer: str
+
+    def rows(self, statement: str, **parameters: object) -> Iterator[Any]:
+        """Give a statement's rows, some thousands at a time."""
+        statement = statement.format(schema=self.schema)
+        yield from self.connection.execute(text(statement), parameters, execution_options={"yield_per": CHUNK})
+
+    def holding(self, table: str, ids: Collection[UUID]) -> dict[UUID, Any]:
+        """Return the rows that the inbox or the parking lot has of the consumer's events."""
+        found = self.connection.execute(
+            text(f"SELECT * FROM {self.schema}.{table} WHERE consumer = :consumer AND event_id = ANY(:ids)"),  # noqa: S608
+            {"consumer": self.consumer, "ids": list(ids)},
+        )
+        return {row.event_id: row for row in found}
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    live: Any
+    rebuilt: Any
+
+    @property
+    def row(self) -> Any:
+        return self.rebuilt if self.live is None else self.live
+
+
+def compare(subject: Subject, live: Side, rebuilt: Side) -> Difference:
+    """Return how live differs from what was rebuilt. Reads only.
+
+    Both stand at the same positions; `live` is one transaction that sees one state. What people posted is taken as it stands.
+    """
+    standing = _standing(live) if subject.corrects else {}
+    found = Difference()
+    adjust: Counter[str] = Counter()
+    for pairs in batched(_unequal(subject, live, rebuilt, found), 2_000):
+        open_pairs = []
+        for pair in pairs:
+            if pair.live is not None and pair.live.number in standing:
+                _by_hand(subject, pair, standing[pair.live.number], found)
+                _adjust(subject, adjust, live, [pair.live.event_id])
+                _adjust(subject, adjust, rebuilt, [pair.rebuilt.event_id] if pair.rebuilt else [], sign=-1)
+            else:
+                open_pairs.append(pair)
+        judged = _judged(subject, open_pairs, live, rebuilt)
+        for finding in judged:
+            found.add(finding)
+        excused = [one.event_id for one in judged if one.what in (What.PARKED, What.SKIPPED) and one.event_id]
+        _adjust(subject, adjust, rebuilt, excused, sign=-1)
+    if subject.decided:
+        adjust.update(sums(live.connection, subject.decided, live.schema))
+        adjust.subtract(sums(rebuilt.connection, subject.decided, rebuilt.schema))
+    for finding in _accounts(subject, live, rebuilt, adjust):
+        found.add(finding)
+    return found
+
+
+def _unequal(subject: Subject, live: Side, rebuilt: Side, found: Difference) -> Iterator[_Pair]:
+    lefts, rights = live.rows(subject.rows), rebuilt.rows(subject.rows)
+    for left, right in paired(lefts, rights, lambda row: row.subject, lambda row: row.subject):
+        found.compared += 1
+        if left is None or right is None or (left.content, left.about) != (right.content, right.about):
+            yield _Pair(left, right)
+
+
+def _adjust(subject: Subject, adjust: Counter[str], side: Side, ids: Sequence[UUID], *, sign: int = 1) -> None:
+    """What these events did on that side counts towards what live should have, or against it."""
+    if ids:
+        for account, amount in sums(side.connection, subject.effects, side.schema, ids=list(ids)).items():
+            adjust[account] += sign * amount
+
+
+def _standing(live: Side) -> dict[int, str | None]:
+    """Return, by the number of each voucher that was reversed, what people put in its place; None where nothing."""
+    rows = list(
+        live.rows("""
+            SELECT voucher_no, reverses, corrects, currency || ': ' ||
+                   (SELECT string_agg(account || ' ' || side || ' ' || amount_fen, ', ' ORDER BY account COLLATE "C", side, amount_fen)
+                    FROM {schema}.entry WHERE entry.voucher_no = voucher.voucher_no) AS content
+            FROM {schema}.voucher WHERE event_id IS NULL ORDER BY voucher_no""")
+    )
+    reversed_ = {row.reverses for row in rows if row.reverses}
+    corrections = {row.corrects: row for row in rows if row.corrects}
+
+    def standing(number: int) -> str | None:
+        content = None
+        while (correction := corrections.get(number)) is not None:
+            number, content = correction.voucher_no, correction.content
+        return None if number in reversed_ else content
+
+    return {number: standing(number) for number in reversed_}
+
+
+def _by_hand(subject: Subject, pair: _Pair, stands: str | None, found: Difference) -> None:
+    """What people did with a voucher that differs stands; it is a finding only if it is not what was rebuilt either."""
+    wanted = pair.rebuilt.content if pair.rebuilt is not None else None
+    if stands != wanted:
+        found.add(
+            Finding(
+                what=What.BY_HAND,
+                kind=subject.kind,
+                subject=pair.row.subject,
+                live=stands or "reversed",
+                rebuilt=wanted or "",
+                mend=f"payrelay ledger correct {pair.live.number}" if wanted and not stands else "",
+                event_id=pair.row.event_id,
+                number=pair.live.number,
+            )
+        )
+
+
+def _judged(subject: Subject, pairs: Sequence[_Pair], live: Side, rebuilt: Side) -> list[Finding]:
+    """Return what each unequal pair is, and what mends it."""
+    missing = {pair.rebuilt.event_id for pair in pairs if pair.live is None}
+    extra = {pair.live.event_id for pair in pairs if pair.rebuilt is None}
+    parked, applied = live.holding("parked", missing), live.holding("inbox", missing)
+    rejected, met = rebuilt.holding("parked", extra), rebuilt.holding("inbox", extra)
+    skipped = _skipped(live) if applied else set()
+    return [_judge(subject, pair, live.consumer, parked, applied, skipped, rejected, met) for pair in pairs]
+
+
+def _judge(
+    subject: Subject,
+    pair: _Pair,
+    consumer: str,
+    parked: Mapping[UUID, Any],
+    applied: Mapping[UUID, Any],
+    skipped: Collection[UUID],
+    rejected: Mapping[UUID, Any],
+    met: Mapping[UUID, Any],
+) -> Finding:
+    identity = pair.row.event_id
+    how = "--correct" if subject.corrects else "--switch" if subject.switches else ""
+    what, mend, is_met = What.DIFFERENT, how, True
+    if pair.live is None:
+        what = What.MISSING
+        if identity in parked:
+            what, mend = What.PARKED, f"payrelay parked retry: {parked[identity].cause} {parked[identity].error[:100]}"
+        elif identity in skipped:
+            what, mend = What.SKIPPED, ""
+        elif identity not in applied:
+            mend = f"payrelay replay redeliver --consumer {consumer} --event {identity} --execute"
+        elif not how:
+            mend = "the event counts as applied, and its row is gone: restore it from a backup"
+    elif pair.rebuilt is None:
+        what, is_met = What.EXTRA, identity in met or identity in rejected
+        if identity in rejected:
+            mend = f"{how}; the handler rejects its event: {rejected[identity].error[:100]}"
+        elif not is_met:
+            mend = "its event is on no topic: payrelay timeline"
+    return Finding(
+        what=what,
+        kind=subject.kind,
+        subject=pair.row.subject,
+        live=_told(pair.live, pair.rebuilt),
+        rebuilt=_told(pair.rebuilt, pair.live),
+        mend=mend,
+        event_id=identity,
+        number=pair.live.number if pair.live is not None else None,
+        is_met=is_met,
+    )
+
+
+def _told(row: Any, other: Any) -> str:
+    """Return a row's content, and what else differs from the other one's."""
+    if row is None:
+        return ""
+    return row.content if other is None or row.about == other.about else f"{row.content} ({row.about})"
+
+
+def _skipped(live: Side) -> set[UUID]:
+    rows = live.rows(
+        """SELECT event ->> 'event_id' AS event_id FROM {schema}.parked_audit
+           WHERE action = 'SKIP' AND event ->> 'consumer' = :consumer AND event ->> 'event_id' IS NOT NULL""",
+        consumer=live.consumer,
+    )
+    return {UUID(row.event_id) for row in rows}
+
+
+def _accounts(subject: Subject, live: Side, rebuilt: Side, adjust: Mapping[str, int]) -> Iterator[Finding]:
+    """Give the accounts whose balances are not what the rebuilt ones call for, with what stands aside counted in."""
+    only = dict(adjust)
+    account: Callable[[Any], str] = lambda row: row.account  # noqa: E731
+    pairs = paired(live.rows(subject.balances), rebuilt.rows(subject.balances), account, account)
+    for left, right in pairs:
+        name = account(right if left is None else left)
+        kept = 0 if left is None else left.amount
+        wanted = (0 if right is None else right.amount) + only.pop(name, 0)
+        if kept != wanted:
+            yield _account(name, kept, wanted)
+    for name, wanted in sorted(only.items()):
+        if wanted:
+            yield _account(name, 0, wanted)
+
+
+def _account(name: str, kept: int, wanted: int) -> Finding:
+    return Finding(
+        what=What.DIFFERENT,
+        kind="account",
+        subject=name,
+        live=str(kept),
+        rebuilt=str(wanted),
+        mend=f"{kept - wanted:+d} in live",
+    )

@@ -1,0 +1,272 @@
+"""A consumer's rows made again from its topics in a shadow, and compared with the live ones while those go on.
+
+Effects and progress commit together, so one snapshot of the live schema holds positions and rows that belong to each other. The
+shadow is brought near, the snapshot opened, the shadow brought exactly to the snapshot's positions, and the two compared.
+Live rows are only read. Killed anywhere, the next call goes on, or begins anew if the code has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Connection, text
+
+from consumers.delivery import Processor
+from ops.health import reader_engine
+from ops.processors import processor_of
+from ops.rebuild.checkpoint import usable_checkpoint, verified
+from ops.rebuild.difference import Difference, Side, compare
+from ops.rebuild.feeding import Feeder, Told, logs_of, progress_of, skipped_of
+from ops.rebuild.schemas import Made, copy_rows, find_schema, make_schema, shadow_of
+from ops.rebuild.subjects import Subject, repeatable, subject_of
+from outbox.clock import utc_now
+from outbox.errors import Refused
+from outbox.inbox import Log
+from outbox.migrate import owner_engine
+from outbox.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+CODE = ("schemas", "outbox", "consumers")
+"""What decides how an event is applied; a shadow that other code has filled is begun anew."""
+
+ROUNDS_MAX = 20
+NEAR = 2_000
+"""Records that may be left when the snapshot is opened."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rebuilt:
+    """A shadow, compared."""
+
+    consumer: str
+    subject: Subject
+    shadow: Made
+    was_resumed: bool
+    positions: Mapping[Log, int]
+    """Where both sides stood."""
+    records: int
+    """Read by this call."""
+    feed_s: float
+    compare_s: float
+    parked: int
+    """Events that the handler rejects, in the shadow's parking lot."""
+    difference: Difference
+
+
+def rebuild(
+    settings: Settings,
+    consumer: str,
+    *,
+    processor: Processor | None = None,
+    anew: bool = False,
+    checkpoint: str = "",
+    told: Told = lambda _done, _total: None,
+) -> Rebuilt:
+    """The shadow holds what the consumer's handler makes of its topics up to live's positions; returns how live differs.
+
+    Own transactions, as the owner and the service; live is only read, and may go on. May be repeated and cut off anywhere. Raises
+    Refused where the logs are not whole and no checkpoint reaches them, or where live's rows do not belong to its positions.
+    """
+    chosen = processor or processor_of(settings, consumer)
+    subject = subject_of(chosen)
+    with alone(settings, consumer), reader_engine(settings).connect() as live:
+        shadow, was_resumed = _shadow(settings, live, chosen, consumer, subject, anew=anew, checkpoint=checkpoint)
+        skipped = skipped_of(live, chosen.service, consumer)
+        live.commit()
+        feeder = Feeder(
+            settings, repeatable(chosen, subject), consumer, shadow.name, skipped=skipped, told=told
+        )  # fmt: skip
+        try:
+            begun = time.monotonic()
+            _near(live, chosen, feeder)
+            live.execution_options(isolation_level="REPEATABLE READ")
+            positions = _exactly(settings, live, chosen, feeder)
+            fed = time.monotonic()
+            difference = _compared(settings, live, chosen, feeder, subject)
+        finally:
+            feeder.engine.dispose()
+    with reader_engine(settings).connect() as connection:
+        parked = connection.execute(text(f"SELECT count(*) FROM {shadow.name}.parked")).scalar_one()  # noqa: S608
+    return Rebuilt(
+        consumer=consumer,
+        subject=subject,
+        shadow=shadow,
+        was_resumed=was_resumed,
+        positions=positions,
+        records=feeder.records,
+        feed_s=fed - begun,
+        compare_s=time.monotonic() - fed,
+        parked=parked,
+        difference=difference,
+    )
+
+
+@contextmanager
+def alone(settings: Settings, consumer: str) -> Generator[None]:
+    """Nobody else rebuilds the consumer meanwhile; raises Refused if somebody does."""
+    with owner_engine(settings).connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        free = connection.execute(
+            text("SELECT pg_try_advisory_lock(hashtextextended('rebuild ' || CAST(:consumer AS text), 0))"),
+            {"consumer": consumer},
+        ).scalar_one()
+        if not free:
+            raise Refused(f"{consumer} is being rebuilt by somebody else: wait for it")
+        yield
+
+
+def code_of() -> str:
+    """Return what the code that applies events is, as a digest of its files."""
+    digest = hashlib.sha256()
+    for folder in CODE:
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            digest.update(str(file.relative_to(ROOT)).encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _shadow(
+    settings: Settings,
+    live: Connection,
+    processor: Processor,
+    consumer: str,
+    subject: Subject,
+    *,
+    anew: bool,
+    checkpoint: str,
+) -> tuple[Made, bool]:
+    """Return the shadow, with a position in every log, and whether it goes on from an earlier call."""
+    logs = logs_of(settings, processor)
+    kept = progress_of(live, processor.service, consumer)
+    base = usable_checkpoint(live, consumer, logs, kept, named=checkpoint)
+    wanted = Made(
+        name=shadow_of(processor.service),
+        service=processor.service,
+        consumer=consumer,
+        purpose="shadow",
+        at=utc_now(),
+        code=code_of(),
+        base=base.name if base else "",
+        skips=skipped_of(live, processor.service, consumer).count,
+    )
+    found = find_schema(live, wanted.name)
+    if found is not None and not anew and _goes_on(live, found, wanted, logs, kept):
+        return found, True
+    live.rollback()  # what it has read is locked against being dropped
+    with owner_engine(settings).begin() as owner:
+
+        def fill() -> None:
+            if base is not None:
+                tables = (*subject.tables, *subject.kept)
+                copy_rows(owner, wanted.name, base.name, tables)
+                copy_rows(owner, wanted.name, base.name, ("inbox", "progress", "parked"))
+            else:
+                copy_rows(owner, wanted.name, processor.service, subject.kept)
+                _begin_at(owner, wanted, logs)
+            _know_skipped(owner, wanted)
+
+        make_schema(owner, wanted, fill=fill)
+        if base is not None:
+            verified(owner, subject, wanted.name)
+            _begin_at(owner, wanted, logs)  # those that were not there yet
+    return wanted, False
+
+
+def _goes_on(live: Connection, found: Made, wanted: Made, logs: Mapping[Log, range], kept: Mapping[Log, int]) -> bool:
+    """Return whether a shadow is of the same code, beginning and skips, and not ahead of live."""
+    same = (found.consumer, found.code, found.base, found.skips) == (
+        wanted.consumer,
+        wanted.code,
+        wanted.base,
+        wanted.skips,
+    )
+    if not same:
+        return False
+    stands = progress_of(live, found.name, found.consumer)
+    return set(logs) <= set(stands) and all(position <= kept.get(log, 0) for log, position in stands.items())
+
+
+def _begin_at(owner: Connection, made: Made, logs: Mapping[Log, range]) -> None:
+    """Each log that the schema has no position in begins at 0."""
+    owner.execute(
+        text(f"""INSERT INTO {made.name}.progress (consumer, cluster_id, topic, topic_id, partition, next_offset)
+                 VALUES (:consumer, :cluster_id, :topic, :topic_id, :partition, 0) ON CONFLICT DO NOTHING"""),  # noqa: S608
+        [
+            {
+                "consumer": made.consumer,
+                "cluster_id": log.cluster_id,
+                "topic": log.topic,
+                "topic_id": log.topic_id,
+                "partition": log.partition,
+            }
+            for log in logs
+        ],
+    )
+
+
+def _know_skipped(owner: Connection, made: Made) -> None:
+    """The shadow's inbox knows what operators have skipped, as the live one does."""
+    owner.execute(
+        text(f"""INSERT INTO {made.name}.inbox (consumer, event_id, topic, partition, "offset")
+                 SELECT DISTINCT ON (event ->> 'event_id') :consumer, CAST(event ->> 'event_id' AS uuid), event ->> 'topic',
+                        CAST(event ->> 'partition' AS integer), CAST(event ->> 'offset' AS bigint)
+                 FROM {made.service}.parked_audit AS audit
+                 WHERE action = 'SKIP' AND event ->> 'consumer' = :consumer AND event ->> 'event_id' IS NOT NULL
+                   AND NOT EXISTS (SELECT FROM {made.name}.inbox AS known
+                                   WHERE known.consumer = :consumer
+                                     AND known.event_id = CAST(audit.event ->> 'event_id' AS uuid))"""),  # noqa: S608
+        {"consumer": made.consumer},
+    )
+
+
+def _near(live: Connection, processor: Processor, feeder: Feeder) -> None:
+    """Little is left between the shadow and live."""
+    for _ in range(ROUNDS_MAX):
+        with live.begin():
+            end = progress_of(live, processor.service, feeder.consumer)
+            begin = progress_of(live, shadow_of(processor.service), feeder.consumer)
+        left = {log: stop for log, stop in end.items() if stop > begin.get(log, 0)}
+        if sum(stop - begin[log] for log, stop in left.items()) <= NEAR:
+            return
+        feeder.feed(begin, left)
+
+
+def _exactly(settings: Settings, live: Connection, processor: Processor, feeder: Feeder) -> dict[Log, int]:
+    """The shadow stands where live does in the snapshot that this call opens; returns where."""
+    positions = progress_of(live, processor.service, feeder.consumer)
+    _require_belonging(live, processor, feeder.consumer)
+    with reader_engine(settings).connect() as beside:
+        begin = progress_of(beside, shadow_of(processor.service), feeder.consumer)
+    if added := [str(log) for log in positions if log not in begin]:
+        raise Refused(f"{', '.join(added)} was added while the rebuild ran: run it again")
+    feeder.feed(begin, positions)
+    return positions
+
+
+def _require_belonging(live: Connection, processor: Processor, consumer: str) -> None:
+    """Live has applied nothing beyond its positions, as it would have after they were set back."""
+    ahead = live.execute(
+        text(f"""SELECT topic || '/' || partition AS place FROM {processor.service}.inbox JOIN {processor.service}.progress
+                   USING (consumer, topic, partition)
+                 WHERE consumer = :consumer AND "offset" >= next_offset LIMIT 1"""),  # noqa: S608 - a schema of ours
+        {"consumer": consumer},
+    ).scalar()
+    if ahead is not None:
+        raise Refused(
+            f"{consumer} has applied events beyond its position in {ahead}, which was set back: let it catch up first"
+        )
+
+
+def _compared(
+    settings: Settings, live: Connection, processor: Processor, feeder: Feeder, subject: Subject
+) -> Difference:
+    """Return how the snapshot differs from the shadow."""
+    with reader_engine(settings).connect() as shadow:
+        return compare(
+            subject,
+            Side(connection=live, schema=processor.service, consumer=feeder.consumer),
+            Side(connection=shadow, schema=shadow_of(processor.service), consumer=feeder.consumer),
+        )
