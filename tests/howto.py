@@ -13,11 +13,10 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ops.stack.programs import postgres_bin
 from ops.stack.state import StackFolder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,6 +32,7 @@ _VARYING = [
     (re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"), "ID"),
     (re.compile(r"\b[PB][0-9a-f]{32}\b"), "NO"),
     (re.compile(r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?"), "TIME"),
+    (re.compile(r"\b\d{8}T\d{6}\.\d+Z"), "TIME"),
     (re.compile(r"\blsn [0-9A-F]+/[0-9A-F]+"), "LSN"),
     (re.compile(r"\b(\w+\.\w+/)\d+@\d+"), r"\1PLACE"),
     (re.compile(r"-?\b\d+\.\d+\b"), "FLOAT"),
@@ -43,14 +43,16 @@ _NUMBER = re.compile(r"(?<!exit code )(?<![\w-])-?\d+\b")
 
 @dataclass(frozen=True)
 class Terminal:
-    """A shell whose `payrelay` means a stack, with PostgreSQL's programs beside it."""
+    """A shell whose `payrelay` means a stack."""
 
     folder: StackFolder
-    environment: dict[str, str] = field(default_factory=dict)
+    path: Sequence[Path]
+    """Where programs are looked for first."""
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, command: str) -> str:
         """Return what a command prints on both channels, its exit code behind it where that is not 0."""
-        path = f"{ROOT / '.venv/bin'}:{postgres_bin()}:{os.environ['PATH']}"
+        path = ":".join([*map(str, self.path), os.environ["PATH"]])
         done = subprocess.run(
             ["/bin/bash", "-c", command],
             env={**os.environ, "PATH": path, "PAYRELAY_STACK": self.folder.name, **self.environment},
@@ -62,10 +64,9 @@ class Terminal:
             timeout=COMMAND_S,
             check=False,
         )
-        lines = [line.rstrip() for line in done.stdout.splitlines()]
-        return "".join(
-            f"{line}\n" for line in [*lines, *([f"(exit code {done.returncode})"] if done.returncode else [])]
-        )
+        lines = [line.rstrip() for line in done.stdout.replace(f"{ROOT}/", "").splitlines()]
+        code = [f"(exit code {done.returncode})"] if done.returncode else []
+        return "".join(f"{line}\n" for line in [*lines, *code])
 
 
 def follow(page: Path, run: Callable[[str], str], hooks: Mapping[str, Callable[[], object]], *, write: bool) -> None:
@@ -102,12 +103,16 @@ def _outputs(block: str, run: Callable[[str], str], *, numbers: bool, write: boo
 
 
 def agrees(told: str, printed: str, *, numbers: bool = False) -> bool:
-    """Return whether an output is as told, but for what varies, and for what is left out in it.
+    """Return whether an output is as told, but for what varies, for what is left out in it, and for the order of its lines.
+
+    Of two things that happen beside each other, either may come first.
 
     >>> agrees("P0123456789abcdef0123456789abcdef  2 events\\n", "Pfedcba9876543210fedcba9876543210 2 events\\n")
     True
     >>> agrees("2 events\\n", "3 events\\n"), agrees("2 events\\n", "3 events\\n", numbers=True)
     (False, True)
+    >>> agrees("one\\ntwo\\n", "two\\none\\n"), agrees("one\\ntwo\\n", "two\\n")
+    (True, False)
     >>> agrees("one …\\n…\\nlast\\n", "one two\\nthree\\nfour\\nlast\\n"), agrees("…\\nlast\\n", "last\\nbut one\\n")
     (True, False)
     """
@@ -115,7 +120,10 @@ def agrees(told: str, printed: str, *, numbers: bool = False) -> bool:
         r"(?:.*\n)*" if line == "…" else ".*".join(map(re.escape, line.split("…"))) + r"\n"
         for line in _masked(told, numbers=numbers).splitlines()
     )
-    return re.fullmatch(pattern, _masked(printed, numbers=numbers)) is not None
+    seen = _masked(printed, numbers=numbers)
+    if re.fullmatch(pattern, seen):
+        return True
+    return sorted(seen.splitlines()) == sorted(_masked(told, numbers=numbers).splitlines())
 
 
 def _masked(output: str, *, numbers: bool) -> str:

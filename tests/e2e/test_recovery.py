@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator
+from pathlib import Path
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
+from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import text
 
 from connect.client import ConnectClient
-from ops.stack.control import down, up
+from ops.doctor import plan_repair
+from ops.records import bounds
+from ops.stack.control import down, stop, up
+from ops.stack.programs import postgres_bin
 from ops.stack.state import StackFolder
-from schemas.topics import PAYMENT_ORDER
-from tests.howto import PAGES, Terminal, follow
+from ops.topics import admin_client
+from outbox.clock import utc_now
+from schemas.topics import PAYMENT_ORDER, TOPICS
+from tests.howto import PAGES, ROOT, Terminal, follow
 from tests.pipeline import engine_of, fresh_id
-from tests.shopping import shopping
+from tests.shopping import Shopping, shopping
 from tests.waiting import eventually
+from tests.warm import warm_commands
 
 Follow = Callable[..., None]
+OWNER = {"host": "HOST", "port": "PORT", "user": "USER", "password": "PASSWORD", "dbname": "DATABASE"}
+"""What PostgreSQL's programs call the parts of an address."""
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +44,28 @@ def folder(request: pytest.FixtureRequest) -> Generator[StackFolder]:
         down(made, wipe=True)
 
 
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
+    with warm_commands(tmp_path_factory.mktemp("bin"), ROOT) as made:
+        yield made
+
+
 @pytest.fixture
-def follow_page(request: pytest.FixtureRequest, folder: StackFolder) -> Follow:
+def follow_page(request: pytest.FixtureRequest, folder: StackFolder, commands: Path, tmp_path: Path) -> Follow:
     """Return what runs a page's commands on the stack and calls its hooks, by their names."""
+    terminal = terminal_on(folder, commands, tmp_path)
 
     def follow_it(name: str, **hooks: Callable[[], object]) -> None:
-        follow(PAGES / f"{name}.md", Terminal(folder).run, hooks, write=request.config.getoption("--write-howto"))
+        follow(PAGES / f"{name}.md", terminal.run, hooks, write=request.config.getoption("--write-howto"))
 
     return follow_it
+
+
+def terminal_on(folder: StackFolder, commands: Path, backups: Path) -> Terminal:
+    """Return a terminal of the database's owner, with PostgreSQL's programs at hand."""
+    owner = conninfo_to_dict(folder.settings().database_url.get_secret_value())
+    environment = {f"PG{OWNER[name]}": str(value) for name, value in owner.items()} | {"BACKUPS": str(backups)}
+    return Terminal(folder, [commands, postgres_bin()], environment)
 
 
 def test_one_record_cannot_be_read(folder: StackFolder, follow_page: Follow) -> None:
@@ -88,3 +112,66 @@ def test_the_slot_was_dropped(folder: StackFolder, follow_page: Follow) -> None:
 
 
 SETTLED = "SELECT count(*) FROM payments.payment WHERE merchant_no LIKE :like AND status = 'SETTLED'"
+
+
+def published(shop: Shopping) -> None:
+    """Every event that was recorded is on its topic."""
+    shop.settled()
+    eventually(lambda: not plan_repair(shop.settings, now=utc_now()).missing, what="everything recorded is published")
+
+
+def test_somebody_has_moved_a_consumer_group(folder: StackFolder, follow_page: Follow) -> None:
+    with shopping(folder, "reset") as shop:
+
+        def by_kafkas_tool() -> None:
+            shop.pay(4)
+            shop.holds()
+            stopped()
+            admin = admin_client(shop.settings)
+            ends = [
+                TopicPartition(*place, high)
+                for place, (_, high) in bounds(shop.settings, [topic.name for topic in TOPICS]).items()
+            ]
+            [moved] = admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions("accounting", ends)]).values()
+            moved.result(20)
+
+        def stopped() -> None:
+            stop(folder, ["worker:accounting"])
+            shop.pay(8)
+            published(shop)
+
+        def went_on() -> None:
+            shop.pay(4)
+            eventually(lambda: shop.count(VOUCHERS) >= 4 + 8 + 4, what="what came after the reset has its vouchers")
+
+        follow_page(
+            "recover-reset", by_kafkas_tool=by_kafkas_tool, stopped=stopped, went_on=went_on, settled=shop.holds
+        )
+
+
+VOUCHERS = """
+    SELECT count(DISTINCT voucher_no) FROM accounting.voucher JOIN accounting.entry USING (voucher_no)
+    WHERE kind = 'settlement' AND account LIKE 'merchant_payable:' || :like"""
+
+
+def test_a_consumers_database_was_restored_from_an_older_backup(folder: StackFolder, follow_page: Follow) -> None:
+    with shopping(folder, "backup") as shop:
+
+        def day() -> None:
+            shop.pay(10)
+            shop.holds()
+
+        def answered() -> None:
+            eventually(lambda: shop.proof().parked, what="funds has answered again")
+            eventually(lambda: not shop.proof().lost, what="funds has caught up")
+
+        follow_page(
+            "recover-backup",
+            history=day,
+            day=day,
+            meanwhile=lambda: shop.pay(6),
+            before=shop.holds,
+            settled=shop.holds,
+            answered=answered,
+        )
+        shop.holds()

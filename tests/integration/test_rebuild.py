@@ -35,8 +35,13 @@ def test_a_right_ledger_rebuilds_without_difference_and_each_planted_one_is_foun
     with shop.tampering() as connection:
         connection.execute(text("UPDATE accounting.entry SET amount_fen = amount_fen + 1 WHERE voucher_no = 1"))
         connection.execute(text("DELETE FROM accounting.voucher WHERE voucher_no = 2"))
-        connection.execute(text("UPDATE accounting.balance SET debit_fen = debit_fen + 7 WHERE account = 'channel_cost'"))
+        connection.execute(
+            text("UPDATE accounting.balance SET debit_fen = debit_fen + 7 WHERE account = 'channel_cost'")
+        )
     again = shop.rebuild()
     assert again.was_resumed
     print(again.difference.findings)
-    assert {(one.what, one.kind) for one in again.difference.findings} >= {(What.DIFFERENT, "voucher"), (What.MISSING, "voucher")}
+    assert {(one.what, one.kind) for one in again.difference.findings} >= {
+        (What.DIFFERENT, "voucher"),
+        (What.MISSING, "voucher"),
+    }
