@@ -87,7 +87,9 @@ class Shop:
         self.consumer = self.settings.group_prefix + self.name
         apply_topics(self.settings, execute=True)
 
-    def send(self, events: Iterable[Event], *, ids: Mapping[int, UUID] | None = None, poison: bool = False) -> list[UUID]:
+    def send(
+        self, events: Iterable[Event], *, ids: Mapping[int, UUID] | None = None, poison: bool = False
+    ) -> list[UUID]:
         """Return the ids of the events, which are on their topics now."""
         producer = Producer({"bootstrap.servers": self.settings.kafka_bootstrap, "linger.ms": 2, "acks": "all"})
         sent = []

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict
+from getpass import getuser
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ops.cli.output import Format, Output, errors, print_rows, say
 from ops.cli.pipeline import current_settings
+from outbox.settings import Settings
 
 if TYPE_CHECKING:
+    from ops.rebuild.correct import Correction
     from ops.rebuild.feeding import Told
     from ops.rebuild.rebuild import Rebuilt
 
@@ -33,6 +36,12 @@ def rebuild(
     consumer: Consumer,
     anew: Annotated[bool, typer.Option("--anew", help="begin anew, whatever an earlier call has left")] = False,
     checkpoint: Annotated[str, typer.Option("--checkpoint", help="begin at this one")] = "",
+    correct: Annotated[bool, typer.Option("--correct", help="ledger: vouchers that mend what differs")] = False,
+    switch: Annotated[bool, typer.Option("--switch", help="projections: the rebuilt tables take their place")] = False,
+    reason: Annotated[str, typer.Option("--reason", help="with --correct: why; kept on the vouchers")] = "",
+    actor: Annotated[str, typer.Option("--actor", help="with --correct: who; you, if not given")] = "",
+    execute: Annotated[bool, typer.Option("--execute", help="correct or switch; else it is only shown")] = False,
+    yes: Yes = False,
     limit: Annotated[int, typer.Option("--limit", min=1, max=100_000, help="findings shown")] = 100,
     output: Output = Format.TABLE,
 ) -> None:
@@ -43,11 +52,79 @@ def rebuild(
     """
     from ops.rebuild.rebuild import rebuild as rebuild_consumer
 
+    if correct and switch:
+        raise typer.BadParameter("--correct is for money, --switch for projections: one of them")
+    if correct and not reason.strip():
+        raise typer.BadParameter("--correct needs a --reason: the vouchers keep it")
+    if execute and not (correct or switch):
+        raise typer.BadParameter("--execute needs --correct or --switch")
+    settings = current_settings()
     with _progress(f"rebuilding {consumer}") as told:
-        rebuilt = rebuild_consumer(current_settings(), consumer, anew=anew, checkpoint=checkpoint, told=told)
-    _show(rebuilt, limit, output)
+        rebuilt = rebuild_consumer(settings, consumer, anew=anew, checkpoint=checkpoint, told=told)
+    if correct:
+        _correct(settings, rebuilt, reason.strip(), actor.strip() or getuser(), output, execute=execute, yes=yes)
+    else:
+        _show(rebuilt, limit, output)
+        if switch:
+            _switch(settings, rebuilt, execute=execute, yes=yes)
+    if execute:  # what was done is proved
+        with _progress(f"rebuilding {consumer}") as told:
+            rebuilt = rebuild_consumer(settings, consumer, checkpoint=rebuilt.shadow.base, told=told)
+        say(f"compared again: {_summary(rebuilt)}")
     if not rebuilt.difference.is_empty:
         raise typer.Exit(1)
+
+
+def _correct(
+    settings: Settings, rebuilt: Rebuilt, reason: str, actor: str, output: Format, *, execute: bool, yes: bool
+) -> None:
+    """What corrects the ledger is shown; posted, where that is meant."""
+    from ops.rebuild.correct import correct, corrections_of
+    from outbox.clock import utc_now
+
+    chosen = corrections_of(rebuilt)
+    rows = [_correction(one) for one in chosen]
+    say(f"{_summary(rebuilt)}: {len(chosen)} corrections")
+    if execute and chosen:
+        if not yes:
+            print_rows(rows, output)
+            typer.confirm(f"post {len(chosen)} corrections?", abort=True, err=True)
+        posted = correct(settings, rebuilt, chosen, reason=reason, actor=actor, at=utc_now())
+        rows = [_correction(one) | {"done": done} for one, done in posted]
+    print_rows(rows, output)
+    if chosen and not execute:
+        say("nothing is posted: --execute posts it")
+
+
+def _correction(one: Correction) -> dict[str, object]:
+    found = one.finding
+    return {
+        "action": one.action,
+        "voucher": found.number,
+        "subject": found.subject,
+        "live": found.live,
+        "instead": found.rebuilt,
+    }
+
+
+def _switch(settings: Settings, rebuilt: Rebuilt, *, execute: bool, yes: bool) -> None:
+    """What a switch would do is said; done, where that is meant."""
+    from ops.health import reader_engine
+    from ops.rebuild.switch import require_switchable
+    from ops.rebuild.switch import switch as switch_tables
+
+    with reader_engine(settings).connect() as connection:
+        require_switchable(connection, rebuilt)
+    tables = ", ".join(rebuilt.subject.tables)
+    if not execute:
+        say(f"nothing was done: --execute puts {tables} of {rebuilt.shadow.name} in the place of the live ones")
+        return
+    if not yes:
+        typer.confirm(f"put {tables} of {rebuilt.shadow.name} in the place of the live ones?", abort=True, err=True)
+    with _progress("what has come since") as told:
+        done = switch_tables(settings, rebuilt, told=told)
+    say(f"switched in {done.held_s:.2f} s; {done.known} events known now, {done.unknown} no more, {done.parked} parked")
+    say(f"the old tables are in {done.old}: payrelay replay drop {done.old} --execute removes them")
 
 
 @app.command()
@@ -108,10 +185,14 @@ def _show(rebuilt: Rebuilt, limit: int, output: Format) -> None:
         say(f"{rebuilt.parked} events are parked in the shadow: the handler rejects them, or their key waits")
     if sum(difference.counts.values()) > limit:
         say(f"the first {limit} findings are shown: --limit")
-    told = ", ".join(f"{count} {kind}s {what.value}" for (what, kind), count in sorted(difference.counts.items()))
-    say(
-        f"{difference.compared} {rebuilt.subject.kind} rows compared in {rebuilt.compare_s:.1f} s: {told or 'no difference'}"
-    )
+    say(f"compared in {rebuilt.compare_s:.1f} s: {_summary(rebuilt)}")
+
+
+def _summary(rebuilt: Rebuilt) -> str:
+    """Return how many rows were compared, and how many are what."""
+    difference = rebuilt.difference
+    told = ", ".join(f"{kind} {what.value} {count}" for (what, kind), count in sorted(difference.counts.items()))
+    return f"{difference.compared} times {rebuilt.subject.kind}, {told or 'no difference'}"
 
 
 @contextmanager
