@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
-from uuid import UUID
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import IntegrityError
@@ -76,17 +75,20 @@ def skip(engine: Engine, consumer: str, number: int, act: Act) -> bool:
             return False
         take_out(connection, event, act, outcome=SKIPPED)
         if event.event_id is not None:
-            _remember(connection, consumer, event.event_id, event)
+            remember(connection, consumer, Arrival(event_id=event.event_id, log=event.log, offset=event.offset))
         return True
 
     return transact(engine, step)
 
 
-def _remember(connection: Connection, consumer: str, event_id: UUID, event: Held) -> None:
-    """The inbox knows the event; one that it has no day for is behind its horizon or ahead of the clock, and not applied anyway."""
+def remember(connection: Connection, consumer: str, arrival: Arrival) -> None:
+    """The inbox knows the event; one that it has no day for is behind its horizon or ahead of the clock, and not applied anyway.
+
+    Transaction: the caller's.
+    """
     try:
         with connection.begin_nested():
-            arrive(connection, consumer, [Arrival(event_id=event_id, log=event.log, offset=event.offset)])
+            arrive(connection, consumer, [arrival])
     except IntegrityError as error:
         if getattr(error.orig, "sqlstate", None) != NO_DAY:
             raise

@@ -49,6 +49,7 @@ class Finding:
     event_id: UUID | None = None
     number: int | None = None
     """Of the live row, where it has one."""
+    rebuilt_number: int | None = None
     is_met: bool = True
     """Whether the rebuild met the event of an extra row; else the topics do not hold it, and nothing is known against the row."""
 
@@ -60,6 +61,8 @@ class Difference:
     findings: list[Finding] = field(default_factory=list)
     counts: Counter[tuple[What, str]] = field(default_factory=Counter)
     compared: int = 0
+    unmet: int = 0
+    """Extra rows whose events are on no topic."""
 
     @property
     def is_empty(self) -> bool:
@@ -69,6 +72,7 @@ class Difference:
     def add(self, finding: Finding) -> None:
         """One finding more."""
         self.counts[finding.what, finding.kind] += 1
+        self.unmet += not finding.is_met
         if len(self.findings) < NAMED_MAX:
             self.findings.append(finding)
 
@@ -237,6 +241,7 @@ def _judge(
         mend=mend,
         event_id=identity,
         number=pair.live.number if pair.live is not None else None,
+        rebuilt_number=pair.rebuilt.number if pair.rebuilt is not None else None,
         is_met=is_met,
     )
 

@@ -40,6 +40,8 @@ class Subject:
     """What of the handler can be repeated, if not all of it."""
     switches: bool = False
     """Whether the rebuilt tables may take the live ones' place; money's never do."""
+    carried: str = ""
+    """What the rebuilt tables `{schema}` take over from the live ones `{live}` before a switch: when their rows were first made."""
     corrects: bool = False
     """Whether differences can be corrected by vouchers."""
 
@@ -88,6 +90,10 @@ POINTS = Subject(
     entries=f"{_POINTS} GROUP BY 1",
     effects=f"{_POINTS} WHERE event_id = ANY(CAST(:ids AS uuid[])) GROUP BY 1",
     switches=True,
+    carried="""
+        UPDATE {schema}.entry SET created_at = before.created_at FROM {live}.entry AS before
+        WHERE (entry.payment_no, entry.account_no, entry.kind) = (before.payment_no, before.account_no, before.kind)
+          AND entry.created_at <> before.created_at""",
 )
 
 _MOVED = """
