@@ -41,7 +41,10 @@ Wait = Annotated[str, typer.Option("--wait", metavar="DURATION", help="for the g
 StopWorkers = Annotated[
     bool, typer.Option("--stop-workers", help="stop the local stack's workers of the group, and start them again")
 ]
-UndoFile = Annotated[Path | None, typer.Option("--undo-file", help="where to; below .payrelay/undo without it")]
+UndoFile = Annotated[
+    Path | None,
+    typer.Option("--undo-file", help="where to; in the stack's folder, or below .payrelay/undo, without it"),
+]
 CountLimit = Annotated[
     int, typer.Option("--count-limit", min=0, max=100_000_000, help="of a longer way, events are not counted")
 ]
@@ -183,7 +186,7 @@ def undo(
     from ops.offsets.wishes import Asked
 
     settings = current_settings()
-    file = file or last_undo_file(undo_folder(_home(), cluster_id(settings), group))
+    file = file or last_undo_file(undo_folder(_undo_home(), cluster_id(settings), group))
     say(f"undo file {file}")
     how = Carrying(execute, yes, stop_workers, _duration(wait), undo_file, count_limit, output)
     _move(group, Asked(from_file=file), None, "", how)
@@ -437,8 +440,14 @@ def _home() -> Path:
     return this_stack().home
 
 
+def _undo_home() -> Path:
+    """Return where undo files lie: with the local stack, since all of these call their cluster by one name."""
+    folder = local_folder()
+    return folder.path if folder is not None else _home()
+
+
 def _undo_path(settings: Settings, group: str, given: Path | None) -> Path:
     from ops.offsets.files import new_undo_file, undo_folder
     from ops.offsets.groups import cluster_id
 
-    return given or new_undo_file(undo_folder(_home(), cluster_id(settings), group), utc_now())
+    return given or new_undo_file(undo_folder(_undo_home(), cluster_id(settings), group), utc_now())
