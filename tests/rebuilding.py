@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID, uuid4
@@ -23,12 +23,14 @@ from ops.rebuild.schemas import drop_schema, find_schemas
 from ops.topics import apply_topics
 from outbox.clock import utc_now
 from outbox.database import driver_url
+from outbox.errors import Unreachable
 from outbox.migrate import _upgrade_patiently, owner_engine
 from outbox.partitions import make_days
 from outbox.settings import Settings
 from schemas.codec import Envelope, encode
 from schemas.events import Event
 from tests.pipeline import engine_of, fresh_id
+from tests.waiting import eventually
 
 SERVICES = ("accounting", "points", "funds")
 PROCESSORS = {"accounting": ACCOUNTING, "points": POINTS, "funds": FUNDS}
@@ -86,6 +88,12 @@ class Shop:
         self.processor = PROCESSORS[self.name]
         self.consumer = self.settings.group_prefix + self.name
         apply_topics(self.settings, execute=True)
+        eventually(self._has_leaders, what="leaders of the new topics")
+
+    def _has_leaders(self) -> bool:
+        with suppress(Unreachable):
+            return bool(logs_of(self.settings, self.processor))
+        return False
 
     def send(
         self, events: Iterable[Event], *, ids: Mapping[int, UUID] | None = None, poison: bool = False
