@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -95,14 +95,16 @@ class Shop:
             return bool(logs_of(self.settings, self.processor))
         return False
 
-    def send(
-        self, events: Iterable[Event], *, ids: Mapping[int, UUID] | None = None, poison: bool = False
-    ) -> list[UUID]:
+    def send(self, events: Iterable[Event], *, ids: Sequence[UUID] = (), poison: bool = False) -> list[UUID]:
         """Return the ids of the events, which are on their topics now."""
+        items = [(event, ids[number] if ids else fresh_id(), poison) for number, event in enumerate(events)]
+        self.produce(items)
+        return [identity for _, identity, _ in items]
+
+    def produce(self, items: Iterable[tuple[Event, UUID, bool]]) -> None:
+        """The events are on their topics under these ids, as the connector would put them there; poison reads as none."""
         producer = Producer({"bootstrap.servers": self.settings.kafka_bootstrap, "linger.ms": 2, "acks": "all"})
-        sent = []
-        for number, event in enumerate(events):
-            identity = (ids or {}).get(number) or fresh_id()
+        for event, identity, poison in items:
             producer.produce(
                 self.settings.topic_prefix + event.topic.name,
                 key=event.key.encode(),
@@ -114,9 +116,8 @@ class Shop:
                     ("correlation", event.key.encode()),
                 ],
             )
-            sent.append(identity)
+            producer.poll(0)
         assert producer.flush(30) == 0
-        return sent
 
     def live(self, processor: Processor | None = None) -> int:
         """Live has taken what is on the topics, with this handler; returns how many records."""
