@@ -188,7 +188,6 @@ def drop_schema(connection: Connection, name: str, *, missing_ok: bool = False) 
 
 
 def _execute(connection: Connection, statements: Iterable[str]) -> None:
-    """Run statements as they stand: function bodies hold signs that a parser of parameters would take for its own."""
-    cursor = connection.connection.cursor()
-    for statement in statements:
-        cursor.execute(statement)
+    """Run statements as they stand, in one go: function bodies hold signs that a parser of parameters would take for its own."""
+    if told := ";\n".join(statements):
+        connection.connection.cursor().execute(told)
