@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from ops.cli import bench, connect, demo, doctor, ledger, local, parked, pipeline
+from ops.cli import bench, connect, demo, doctor, ledger, local, parked, pipeline, reconcile
 from ops.cli.output import say
 from outbox.errors import PayrelayError, Unreachable
 
@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=True,
 )
-for module in (local, pipeline, demo, doctor, bench):
+for module in (local, pipeline, demo, doctor, reconcile, bench):
     for command in module.COMMANDS:
         app.command()(command)
 app.add_typer(pipeline.topics, name="topics")
