@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
 
 from outbox.settings import CONNECTOR, SERVICES, Settings
 from schemas.codec import CAUSATION, CORRELATION, ID, LSN, TRACEPARENT, TYPE, VERSION
 
 SOURCE = "payrelay"
+SPECVERSION = "1.0"
+"""Of CloudEvents."""
 HEARTBEAT_SQL = (
     "WITH gone AS (DELETE FROM connect.heartbeat RETURNING beat) "
     "INSERT INTO connect.heartbeat (id, beat) SELECT 1, coalesce(max(beat), 0) + 1 FROM gone"
@@ -110,7 +114,7 @@ def connector_config(
         # Parsing the payload would turn its numbers into floats.
         "transforms.outbox.table.expand.json.payload": "false",
         # CloudEvents' binary mode needs these two beside ce_id and ce_type.
-        **_constant_header("specversion", "ce_specversion", "1.0"),
+        **_constant_header("specversion", "ce_specversion", SPECVERSION),
         **_constant_header("source", "ce_source", SOURCE),
         "producer.override.compression.type": "lz4",
         "producer.override.linger.ms": "0",
@@ -124,6 +128,26 @@ def connector_config(
                 f"SELECT * FROM {table} WHERE id >= '{first_id}' ORDER BY id"  # noqa: S608 - ids of ours
             )
     return config
+
+
+def headers_of_row(row: Mapping[str, Any]) -> list[tuple[str, bytes | None]]:
+    """Return the headers of the record that the connector makes of an outbox row.
+
+    >>> row = dict.fromkeys(_HEADERS) | {"id": 7, "created_at": datetime(2026, 1, 1, 8, tzinfo=timezone(timedelta(hours=8)))}
+    >>> [(name, value) for name, value in headers_of_row(row) if value]
+    [('ce_id', b'7'), ('ce_time', b'2026-01-01T00:00:00.000000Z'), ('ce_specversion', b'1.0'), ('ce_source', b'payrelay')]
+    """
+    return [
+        *((header, _header_value(row[column])) for column, header in _HEADERS.items()),
+        ("ce_specversion", SPECVERSION.encode()),
+        ("ce_source", SOURCE.encode()),
+    ]
+
+
+def _header_value(value: object) -> bytes | None:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z").encode()
+    return None if value is None else str(value).encode()
 
 
 def _constant_header(name: str, header: str, value: str) -> dict[str, str]:

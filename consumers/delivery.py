@@ -69,13 +69,17 @@ class Processor:
     name: str
     service: str
     topics: tuple[Topic, ...]
-    handle: Callable[[Connection, Sequence[Envelope]], None]
+    handle: Callable[[Connection, Sequence[Envelope]], Collection[UUID] | None]
     """Applies events in order, in the caller's transaction; a function of the events and its own rows only.
 
+    Where what it writes depends on the order of events, it compares `version` with what its locked row has, passes over what
+    is older, and returns those ids: superseded. They are done with, as what it applied. Where order does not matter, None.
     Raises DuplicateFact where the fact has an effect already; anything else it raises counts as a rejection.
     """
     touches_outside: Callable[[Event], bool] = lambda _: False
     """Whether what the handler writes of an event makes somebody outside be told, who cannot be untold."""
+    resend: Callable[[Connection, Collection[UUID]], int] | None = None
+    """Tells the outside once more of events that were applied, under the same notification ids; returns of how many."""
 
 
 class DuplicateFact(Exception):
@@ -143,6 +147,27 @@ class Delivered:
     parked: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A record and its event, or why it holds none that could be applied."""
+
+    log: Log
+    record: Record
+    envelope: Envelope | None
+    cause: Cause | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handled:
+    """What the handler was given and has not raised at."""
+
+    fresh: Sequence[Envelope] = ()
+    """Not applied before; in order."""
+    superseded: int = 0
+    """Of these, those that it passed over as older than what their key has."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Retried:
     """What became of a parked event: applied, or known as applied before, unless it has a cause to stay."""
@@ -194,12 +219,28 @@ class Delivery:
         if isinstance(item, _Event):
             try:
                 with connection.begin_nested():
-                    return Retried(applied=bool(self._handle_whole(connection, [item])))
+                    return Retried(applied=bool(self._handle_whole(connection, [item]).fresh))
             except Exception as error:
                 if is_transient(error):
                     raise
                 item = _poison(item, error)
         return Retried(applied=False, cause=item.cause, error=item.error)
+
+    def open(self, connection: Connection, log: Log, record: Record) -> Opened:
+        """Return the record's event as the live stream would read it. Transaction: the caller's, in which it reads."""
+        item = _read(log, record, *self._bounds(connection))
+        if isinstance(item, _Event):
+            return Opened(log=log, record=record, envelope=item.envelope)
+        return Opened(log=log, record=record, envelope=item.envelope, cause=item.cause, error=item.error)
+
+    def apply(self, connection: Connection, opened: Sequence[Opened]) -> Handled:
+        """Each event that was not applied before is applied, in order, what is checked at commit included.
+
+        Transaction: the caller's, who rolls it back if this raises: whatever the handler or the database raises. Once the
+        caller has committed it may be repeated. Progress stays where it is.
+        """
+        events = [_Event(one.log, one.record, one.envelope) for one in opened if one.envelope is not None]
+        return self._handle_whole(connection, events)
 
     def _deliver_alone(self, one: Slice) -> Delivered | Braked | Unexpected:
         """As a whole; if something in it fails, under savepoints, to find out what; if that passes later on, in order once more."""
@@ -227,6 +268,7 @@ class Delivery:
         self._metrics.committed(
             records=sum(len(one.records) for one in slices),
             applied=outcome.applied,
+            superseded=outcome.superseded,
             parked=sum(map(len, parked.values())),
             began=began,
             first=outcome.first,
@@ -305,7 +347,7 @@ class Delivery:
         if len(events) == 1 or not fails:
             try:
                 with connection.begin_nested():
-                    fresh = self._handle_whole(connection, events)
+                    handled = self._handle_whole(connection, events)
             except Exception as error:
                 if is_transient(error):
                     raise
@@ -313,32 +355,33 @@ class Delivery:
                     outcome.fail(_poison(events[0], error))
                     return False
             else:
-                outcome.passed(fresh)
+                outcome.passed(handled)
                 return True
         middle = len(events) // 2
         passes = self._bisect(connection, events[:middle], outcome)
         self._bisect(connection, events[middle:], outcome, fails=passes)  # if not here, where?
         return False
 
-    def _handle_whole(self, connection: Connection, events: Sequence[_Event]) -> list[Envelope]:
-        fresh = self._handle(connection, events)
+    def _handle_whole(self, connection: Connection, events: Sequence[_Event]) -> Handled:
+        handled = self._handle(connection, events)
         for statement in _CHECK_DEFERRED:
             connection.execute(statement)
-        return fresh
+        return handled
 
-    def _handle(self, connection: Connection, events: Sequence[_Event]) -> list[Envelope]:
+    def _handle(self, connection: Connection, events: Sequence[_Event]) -> Handled:
         if not events:
-            return []
+            return Handled()
         arrivals = [Arrival(event_id=event.envelope.id, log=event.log, offset=event.record.offset) for event in events]
         known = arrive(connection, self.consumer, arrivals)
         once: dict[UUID, Envelope] = {}
         for event in events:  # the first of its id: a repeat does not move it behind later ones
             once.setdefault(event.envelope.id, event.envelope)
         fresh = [envelope for envelope in once.values() if envelope.id not in known]
-        if fresh:
-            with self._metrics.handler.time():
-                self.processor.handle(connection, fresh)
-        return fresh
+        if not fresh:
+            return Handled()
+        with self._metrics.handler.time():
+            superseded = self.processor.handle(connection, fresh)
+        return Handled(fresh=fresh, superseded=len(superseded or ()))
 
     def _bounds(self, connection: Connection) -> tuple[UUID, UUID]:
         if self._horizon is None or time.monotonic() - self._horizon[0] > HORIZON_S:
@@ -360,12 +403,15 @@ class _Outcome:
         self.poison: list[_Poison] = []
         self.behind: list[_Poison] = []
         self.applied = 0
+        self.superseded = 0
         self.first: UUID | None = None
         """Id of the first event that was applied."""
 
-    def passed(self, events: Sequence[Envelope]) -> None:
+    def passed(self, handled: Handled) -> None:
         """The events were applied."""
+        events = handled.fresh
         self.applied += len(events)
+        self.superseded += handled.superseded
         if events and self.first is None:
             self.first = events[0].id
         self._brake.saw_pass({event.event.type for event in events})

@@ -14,7 +14,7 @@ from outbox.metrics import SECONDS
 
 EVENTS = Counter(
     "events_processed",
-    "Records done with, by what became of them: applied, repeated (applied before) or parked.",
+    "Records done with, by what became of them: applied, superseded (older than what their key has), repeated (applied before) or parked.",
     ["consumer", "result"],
 )
 BATCH = Histogram(
@@ -62,16 +62,19 @@ class DeliveryMetrics:
 
     def __init__(self, consumer: str) -> None:
         self.handler = HANDLER.labels(consumer)
-        self._applied, self._repeated, self._parked = (
-            EVENTS.labels(consumer, result) for result in ("applied", "repeated", "parked")
+        self._applied, self._superseded, self._repeated, self._parked = (
+            EVENTS.labels(consumer, result) for result in ("applied", "superseded", "repeated", "parked")
         )
         self._batch = BATCH.labels(consumer)
         self._transaction = TRANSACTION.labels(consumer)
         self._latency = LATENCY.labels(consumer)
 
-    def committed(self, *, records: int, applied: int, parked: int, began: float, first: UUID | None) -> None:
+    def committed(
+        self, *, records: int, applied: int, superseded: int, parked: int, began: float, first: UUID | None
+    ) -> None:
         """A transaction that began then (monotonic seconds) is committed; `first` is the first event it has applied."""
-        self._applied.inc(applied)
+        self._applied.inc(applied - superseded)
+        self._superseded.inc(superseded)
         self._repeated.inc(records - applied - parked)
         self._parked.inc(parked)
         self._batch.observe(records)

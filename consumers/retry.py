@@ -79,7 +79,7 @@ def skip(engine: Engine, consumer: str, number: int, act: Act) -> bool:
             _remember(connection, consumer, event.event_id, event)
         return True
 
-    return _transact(engine, step)
+    return transact(engine, step)
 
 
 def _remember(connection: Connection, consumer: str, event_id: UUID, event: Held) -> None:
@@ -94,14 +94,14 @@ def _remember(connection: Connection, consumer: str, event_id: UUID, event: Held
 
 def settle_lot(engine: Engine, consumer: str) -> None:
     """The live stream looks into the parking lot only while something of the consumer's is there. Own transaction; may be repeated."""
-    _transact(engine, lambda connection: note_lot(connection, consumer))
+    transact(engine, lambda connection: note_lot(connection, consumer))
 
 
 def _drain(engine: Engine, step: Callable[[Connection], str | Drained | None]) -> Drained:
     counts = {APPLIED: 0, KNOWN: 0}
     left = Drained()
     for _ in range(EVENTS_MAX):
-        outcome = _transact(engine, step)
+        outcome = transact(engine, step)
         if isinstance(outcome, str):
             counts[outcome] += 1
             continue
@@ -123,7 +123,7 @@ def _retry(connection: Connection, delivery: Delivery, event: Held | None, act: 
     return outcome
 
 
-def _transact(engine: Engine, step: Callable[[Connection], T]) -> T:
+def transact(engine: Engine, step: Callable[[Connection], T]) -> T:
     """Return what the step returns, committed. A failure that may pass is tried again a few times."""
     for attempt in range(1, TRIES_MAX):
         try:

@@ -121,6 +121,12 @@ _LOCK_KEYS = text("""
                  AS number
           FROM unnest(CAST(:keys AS bytea[])) AS wanted (key) ORDER BY number) AS ordered""")
 
+_PARKED_FROM = text("""
+    SELECT parked.key, parked.topic, min(coalesce(parked.version, 0)) AS version
+    FROM (SELECT DISTINCT key FROM unnest(CAST(:keys AS bytea[])) AS wanted (key)) AS wanted
+    JOIN parked ON parked.consumer = :consumer AND sha256(parked.key) = sha256(wanted.key)
+    GROUP BY parked.key, parked.topic""")
+
 _HELD = """
     SELECT id, event_id, topic, topic_id, partition, "offset", key, headers, value FROM parked WHERE consumer = :consumer"""
 
@@ -160,6 +166,19 @@ def blocked_keys(connection: Connection, consumer: str, keys: Collection[bytes])
         return parked
     lock_keys(connection, consumer, parked)
     return parked_keys(connection, consumer, parked)
+
+
+def parked_from(connection: Connection, consumer: str, keys: Collection[bytes]) -> dict[tuple[str, bytes], int]:
+    """Return of each topic and key with something parked the smallest version that is; 0 where one of them shows none.
+
+    What has this version or a later one lies in the parking lot or belongs behind it. The caller has locked the keys, or the
+    answer may be old.
+    """
+    parked = parked_keys(connection, consumer, keys)
+    if not parked:
+        return {}
+    rows = connection.execute(_PARKED_FROM, {"consumer": consumer, "keys": list(parked)})
+    return {(row.topic, bytes(row.key)): row.version for row in rows}
 
 
 @dataclass(slots=True, kw_only=True)

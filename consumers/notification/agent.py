@@ -1,7 +1,7 @@
 """The notification processor: it only writes the record; the sender sends."""
 
 from consumers.delivery import Processor
-from consumers.notification.records import body_of, write_records
+from consumers.notification.records import body_of, resend, write_records
 from schemas.topics import PAYMENT_ORDER
 
 PROCESSOR = Processor(
@@ -10,4 +10,5 @@ PROCESSOR = Processor(
     topics=(PAYMENT_ORDER,),
     handle=write_records,
     touches_outside=lambda event: body_of(event) is not None,
+    resend=resend,
 )

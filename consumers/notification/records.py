@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -31,6 +31,12 @@ _CLAIM = text("""
     WHERE id IN (SELECT id FROM notify_record WHERE status = 'CREATED' AND claimed_until <= clock_timestamp()
                  ORDER BY claimed_until, id LIMIT :limit FOR UPDATE SKIP LOCKED)
     RETURNING id, queue, merchant_no, body""")
+
+_RESEND = text("""
+    UPDATE notify_record
+    SET status = 'CREATED', finished_at = NULL, claimed_until = clock_timestamp()
+    WHERE id IN (SELECT id FROM notify_record WHERE event_id = ANY (CAST(:ids AS uuid[])) AND status = 'SUCCESS'
+                 ORDER BY id FOR UPDATE)""")
 
 _RECEIVERS = text("SELECT merchant_no, url, secret FROM receiver WHERE merchant_no = ANY (CAST(:merchants AS text[]))")
 
@@ -85,6 +91,14 @@ def write_records(connection: Connection, events: Sequence[Envelope]) -> None:
     ]
     if connection.execute(_WRITE, {"queue": MERCHANT, "rows": as_json(rows)}).rowcount != len(told):
         raise DuplicateFact("a record of this event was written before")
+
+
+def resend(connection: Connection, event_ids: Collection[UUID]) -> int:
+    """Merchants will be told once more, under the same ids, of those of these events that they were told of; returns of how many.
+
+    Of the others they are yet to be told anyway. Transaction: the caller's. May be repeated.
+    """
+    return connection.execute(_RESEND, {"ids": list(event_ids)}).rowcount
 
 
 def claim(connection: Connection, *, limit: int) -> list[Claimed]:
