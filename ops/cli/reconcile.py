@@ -14,6 +14,7 @@ from ops.cli.pipeline import current_settings
 if TYPE_CHECKING:  # commands import what they run: --help is quick
     from ops.reconcile.findings import Finding
     from ops.reconcile.run import Report
+    from outbox.settings import Settings
 
 COLUMNS = ("kind", "consumer", "event", "type", "key", "order_no", "place", "found", "mend")
 SPAN = r"^\d+(s|m|h|d)$"
@@ -25,6 +26,8 @@ def reconcile(
     grace: Annotated[
         str, typer.Option("--grace", metavar="SPAN", help="what is younger may be on its way: 30s, 10m, 2h, 1d")
     ] = "10m",
+    fix: Annotated[bool, typer.Option("--fix", help="show what would mend it, ask, and do it")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
     limit: Annotated[int, typer.Option("--limit", min=1, help="findings of a kind that a table names")] = 20,
     output: Output = Format.TABLE,
 ) -> None:
@@ -37,9 +40,36 @@ def reconcile(
     settings = current_settings()
     span = span_of(grace)
     report = run(settings, full=full, grace=span)
+    if fix and report.findings:
+        report = _mended(settings, report, grace=span, yes=yes)
     show(report, output, limit=limit)
     if not report.is_clean:
         raise typer.Exit(1)
+
+
+MENDED_S = 120.0
+"""How long a step may take, and how long what was mended is waited for."""
+
+
+def _mended(settings: Settings, report: Report, *, grace: timedelta, yes: bool) -> Report:
+    """The plan is shown, and done if it is wanted; returns how things are then."""
+    from ops.parked import operator
+    from ops.reconcile.mend import carry_out, plan, settle
+
+    steps = plan(settings, report.findings)
+    for step in steps:
+        say(f"{len(step.findings)} {step.kind} at {step.at}: {step.what}")
+    if all(step.by_hand for step in steps):
+        say("nothing of it can be mended from here")
+        return report
+    if not yes:
+        typer.confirm("do it?", abort=True, err=True)
+    for mended in carry_out(settings, steps, actor=operator(), within_s=MENDED_S):
+        if not mended.step.by_hand:
+            say(f"{mended.step.kind} at {mended.step.at}: {mended.done} done, {len(mended.failed)} failed")
+        for subject, why in list(mended.failed.items())[:20]:
+            say(f"  {subject}: {why}")
+    return settle(settings, steps, grace=grace, within_s=MENDED_S)
 
 
 def span_of(told: str) -> timedelta:

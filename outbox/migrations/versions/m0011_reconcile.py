@@ -1,4 +1,7 @@
-"""What the reconciler remembers: up to where all is looked at, and what is open. The only rows that `ops` writes."""
+"""What the reconciler remembers: up to where all is looked at, and what is open. The only rows that `ops` writes.
+
+And corrections of funds and points: rows of their own, beside what they correct, with a reason and who gave it.
+"""
 
 from alembic import op
 
@@ -7,8 +10,9 @@ down_revision = "0008"
 
 
 def upgrade() -> None:
-    for statement in STATE.split(";"):
-        op.execute(statement)
+    for statements in (STATE, CORRECTIONS):
+        for statement in statements.split(";"):
+            op.execute(statement)
 
 
 STATE = """
@@ -39,3 +43,21 @@ CREATE TABLE reconcile.finding (
 CREATE UNIQUE INDEX finding_open ON reconcile.finding
   (kind, consumer, coalesce(event_id, '00000000-0000-0000-0000-000000000000'), business_no, effect) WHERE closed_at IS NULL;
 GRANT SELECT, INSERT, UPDATE ON reconcile.checkpoint, reconcile.finding TO ops"""
+
+CORRECTIONS = """
+ALTER TABLE funds.entry
+  ADD COLUMN reason text CHECK (reason <> ''),
+  ADD COLUMN actor  text CHECK (actor <> ''),
+  DROP CONSTRAINT entry_kind_check,
+  ADD CONSTRAINT entry_kind_check CHECK (kind IN ('credit', 'debit', 'deposit', 'correction')),
+  DROP CONSTRAINT entry_amount_fen_check,
+  ADD CONSTRAINT entry_amount_fen_check CHECK (amount_fen >= 0 OR kind = 'correction'),
+  ADD CONSTRAINT entry_source_check CHECK ((kind = 'correction') = (reason IS NOT NULL AND actor IS NOT NULL)) NOT VALID;
+ALTER TABLE points.entry
+  ADD COLUMN reason text CHECK (reason <> ''),
+  ADD COLUMN actor  text CHECK (actor <> ''),
+  DROP CONSTRAINT entry_kind_check,
+  ADD CONSTRAINT entry_kind_check CHECK (kind IN ('earn', 'correction')),
+  DROP CONSTRAINT entry_points_check,
+  ADD CONSTRAINT entry_points_check CHECK (points >= 0 OR kind = 'correction'),
+  ADD CONSTRAINT entry_source_check CHECK ((kind = 'correction') = (reason IS NOT NULL AND actor IS NOT NULL)) NOT VALID"""
