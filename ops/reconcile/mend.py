@@ -234,7 +234,7 @@ class _Hands:
         follower = self._followers[finding.consumer]
         envelope = events.get(finding.event_id) if finding.event_id is not None else None
         if finding.kind is Kind.STRAY_EFFECT:
-            return self._correct(finding, follower, envelope, "")
+            return self._correct(finding, envelope, "")
         if envelope is None:
             return "its outbox row is gone"
         if finding.kind is Kind.NO_EFFECT:
@@ -243,7 +243,7 @@ class _Hands:
         if finding.kind is Kind.FORGOTTEN:
             remember(self._engine(finding.service), finding.consumer, _arrival(finding, envelope), finding.key)
             return ""
-        return self._correct(finding, follower, envelope, _wanted(self._reader, follower, finding, envelope))
+        return self._correct(finding, envelope, _wanted(self._reader, follower, finding, envelope))
 
     def _record(self, finding: Finding) -> str:
         with self._engine(finding.service).begin() as connection:
@@ -255,7 +255,7 @@ class _Hands:
                 record_ended(connection, [finding.business_no])
         return ""
 
-    def _correct(self, finding: Finding, follower: Follower, envelope: Envelope | None, wanted: str) -> str:
+    def _correct(self, finding: Finding, envelope: Envelope | None, wanted: str) -> str:
         """The effect is what is wanted, or nothing."""
         why = {"reason": f"{REASON}: {finding.found}"[:200], "actor": self._actor}
         event_id = finding.event_id or UUID(int=0)

@@ -247,7 +247,7 @@ def recorded(connection: Connection, service: str, condition: str, about: Mappin
     """Give a service's outbox rows in the order of their ids, some thousands at a time."""
     statement = f"""SELECT id, topic, key, type, version, correlation, lsn, payload FROM {service}.outbox
                     WHERE {condition} ORDER BY id"""  # noqa: S608 - ours
-    yield from connection.execution_options(yield_per=CHUNK).execute(text(statement), about)
+    yield from connection.execute(text(statement), about, execution_options={"yield_per": CHUNK})
 
 
 def told_of(service: str, row: Row[Any], spots: Sequence[Spot] | None) -> Told:
