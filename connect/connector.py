@@ -11,16 +11,16 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from outbox.publication import SIGNALS
 from outbox.settings import CONNECTOR, SERVICES, Settings
 from schemas.codec import CAUSATION, CORRELATION, ID, LSN, TRACEPARENT, TYPE, VERSION
 
 SOURCE = "payrelay"
-SPECVERSION = "1.0"
-"""Of CloudEvents."""
 HEARTBEAT_SQL = (
     "WITH gone AS (DELETE FROM connect.heartbeat RETURNING beat) "
     "INSERT INTO connect.heartbeat (id, beat) SELECT 1, coalesce(max(beat), 0) + 1 FROM gone"
 )
+SIGNAL_SETTING = "signal.data.collection"
 OUTBOXES = [f"{service}.outbox" for service in SERVICES]
 
 _STRING = "org.apache.kafka.connect.storage.StringConverter"
@@ -73,6 +73,9 @@ def connector_config(
         "publication.name": publication,
         "publication.autocreate.mode": "disabled",
         "table.include.list": ",".join(OUTBOXES),
+        # Rows inserted there tell it to emit kept rows again, in chunks between live events: ops/snapshot.py.
+        SIGNAL_SETTING: SIGNALS,
+        "incremental.snapshot.chunk.size": "1024",
         # With no_data a lost slot, or rows older than the slot, would never be published.
         "snapshot.mode": "when_needed",
         # `all` drops records without a word.
@@ -96,10 +99,15 @@ def connector_config(
         "value.converter": _STRING,
         "header.converter": "org.apache.kafka.connect.storage.SimpleHeaderConverter",
         # Without the predicate the first heartbeat would fail the task.
-        "predicates": "isOutbox",
+        "predicates": "isOutbox,isSignal",
+        "predicates.isSignal.type": "org.apache.kafka.connect.transforms.predicates.TopicNameMatches",
+        "predicates.isSignal.pattern": re.escape(f"{server}.{SIGNALS}"),
         "predicates.isOutbox.type": "org.apache.kafka.connect.transforms.predicates.TopicNameMatches",
         "predicates.isOutbox.pattern": rf"{re.escape(server)}\.[a-z]+\.outbox",
-        "transforms": "outbox,specversion,source",
+        "transforms": "signals,outbox,specversion,source",
+        # Signals are for the connector itself.
+        "transforms.signals.type": "org.apache.kafka.connect.transforms.Filter",
+        "transforms.signals.predicate": "isSignal",
         "transforms.outbox.type": "io.debezium.transforms.outbox.EventRouter",
         "transforms.outbox.predicate": "isOutbox",
         "transforms.outbox.route.by.field": "topic",
@@ -114,7 +122,7 @@ def connector_config(
         # Parsing the payload would turn its numbers into floats.
         "transforms.outbox.table.expand.json.payload": "false",
         # CloudEvents' binary mode needs these two beside ce_id and ce_type.
-        **_constant_header("specversion", "ce_specversion", SPECVERSION),
+        **_constant_header("specversion", "ce_specversion", "1.0"),
         **_constant_header("source", "ce_source", SOURCE),
         "producer.override.compression.type": "lz4",
         "producer.override.linger.ms": "0",
@@ -135,11 +143,11 @@ def headers_of_row(row: Mapping[str, Any]) -> list[tuple[str, bytes | None]]:
 
     >>> row = dict.fromkeys(_HEADERS) | {"id": 7, "created_at": datetime(2026, 1, 1, 8, tzinfo=timezone(timedelta(hours=8)))}
     >>> [(name, value) for name, value in headers_of_row(row) if value]
-    [('ce_id', b'7'), ('ce_time', b'2026-01-01T00:00:00.000000Z'), ('ce_specversion', b'1.0'), ('ce_source', b'payrelay')]
+    [('ce_id', b'7'), ('ce_time', b'2026-01-01T00:00:00.000000Z'), ('ce_specversion', b'1'), ('ce_source', b'payrelay')]
     """
     return [
         *((header, _header_value(row[column])) for column, header in _HEADERS.items()),
-        ("ce_specversion", SPECVERSION.encode()),
+        ("ce_specversion", b"1"),  # Kafka Connect takes the literal 1.0 for a number
         ("ce_source", SOURCE.encode()),
     ]
 

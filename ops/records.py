@@ -15,6 +15,7 @@ from outbox.settings import Settings
 from schemas.codec import ID
 
 TIMEOUT_S = 20.0
+POLL_S = 0.1
 
 
 FEW = {"queued.min.messages": 1, "fetch.message.max.bytes": 64 * 1024}
@@ -109,6 +110,26 @@ def wait_published(
         if left and time.monotonic() > deadline:
             raise NotReady(f"{left} events are still on no topic after {within_s:.0f} s: payrelay doctor")
     return found
+
+
+def wait_appended(
+    settings: Settings, begins: Mapping[Place, int], wanted: Collection[UUID], *, within_s: float
+) -> None:
+    """Each of the events is on its topic at one of these offsets or a later one. Raises NotReady after `within_s`."""
+    deadline = time.monotonic() + within_s
+    left, at = set(wanted), dict(begins)
+    while left:
+        ends = {place: high for place, (_, high) in bounds(settings, {topic for topic, _ in at}).items()}
+        for message in read(settings, {place: range(begin, ends.get(place, begin)) for place, begin in at.items()}):
+            if (identity := id_of(message)) is not None:
+                left.discard(identity)
+        at = {place: ends.get(place, begin) for place, begin in at.items()}
+        if left and time.monotonic() > deadline:
+            raise NotReady(
+                f"{len(left)} of {len(wanted)} events have not come to their topics in time: payrelay doctor"
+            )
+        if left:
+            time.sleep(POLL_S)
 
 
 def bounds(settings: Settings, topics: Collection[str]) -> dict[Place, tuple[int, int]]:

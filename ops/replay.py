@@ -39,7 +39,9 @@ class Plan:
         return total
 
 
-def plan(settings: Settings, consumer: str, window: Window, *, from_outbox: bool) -> Plan:
+def plan(
+    settings: Settings, consumer: str, window: Window, *, from_outbox: bool, resends_external: bool = False
+) -> Plan:
     """Return what handing the window's events to the consumer would do as things stand. Reads only.
 
     Whether its handler fails at one, or passes over it as superseded, only the handler can tell. Raises Refused for what is no
@@ -57,6 +59,8 @@ def plan(settings: Settings, consumer: str, window: Window, *, from_outbox: bool
                 free = [one for one in members if not waits(one)]
                 outcome = _foresee(search, free, counted)
                 outcome.waiting += len(members) - len(free)
+                if not resends_external:
+                    outcome.resent = 0
                 places.setdefault(place, Redelivered()).add(outcome)
         return Plan(places=dict(sorted(places.items())), missing=window.events - search.met)
 
@@ -70,6 +74,7 @@ def _foresee(search: Search, records: list[Found], counted: set[UUID]) -> Redeli
     for envelope in envelopes:
         if found[envelope.id] is Fate.APPLIED or envelope.id in counted:
             outcome.known += 1
+            outcome.resent += processor.touches_outside(envelope.event)
         else:
             counted.add(envelope.id)
             outcome.applied += 1

@@ -15,9 +15,8 @@ from sqlalchemy.pool import NullPool
 
 from outbox.database import driver_url
 from outbox.errors import NotReady, Refused
-from outbox.migrations.versions.m0003_publication import publication
 from outbox.partitions import LOCK_TIMEOUT_MS, TRIES_MAX, make_days
-from outbox.publication import PUBLICATION, PUBLISHED_TABLES, published_tables
+from outbox.publication import PUBLICATION, PUBLISHED_TABLES, publication, published_tables
 from outbox.retry import backoff_s
 from outbox.settings import CONNECTOR, READER, SERVICES, Settings
 

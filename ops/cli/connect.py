@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated
+from uuid import UUID
 
 import typer
 
 from connect.apply import apply_connector
 from connect.client import ConnectClient, ConnectorStatus
 from ops.cli.output import Format, Output, print_rows, say
-from ops.cli.pipeline import current_settings
+from ops.cli.pipeline import FORMATS, Zone, current_settings, instant
 from outbox.settings import Settings
 
 app = typer.Typer(help="The outbox connector on Kafka Connect.", no_args_is_help=True)
@@ -97,3 +99,52 @@ def stop(timeout: Timeout = 60.0) -> None:
     client.stop(settings.connector)
     client.wait_stopped(settings.connector, timeout_s=timeout)
     say("stopped: payrelay connect resume")
+
+
+@app.command()
+def snapshot(
+    where: Annotated[
+        str,
+        typer.Option("--where", metavar="SQL", help="on the outbox's columns, e.g. \"type = 'payment.settled.v1'\""),
+    ] = "",
+    service: Annotated[list[str] | None, typer.Option("--service", help="whose outbox; all without it")] = None,
+    since: Annotated[
+        datetime | None, typer.Option("--since", formats=FORMATS, metavar="TIME", help="recorded from then on")
+    ] = None,
+    to: Annotated[
+        datetime | None, typer.Option("--to", formats=FORMATS, metavar="TIME", help="recorded before then")
+    ] = None,
+    tz: Zone = "",
+    order: Annotated[str, typer.Option("--order", help="order number")] = "",
+    event: Annotated[list[UUID] | None, typer.Option("--event", help="event id; may be given several times")] = None,
+    within: Annotated[float, typer.Option("--within", min=1, help="seconds to wait until all have come")] = 300.0,
+    execute: Annotated[bool, typer.Option("--execute", help="without it, only show what would be done")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Emit kept outbox rows again, under the same event ids: whoever has applied an event drops the repeat.
+
+    By Debezium's incremental snapshot, in chunks between live events. Needs the owner's DSN.
+    """
+    from ops.snapshot import Rows, emit_again, find_rows
+    from outbox.settings import SERVICES
+
+    wanted = Rows(
+        where=where, begin=instant(since, tz), end=instant(to, tz), order=order, events=frozenset(event or ())
+    )
+    if wanted == Rows():
+        raise typer.BadParameter("say which rows: --where, --since, --to, --order or --event")
+    settings = current_settings()
+    found = find_rows(settings, service or SERVICES, wanted)
+    rows = [
+        {"outbox": f"{name}.outbox", "rows": len(ids), "first": ids[0], "last": ids[-1]} for name, ids in found.items()
+    ]
+    print_rows(rows, output, columns=("outbox", "rows", "first", "last"))
+    total = sum(map(len, found.values()))
+    if not execute:
+        say(f"{total} rows would be emitted again; nothing was done: --execute emits them")
+        return
+    if total and not yes:
+        typer.confirm(f"emit {total} rows again?", abort=True, err=True)
+    emit_again(settings, found, within_s=within)
+    say(f"{total} events are on their topics again")

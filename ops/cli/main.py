@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from ops.cli import bench, connect, demo, doctor, ledger, local, parked, pipeline, reconcile
+from ops.cli import bench, connect, demo, doctor, ledger, local, parked, pipeline, reconcile, replay
 from ops.cli.output import say
 from outbox.errors import PayrelayError, Unreachable
 
@@ -24,6 +24,7 @@ app.add_typer(pipeline.topics, name="topics")
 app.add_typer(connect.app, name="connect")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(parked.app, name="parked")
+app.add_typer(replay.app, name="replay")
 
 
 def main() -> None:

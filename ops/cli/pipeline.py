@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import typer
 
@@ -49,6 +49,21 @@ FORMATS = [
 def zoned(settings: Settings, at: datetime | None) -> datetime | None:
     """Return a time as it was meant: in the zone of payment limits where it names none."""
     return at.replace(tzinfo=ZoneInfo(settings.zone)) if at is not None and at.tzinfo is None else at
+
+
+Zone = Annotated[str, typer.Option("--tz", metavar="ZONE", help="of times that name none, e.g. Asia/Shanghai")]
+
+
+def instant(at: datetime | None, tz: str) -> datetime | None:
+    """Return a time as it was meant; one that names no zone is refused unless `tz` does: a wrong guess moves money."""
+    if at is None or at.tzinfo is not None:
+        return at
+    if not tz:
+        raise typer.BadParameter(f"{at.isoformat()} names no zone: add one (2026-11-23T08:00:00+0800) or --tz")
+    try:
+        return at.replace(tzinfo=ZoneInfo(tz))
+    except (ZoneInfoNotFoundError, ValueError) as error:
+        raise typer.BadParameter(f"--tz: no zone {tz!r}") from error
 
 
 def migrate() -> None:

@@ -26,6 +26,7 @@ from ops.reconcile.published import spot_of
 from ops.reconcile.run import Report, reconcile
 from ops.reconcile.scan import envelope_of, recorded, standing
 from ops.replay import redeliver_events
+from ops.snapshot import emit_again
 from outbox.clock import utc_now
 from outbox.database import engine_for
 from outbox.errors import PayrelayError
@@ -203,8 +204,6 @@ class _Hands:
         for one in step.findings:
             if one.event_id is not None:
                 ids.setdefault(one.service, []).append(one.event_id)
-        from ops.snapshot import emit_again
-
         emit_again(self._settings, ids, within_s=within_s)
         mended.done = len(step.findings)
 

@@ -6,7 +6,7 @@ And corrections of funds and points: rows of their own, beside what they correct
 from alembic import op
 
 revision = "0011"
-down_revision = "0008"
+down_revision = "0009"
 
 
 def upgrade() -> None:

@@ -1,0 +1,321 @@
+"""Recovery as an operator types it, on the real stack: events handed over once more, from the topic and from the outbox; kept rows
+emitted again; Connect's own position."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import text
+from typer.testing import CliRunner
+
+from connect.client import ConnectClient
+from consumers.redeliver import Redelivered
+from ops.cli.main import app
+from ops.doctor import plan_repair, repair_slot
+from ops.ledger import ledger_problems
+from ops.records import bounds, id_of, read, wait_published
+from ops.replay import redeliver_events
+from ops.snapshot import IDS_MAX, Rows, emit_again, find_rows
+from ops.topics import topic_states
+from ops.window import Window, searching
+from outbox.clock import utc_now
+from outbox.errors import NotReady, PayrelayError, Refused
+from outbox.inbox import Log, move_to
+from outbox.record import Outgoing, record
+from outbox.settings import Settings
+from schemas.topics import PAYMENT_ORDER
+from tests.factories import failed, settled, suspense
+from tests.pipeline import Pipeline, engine_of, environment
+from tests.waiting import eventually
+
+Command = Callable[..., tuple[int, Any, str]]
+
+TOPIC = PAYMENT_ORDER.name
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Settings], Command]:
+    """Run `payrelay …` with settings; gives exit code, rows and what was said."""
+
+    def with_settings(settings: Settings) -> Command:
+        for name, value in environment(settings).items():
+            monkeypatch.setenv(name, value)
+
+        def run(*arguments: str) -> tuple[int, Any, str]:
+            result = CliRunner().invoke(app, [*arguments])
+            if isinstance(result.exception, PayrelayError):
+                raise result.exception
+            return result.exit_code, json.loads(result.stdout) if result.stdout else None, result.stderr
+
+        return run
+
+    return with_settings
+
+
+def recorded(settings: Settings, *events: Any) -> list[UUID]:
+    """The events are in payments' outbox."""
+    with engine_of(settings, "payments").begin() as connection:
+        outgoing = [Outgoing(event=event, version=1, correlation=f"c-{event.payment_no}") for event in events]
+        return record(connection, outgoing)
+
+
+def published(settings: Settings, ids: list[UUID]) -> None:
+    wait_published(settings, [TOPIC], ids, since=utc_now() - timedelta(minutes=1), within_s=60)
+
+
+def copies(settings: Settings, begin: dict[tuple[str, int], int]) -> list[Any]:
+    """Return the records appended from there on."""
+    spans = {place: range(begin.get(place, 0), high) for place, (_, high) in bounds(settings, [TOPIC]).items()}
+    return list(read(settings, spans))
+
+
+def ends(settings: Settings) -> dict[tuple[str, int], int]:
+    return {place: high for place, (_, high) in bounds(settings, [TOPIC]).items()}
+
+
+def known_to(settings: Settings, consumer: str, ids: list[UUID]) -> int:
+    with engine_of(settings, "ops").connect() as connection:
+        statement = f"SELECT count(*) FROM {consumer}.inbox WHERE consumer = :consumer AND event_id = ANY(:ids)"
+        return int(connection.execute(text(statement), {"consumer": consumer, "ids": ids}).scalar_one())
+
+
+def forgotten(settings: Settings, consumer: str, ids: list[UUID]) -> None:
+    """The consumer has not applied the events, which had no effect there."""
+    with engine_of(settings, "owner").begin() as connection:
+        connection.execute(text(f"DELETE FROM {consumer}.inbox WHERE event_id = ANY(:ids)"), {"ids": ids})
+
+
+# ---- from the topic -----------------------------------------------------------------------------------------------
+
+
+def test_a_window_that_was_passed_over_is_redelivered_beside_the_live_worker(
+    pipeline: Pipeline, command: Callable[[Settings], Command]
+) -> None:
+    begin = utc_now() - timedelta(minutes=5)
+    pipeline.send(pipeline.events(20))
+    ids = {state.topic: state.topic_id for state in topic_states(pipeline.settings)}
+    cluster = pipeline.admin.list_topics(timeout=10).cluster_id
+    high = bounds(pipeline.settings, [pipeline.topic])
+    with engine_of(pipeline.settings, "accounting").begin() as connection:  # as after a reset to latest
+        for topic, partition in high:
+            log = Log(cluster_id=cluster, topic=topic, topic_id=ids[topic], partition=partition)
+            move_to(connection, pipeline.consumer, log, high[topic, partition][1])
+    pipeline.ready(pipeline.start())
+    pipeline.send(pipeline.events(5))
+    eventually(lambda: pipeline.posted() == 5, what="the worker goes on behind the hole")
+    progress = "SELECT sum(next_offset) FROM accounting.progress WHERE consumer = :consumer"
+    before = pipeline.count(progress)
+
+    payrelay = command(pipeline.settings)
+    window = ("replay", "redeliver", "--consumer", pipeline.consumer, "--from", begin.isoformat(), "-o", "json")
+    code, rows, said = payrelay(*window)
+    assert (code, sum(row["applied"] for row in rows), sum(row["known"] for row in rows)) == (0, 20, 5)
+    assert {row["place"] for row in rows} <= {f"{pipeline.topic}/{number}" for number in range(3)}
+    assert "nothing was done" in said
+    assert pipeline.posted() == 5
+
+    one = pipeline.sent[3]
+    code, [row], _ = payrelay(
+        *window, "--order", one.order_no, "--key", one.key, "--type", one.type, "--execute", "--yes"
+    )
+    assert (code, row["applied"], row["known"]) == (0, 1, 0)
+    for applied in (19, 0):
+        code, [row], _ = payrelay(*window, "--execute", "--yes")
+        assert (code, row["applied"], row["known"]) == (0, applied, 25 - applied)
+    pipeline.prove()
+    assert pipeline.count(progress) == before
+
+    assert payrelay(*window, "--event", str(uuid4()), "--execute", "--yes")[0] == 1, "found nowhere"
+    assert payrelay(*window[:4], "--from", "2026-01-01T00:00:00")[0] == 2, "no zone"
+    assert payrelay(*window[:4], "--from", "2026-01-01T00:00:00", "--tz", "Asia/Shanghai", "-o", "json")[0] == 0
+    with pytest.raises(Refused, match="does not read"):
+        payrelay(*window, "--topic", "shop.order")
+
+
+# ---- from the outbox ----------------------------------------------------------------------------------------------
+
+
+def test_a_row_of_the_outbox_makes_the_record_that_the_connector_makes(settings: Settings, prefix: str) -> None:
+    begin = ends(settings)
+    ids = recorded(settings, failed(payment_no=f"{prefix}P"))
+    published(settings, ids)
+    [message] = [one for one in copies(settings, begin) if id_of(one) == ids[0]]
+    with searching(settings, "points", Window(events=frozenset(ids))) as search:
+        [found] = search.in_outbox()
+        [lying] = search.on_topics()
+    assert (found.key, found.value) == (message.key(), message.value())
+    assert dict(found.headers) == {name: value for name, value in message.headers() if name != "id"}
+    assert (found.log.topic, found.log.partition, found.offset) == (TOPIC, -1, -1)
+    assert (lying.log.partition, lying.offset) == (message.partition(), message.offset())
+
+
+def test_events_that_reached_no_topic_are_applied_from_the_outbox_and_known_when_they_come(
+    settings: Settings, prefix: str
+) -> None:
+    """The slot is lost with all that it had not passed: nothing is under way any more."""
+    client = ConnectClient(settings.connect_url)
+    client.stop(settings.connector)
+    client.wait_stopped(settings.connector)
+    ids = recorded(settings, *(settled(prefix=prefix, number=number) for number in range(20)))
+    under_way = redeliver_events(settings, "accounting", ids, execute=True)
+    assert under_way == Redelivered(waiting=20), "the connector will bring them once it runs"
+    with engine_of(settings, "owner").execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        connection.execute(text("SELECT pg_drop_replication_slot(:slot)"), {"slot": settings.slot})
+
+    nobody = uuid4()
+    assert redeliver_events(settings, "accounting", [*ids, nobody], execute=False) == Redelivered(
+        applied=20, missing={nobody}
+    )
+    for expected in (Redelivered(applied=20), Redelivered(known=20)):
+        assert redeliver_events(settings, "accounting", ids, execute=True) == expected
+    said: list[str] = []
+    repair_slot(settings, plan_repair(settings, now=utc_now()), say=said.append)
+    eventually(lambda: known_to(settings, "points", ids) == 20, what="points has them by the topic")
+    with engine_of(settings, "ops").connect() as connection:
+        statement = "SELECT count(*), count(DISTINCT business_no) FROM accounting.voucher WHERE business_no LIKE :like"
+        assert tuple(connection.execute(text(statement), {"like": f"{prefix}%"}).one()) == (20, 20)
+        assert ledger_problems(connection) == []
+
+
+def test_a_fact_that_has_its_effect_is_told_and_exit_code_1(
+    settings: Settings, prefix: str, command: Callable[[Settings], Command]
+) -> None:
+    ids = recorded(settings, settled(prefix=prefix))
+    eventually(lambda: known_to(settings, "accounting", ids), what="applied")
+    forgotten(settings, "accounting", ids)
+    for _ in range(2):
+        code, [row], said = command(settings)(
+            "replay", "redeliver", "--consumer", "accounting", "--from-outbox", "--event", str(ids[0]), "--execute", "--yes",
+            "-o", "json",
+        )  # fmt: skip
+        assert (code, row["failed"]) == (1, 1)
+        assert f"{ids[0]}: DuplicateFact" in said
+    with engine_of(settings, "accounting").begin() as connection:  # for the tests that come
+        connection.execute(
+            text("INSERT INTO inbox VALUES ('accounting', :id, 't', 0, 0) ON CONFLICT DO NOTHING"), {"id": ids[0]}
+        )
+
+
+def test_the_outside_is_told_again_only_when_asked_and_under_the_same_id(
+    settings: Settings, prefix: str, command: Callable[[Settings], Command]
+) -> None:
+    """Merchants of the test have no receiver: what is due stays due."""
+    ids = recorded(settings, failed(payment_no=f"{prefix}P1"), failed(payment_no=f"{prefix}P2"))
+    eventually(lambda: known_to(settings, "notification", ids) == 2, what="records are written")
+    records = text("SELECT id, status FROM notification.notify_record WHERE event_id = ANY(:ids) ORDER BY id")
+
+    def told() -> list[Any]:
+        with engine_of(settings, "ops").connect() as connection:
+            return list(connection.execute(records, {"ids": ids}))
+
+    with engine_of(settings, "owner").begin() as connection:  # as if the merchant had been told
+        connection.execute(
+            text(
+                "UPDATE notification.notify_record SET status = 'SUCCESS', finished_at = now() WHERE event_id = ANY(:ids)"
+            ),
+            {"ids": ids},
+        )
+    before = told()
+    window = (
+        "replay",
+        "redeliver",
+        "--consumer",
+        "notification",
+        "--from-outbox",
+        "--order",
+        f"c-{prefix}P1",
+        "-o",
+        "json",
+    )
+    payrelay = command(settings)
+    code, [row], _ = payrelay(*window, "--execute", "--yes")
+    assert (code, row["known"], row["resent"], told()) == (0, 1, 0, before)
+    code, [row], said = payrelay(*window, "--resend-external")
+    assert (row["resent"], told()) == (1, before)
+    assert "tell the outside of 0 for the first time and of 1 again" in said
+    for resent in (1, 0):  # the second time it is due already
+        code, [row], _ = payrelay(*window, "--resend-external", "--execute", "--yes")
+        assert (code, row["known"], row["resent"]) == (0, 1, resent)
+    assert [row.id for row in told()] == [row.id for row in before]
+    assert sorted(row.status for row in told()) == ["CREATED", "SUCCESS"]
+
+
+# ---- kept rows emitted again --------------------------------------------------------------------------------------
+
+
+def test_kept_rows_are_emitted_again_by_any_condition_and_known_to_whoever_had_them(
+    settings: Settings, prefix: str, command: Callable[[Settings], Command]
+) -> None:
+    since = utc_now() - timedelta(seconds=5)
+    ids = recorded(settings, *(suspense(payment_no=f"{prefix}P{number}", bank_transaction_no=f"{prefix}B{number}")
+                               for number in range(30)))  # fmt: skip
+    eventually(lambda: known_to(settings, "accounting", ids) == 30, what="applied")
+    begin = ends(settings)
+    payrelay = command(settings)
+    like = f"key LIKE '{prefix}%' AND created_at > '2026-01-01 10:30:00+00'"
+    code, [row], said = payrelay("connect", "snapshot", "--where", like, "-o", "json")
+    assert (code, row["outbox"], row["rows"]) == (0, "payments.outbox", 30)
+    assert "nothing was done" in said
+    assert payrelay("connect", "snapshot")[0] == 2, "nothing is meant"
+    assert payrelay("connect", "snapshot", "--since", "2026-01-01")[0] == 2, "no zone"
+    assert copies(settings, begin) == []
+
+    code, _, said = payrelay("connect", "snapshot", "--where", like, "--since", since.isoformat(), "--execute", "--yes")
+    assert (code, "30 events are on their topics again" in said) == (0, True)
+    emit_again(settings, {"payments": ids[::3]}, within_s=60)  # with others between them
+    again = [id_of(one) for one in copies(settings, begin)]
+    assert {identity: again.count(identity) for identity in ids} == {
+        identity: 2 if number % 3 == 0 else 1 for number, identity in enumerate(ids)
+    }
+    live = recorded(settings, suspense(payment_no=f"{prefix}L", bank_transaction_no=f"{prefix}L"))
+    eventually(lambda: known_to(settings, "accounting", live), what="the copies are passed")
+    with engine_of(settings, "ops").connect() as connection:
+        statement = text("SELECT count(*) FROM accounting.voucher WHERE business_no LIKE :like")
+        assert connection.execute(statement, {"like": f"{prefix}%"}).scalar_one() == 31
+        assert connection.execute(text("SELECT count(*) FROM connect.signal")).scalar_one() == 0
+
+
+@pytest.mark.parametrize(
+    "where", ["true); DELETE FROM payments.outbox; --", "true) UNION SELECT 1 --", "no_such_column = 1", "id ="]
+)
+def test_a_condition_that_is_more_or_less_than_one_is_refused(settings: Settings, where: str) -> None:
+    with pytest.raises(Refused, match="does not hold as SQL"):
+        find_rows(settings, ["payments"], Rows(where=where))
+
+
+def test_what_cannot_be_emitted_again_is_refused_at_once(settings: Settings, prefix: str) -> None:
+    with pytest.raises(Refused, match="1 of 1 events are in the outbox of payments no more"):
+        emit_again(settings, {"payments": [uuid4()]}, within_s=5)
+    ids = recorded(settings, failed(payment_no=f"{prefix}P"))
+    published(settings, ids)
+    client = ConnectClient(settings.connect_url)
+    client.pause(settings.connector)
+    try:
+        eventually(lambda: not client.status(settings.connector).is_running, what="paused")
+        with pytest.raises(NotReady, match="does not run"):
+            emit_again(settings, {"payments": ids}, within_s=5)
+    finally:
+        client.resume(settings.connector)
+        client.wait_running(settings.connector)
+
+
+def test_a_connector_restarted_in_the_middle_goes_on_and_live_events_flow(settings: Settings, prefix: str) -> None:
+    ids = recorded(settings, *(failed(payment_no=f"{prefix}P{number}") for number in range(4 * IDS_MAX)))
+    published(settings, ids)
+    begin = ends(settings)
+    client = ConnectClient(settings.connect_url)
+    with ThreadPoolExecutor(1) as pool:
+        emitting = pool.submit(emit_again, settings, {"payments": ids}, within_s=120)
+        eventually(lambda: copies(settings, begin), what="it has begun")
+        client.restart(settings.connector)
+        live = recorded(settings, failed(payment_no=f"{prefix}L"))
+        emitting.result(120)
+    again = [id_of(one) for one in copies(settings, begin)]
+    assert set(ids) <= set(again)
+    published(settings, live)
