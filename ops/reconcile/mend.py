@@ -73,10 +73,15 @@ WHAT = {
     Kind.NO_EFFECT: "apply the event, which the inbox knows, once",
     Kind.FORGOTTEN: "note the event in the inbox",
     Kind.PARKED: "retry the event's key",
-    Kind.WRONG_EFFECT: "correct the effect: in accounting by reversal and correction, else by an entry of its own",
-    Kind.STRAY_EFFECT: "take the effect back: in accounting by reversal, else by an entry of its own",
+    Kind.WRONG_EFFECT: "correct the effect, by an entry of its own",
+    Kind.STRAY_EFFECT: "take the effect back, by an entry of its own",
 }
 """In this order: what comes later may need what comes before."""
+
+VOUCHERS = {
+    (Kind.WRONG_EFFECT, "accounting"): "reverse the voucher, and post its correction",
+    (Kind.STRAY_EFFECT, "accounting"): "reverse the voucher",
+}
 
 
 def plan(settings: Settings, findings: Sequence[Finding]) -> list[Step]:
@@ -92,7 +97,9 @@ def plan(settings: Settings, findings: Sequence[Finding]) -> list[Step]:
             left.append(one)
     for kind, what in WHAT.items():
         steps += [
-            Step(what=what, kind=kind, at=at, findings=found) for (of, at), found in by_kind.items() if of is kind
+            Step(what=VOUCHERS.get((kind, found[0].service), what), kind=kind, at=at, findings=found)
+            for (of, at), found in by_kind.items()
+            if of is kind
         ]
     groups: dict[tuple[Kind, str], list[Finding]] = {}
     for one in left:
@@ -147,8 +154,11 @@ def carry_out(settings: Settings, steps: Sequence[Step], *, actor: str, within_s
     with _Hands(settings, actor) as hands:
         for step in steps:
             mended = Mended(step=step)
-            if not step.by_hand:
-                hands.do(step, mended, within_s)
+            try:
+                if not step.by_hand:
+                    hands.do(step, mended, within_s)
+            except PayrelayError as error:
+                mended.failed[step.at] = str(error)
             yield mended
 
 

@@ -41,6 +41,13 @@ class Published:
         self.ends: dict[Place, int] = {}
         """Up to where it was looked."""
 
+    def __enter__(self) -> Published:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file, _ in self._spilled:
+            file.close()
+
     def look(self, settings: Settings, *, since: datetime | None, wanted: Collection[UUID] = ()) -> None:
         """Every record appended since then, up to the ends as they are now, is known; all there are, without a time.
 

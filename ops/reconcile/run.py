@@ -130,7 +130,8 @@ class Run:
         for follower in (one for one in FOLLOWERS if one.changed):
             statement = text(follower.changed.format(committed=COMMITTED))
             with self._engine.connect() as reading:
-                for rows in batched(reading.execution_options(yield_per=CHUNK).execute(statement, about), CHUNK):
+                written = reading.execute(statement, about, execution_options={"yield_per": CHUNK})
+                for rows in batched(written, CHUNK):
                     strange = self._strange([row for row in rows if row.event_id >= kept])
                     touched |= {row.event_id for row in rows if row.event_id < low}
                     strays += self._standing_strays(follower, strange)
@@ -174,10 +175,10 @@ class Run:
         return self._settings.group_prefix + follower.processor.name
 
     def _events(self, begin: datetime | None, before: datetime, touched: set[UUID]) -> set[UUID]:
-        """Look at the events of the time, at those of earlier findings, and at the touched ones; return which of these were there."""
+        """Look at the events of the time, of earlier findings, and at the touched ones; return of which findings it has."""
         low, high = first_id_at(begin) if begin is not None else UUID(int=0), first_id_at(before)
-        again = {one.event_id for one in self._open if one.event_id is not None} | touched
-        again = {identity for identity in again if not low <= identity < high}
+        earlier = {one.event_id for one in self._open if one.event_id is not None}
+        again = {identity for identity in earlier | touched if not low <= identity < high}
         about = {"low": low, "high": high}
         if not again and not any(self._exists(service, about) for service in self._services):
             return set()
@@ -188,39 +189,35 @@ class Run:
             self._settings,
             positions=positions,
             published_lsn=slot.confirmed_lsn if slot.found else LSN_MAX,
+            wanted=earlier,
             outcome=self._outcome,
         )
-        looked: set[UUID] = set()
         for service in self._services:
             topics = [self._settings.topic_prefix + topic.name for topic in TOPICS if topic.service == service]
-            published = Published(topics)
-            published.look(self._settings, since=begin and begin - CLOCKS, wanted=again)
-            with self._engine.connect() as reading:
+            with Published(topics) as published, self._engine.connect() as reading:
+                published.look(self._settings, since=begin and begin - CLOCKS, wanted=again)
                 rows = recorded(reading, service, "id >= :low AND id < :high", about)
                 scan.look(beside(service, rows, published.in_order()))
-            looked |= self._again(scan, service, published, again)
-            self._still_unpublished(service, published)
-        return looked
+                self._again(scan, service, published, again)
+                self._still_unpublished(service, published)
+        return scan.met
 
     def _exists(self, service: str, about: dict[str, UUID]) -> bool:
         statement = f"SELECT EXISTS (SELECT FROM {service}.outbox WHERE id >= :low AND id < :high)"  # noqa: S608
         return bool(self._connection.execute(text(statement), about).scalar())
 
-    def _again(self, scan: Scan, service: str, published: Published, again: set[UUID]) -> set[UUID]:
-        """Look at single events again; return which of them the service's outbox has."""
+    def _again(self, scan: Scan, service: str, published: Published, again: set[UUID]) -> None:
+        """Look at single events again, those that the service's outbox has."""
         known = {one.event_id: [spot] for one in self._open if (spot := spot_of(one.place))}
         missing = {one.event_id for one in self._open if one.kind is Kind.UNPUBLISHED}
-        looked: set[UUID] = set()
 
         def told() -> Iterator[Told]:
             for part in batched(sorted(again), CHUNK):
                 for row in recorded(self._connection, service, "id = ANY(:ids)", {"ids": part}):
-                    looked.add(row.id)
                     spots = published.spots.get(row.id) or known.get(row.id)
                     yield told_of(service, row, spots or ([] if row.id in missing else None))
 
         scan.look(told())
-        return looked
 
     def _still_unpublished(self, service: str, published: Published) -> None:
         """What has come onto its topic meanwhile was on its way."""

@@ -7,7 +7,7 @@ read before: what it has passed, it has applied or parked by then.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,6 +85,7 @@ class Scan:
         *,
         positions: Mapping[tuple[str, str, int], int],
         published_lsn: int,
+        wanted: Set[UUID],
         outcome: Outcome,
     ) -> None:
         self._engine = engine
@@ -92,16 +93,20 @@ class Scan:
         self._positions = positions
         """Of consumer, topic and partition: the next offset."""
         self._published_lsn = published_lsn
+        self._wanted = wanted
+        self.met: set[UUID] = set()
+        """Of the wanted events, those that were looked at."""
         self.outcome = outcome
 
     def look(self, events: Iterable[Told]) -> None:
         """Every hole of the events is among the findings."""
         with ThreadPoolExecutor(len(FOLLOWERS) + 1) as pool:
             for chunk in batched(events, CHUNK):
-                self.outcome.events += len(chunk)
                 if len(self.outcome.findings) > FINDINGS_MAX:
                     self.outcome.stopped_at = chunk[0].id
                     return
+                self.outcome.events += len(chunk)
+                self.met |= {told.id for told in chunk if told.id in self._wanted}
                 looks = [pool.submit(self._follow, follower, chunk) for follower in FOLLOWERS]
                 facts = pool.submit(self._compare, chunk)
                 self._published(chunk)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from datetime import timedelta
 from types import SimpleNamespace
-from typing import Any
 from uuid import UUID
 
 import pytest
@@ -121,11 +120,10 @@ def test_records_come_in_the_order_of_ids_however_many(monkeypatch: pytest.Monke
     monkeypatch.setattr(published, "BUFFERED", 7)
     monkeypatch.setattr(published, "bounds", lambda *_: {("b", 2): (0, len(messages))})
     monkeypatch.setattr(published, "read", lambda *_: iter(messages))
-    found: Any = Published(["a", "b"])
-    found.look(Settings(), since=None, wanted={UUID(int=3)})
-    for _ in range(2):
-        given = list(found.in_order())
-        assert [identity for identity, _ in given] == [UUID(int=number) for number in range(1_000)]
-        assert {len(spots) for identity, spots in given if identity.int < 50} == {2}
-        assert all(ids[offset] == identity for identity, spots in given for _, _, offset in spots)
+    with Published(["a", "b"]) as found:
+        found.look(Settings(), since=None, wanted={UUID(int=3)})
+        assert list(found.in_order()) == (given := list(found.in_order()))
+    assert [identity for identity, _ in given] == [UUID(int=number) for number in range(1_000)]
+    assert {len(spots) for identity, spots in given if identity.int < 50} == {2}
+    assert all(ids[offset] == identity for identity, spots in given for _, _, offset in spots)
     assert sorted(found.spots[UUID(int=3)]) == sorted(given[3][1])
