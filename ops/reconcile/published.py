@@ -45,7 +45,7 @@ class Published:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file, _ in self._spilled:
+        for file, _count in self._spilled:
             file.close()
 
     def look(self, settings: Settings, *, since: datetime | None, wanted: Collection[UUID] = ()) -> None:
