@@ -111,7 +111,9 @@ def without_fee(event: PaymentSettled) -> PaymentSettled:
     return PaymentSettled(**{name: getattr(event, name) for name in event.__struct_fields__} | {"fee_fen": 0})
 
 
-def test_a_right_ledger_rebuilds_without_difference_and_each_planted_one_is_named(shop: Shop) -> None:
+def test_a_right_ledger_rebuilds_without_difference_and_each_planted_one_is_named(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     of = payments(shop, 40)
     identities = shop.send(of)
     assert shop.live() == 40
@@ -119,6 +121,9 @@ def test_a_right_ledger_rebuilds_without_difference_and_each_planted_one_is_name
     shop.live()
     rebuilt = shop.rebuild()
     assert (rebuilt.records, rebuilt.difference.findings, rebuilt.difference.compared) == (45, [], 40)
+    assert shop.rebuild().was_resumed
+    monkeypatch.setattr("ops.rebuild.rebuild.code_of", lambda: "other code")
+    assert not shop.rebuild().was_resumed
     numbers = vouchers(shop)
     with shop.tampering() as owner:
         changed, gone = numbers[of[0].payment_no], numbers[of[1].payment_no]
