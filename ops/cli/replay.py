@@ -150,6 +150,8 @@ def rebuild(
         _show(rebuilt, limit, output)
         if switch:
             _switch(settings, rebuilt, execute=execute, yes=yes)
+    if switch and execute:
+        return
     if execute:  # what was done is proved
         with _progress(f"rebuilding {consumer}") as told:
             rebuilt = rebuild_consumer(settings, consumer, checkpoint=rebuilt.shadow.base, told=told)
