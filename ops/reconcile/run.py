@@ -125,7 +125,7 @@ class Run:
         strays: list[Finding] = []
         touched: set[UUID] = set()
         low = first_id_at(begin) if begin is not None else UUID(int=0)
-        kept = min(first_id_at(kept_from(self._connection, service)) for service in self._services)
+        kept = max(first_id_at(kept_from(self._connection, service)) for service in self._services)
         about = {"since": begin or "-infinity", "before": before}
         for follower in (one for one in FOLLOWERS if one.changed):
             statement = text(follower.changed.format(committed=COMMITTED))

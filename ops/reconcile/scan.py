@@ -20,7 +20,7 @@ from ops.reconcile.effects import FOLLOWERS, Effects, Follower, business_no
 from ops.reconcile.facts import contradictions
 from ops.reconcile.findings import Finding, Kind
 from ops.reconcile.published import Spot
-from ops.reconcile.verdict import Seen, Standing, judge
+from ops.reconcile.verdict import Hole, Seen, Standing, judge
 from outbox.settings import Settings
 from schemas.codec import Envelope, Undecodable, decode_body
 from schemas.events import EVENTS
@@ -75,6 +75,16 @@ class Outcome:
             self.first_waiting = identity
 
 
+@dataclass(slots=True, kw_only=True)
+class AtConsumer:
+    """What has become of some events at a consumer."""
+
+    consumer: str
+    findings: list[Finding] = field(default_factory=list)
+    waiting: list[UUID] = field(default_factory=list)
+    skipped: int = 0
+
+
 class Scan:
     """Looks at events chunk by chunk."""
 
@@ -110,11 +120,12 @@ class Scan:
                 looks = [pool.submit(self._follow, follower, chunk) for follower in FOLLOWERS]
                 facts = pool.submit(self._compare, chunk)
                 self._published(chunk)
-                for told, findings, waits in [one for look in looks for one in look.result()]:
-                    for finding in findings:
+                for at_consumer in [look.result() for look in looks]:
+                    self.outcome.skipped += at_consumer.skipped
+                    for finding in at_consumer.findings:
                         self.outcome.add(finding)
-                    for what in waits:
-                        self.outcome.waits(told.id, what)
+                    for identity in at_consumer.waiting:
+                        self.outcome.waits(identity, at_consumer.consumer)
                 for finding in facts.result():
                     self.outcome.add(finding)
 
@@ -133,22 +144,22 @@ class Scan:
             found = contradictions(connection, [event for _, event in events])
         return [_finding(told, Kind.CONTRADICTED, found=found[event]) for told, event in events if event in found]
 
-    def _follow(self, follower: Follower, chunk: Sequence[Told]) -> list[tuple[Told, list[Finding], list[str]]]:
+    def _follow(self, follower: Follower, chunk: Sequence[Told]) -> AtConsumer:
         """Return what is wrong with the events at one consumer, and what waits for it."""
         topics = {topic.name for topic in follower.processor.topics}
         events = [told for told in chunk if told.topic in topics]
-        if not events:
-            return []
         service, consumer = follower.processor.service, self._settings.group_prefix + follower.processor.name
+        seen_there = AtConsumer(consumer=consumer)
+        if not events:
+            return seen_there
+        holes: dict[UUID, tuple[Told, list[Hole]]] = {}
         with self._engine.connect() as connection:
             connection.execution_options(isolation_level="REPEATABLE READ")
             unknown = _unknown(connection, service, consumer, events)
             parked = _parked(connection, service, consumer, unknown) if unknown else {}
             found = standing(connection, follower, events)
-            told_of = []
             for told in events:
                 under = found.get(told.number, {})
-                calls_for = _calls_for(follower, told, under)
                 seen = Seen(
                     known=told.id not in unknown,
                     parked=parked.get(told.id, ""),
@@ -156,21 +167,19 @@ class Scan:
                     passed=all(self._has_passed(consumer, spot) for spot in told.spots or ()),
                     found=under,
                 )
-                holes = judge(calls_for, seen)
-                if holes is None or holes:
-                    told_of.append((told, holes))
-            suspects = [told.id for told, holes in told_of if holes and told.id not in unknown]
-            skipped = _skipped(connection, service, consumer, suspects) if suspects else set()
-        self.outcome.skipped += len(skipped)
-        return [
-            (
-                told,
-                [_finding(told, kind, service, consumer, effect, text_) for kind, effect, text_ in holes or []],
-                [consumer] if holes is None else [],
-            )
-            for told, holes in told_of
+                if (there := judge(_calls_for(follower, told, under), seen)) is None:
+                    seen_there.waiting.append(told.id)
+                elif there:
+                    holes[told.id] = (told, there)
+            skipped = _skipped(connection, service, consumer, list(holes)) if holes else set()
+        seen_there.skipped = len(skipped)
+        seen_there.findings = [
+            _finding(told, kind, service, consumer, effect, what)
+            for told, there in holes.values()
             if told.id not in skipped
+            for kind, effect, what in there
         ]
+        return seen_there
 
     def _has_passed(self, consumer: str, spot: Spot) -> bool:
         topic, partition, offset = spot
@@ -213,10 +222,14 @@ def _unknown(connection: Connection, service: str, consumer: str, events: Sequen
 
 
 def _parked(connection: Connection, service: str, consumer: str, ids: Iterable[UUID]) -> dict[UUID, str]:
+    """Return id and cause of the events that the consumer has parked; one that it could not read is known by its header."""
+    wanted = list(ids)
     rows = connection.execute(
-        text(f"""SELECT event_id, '{service}:' || id || ' ' || cause || ' ' || left(error, 200) AS parked
-                 FROM {service}.parked WHERE consumer = :consumer AND event_id = ANY(:ids)"""),  # noqa: S608
-        {"consumer": consumer, "ids": list(ids)},
+        text(f"""SELECT coalesce(event_id, CAST(headers ->> 'ce_id' AS uuid)) AS event_id,
+                        '{service}:' || id || ' ' || cause || ' ' || left(error, 200) AS parked
+                 FROM {service}.parked WHERE consumer = :consumer
+                   AND (event_id = ANY(:ids) OR event_id IS NULL AND lower(headers ->> 'ce_id') = ANY(:texts))"""),  # noqa: S608
+        {"consumer": consumer, "ids": wanted, "texts": [str(identity) for identity in wanted]},
     )
     return {row.event_id: row.parked for row in rows}
 
@@ -224,12 +237,13 @@ def _parked(connection: Connection, service: str, consumer: str, ids: Iterable[U
 def _skipped(connection: Connection, service: str, consumer: str, ids: Sequence[UUID]) -> set[UUID]:
     """Return which events an operator has taken out of the consumer's parking lot without applying them."""
     rows = connection.execute(
-        text(f"""SELECT CAST(event ->> 'event_id' AS uuid) FROM {service}.parked_audit
-                 WHERE outcome = 'SKIPPED' AND event ->> 'consumer' = :consumer
-                   AND event ->> 'event_id' = ANY(:ids)"""),  # noqa: S608
+        text(f"""SELECT id FROM (
+                   SELECT lower(coalesce(event ->> 'event_id', event -> 'headers' ->> 'ce_id')) AS id
+                   FROM {service}.parked_audit WHERE outcome = 'SKIPPED' AND event ->> 'consumer' = :consumer) AS skipped
+                 WHERE id = ANY(:ids)"""),  # noqa: S608
         {"consumer": consumer, "ids": [str(identity) for identity in ids]},
     )
-    return set(rows.scalars())
+    return {UUID(identity) for identity in rows.scalars()}
 
 
 def standing(
