@@ -16,11 +16,11 @@ from uuid import UUID
 from sqlalchemy import Connection, Engine, Row, text
 
 from ops.applied import batched
-from ops.reconcile.effects import FOLLOWERS, Effects, Follower, business_no
+from ops.reconcile.effects import FOLLOWERS, Follower, business_no
 from ops.reconcile.facts import contradictions
 from ops.reconcile.findings import Finding, Kind
 from ops.reconcile.published import Spot
-from ops.reconcile.verdict import Hole, Seen, Standing, judge
+from ops.reconcile.verdict import SENT, Hole, Seen, judge
 from outbox.settings import Settings
 from schemas.codec import Envelope, Undecodable, decode_body
 from schemas.events import EVENTS
@@ -45,9 +45,8 @@ class Told:
     spots: Sequence[Spot] | None
     """None: an earlier run has seen them, and not kept where."""
 
-    @property
-    def number(self) -> str:
-        return business_no(self.envelope.event) if self.envelope is not None else self.key
+    number: str
+    """The business number."""
 
 
 @dataclass(kw_only=True)
@@ -108,8 +107,8 @@ class Scan:
         """Of the wanted events, those that were looked at."""
         self.outcome = outcome
 
-    def look(self, events: Iterable[Told]) -> None:
-        """Every hole of the events is among the findings."""
+    def look(self, events: Iterable[Told], *, neighbours: bool) -> None:
+        """Every hole of the events, which come in order, is among the findings. Neighbours: there are no others in between."""
         with ThreadPoolExecutor(len(FOLLOWERS) + 1) as pool:
             for chunk in batched(events, CHUNK):
                 if len(self.outcome.findings) > FINDINGS_MAX:
@@ -117,7 +116,7 @@ class Scan:
                     return
                 self.outcome.events += len(chunk)
                 self.met |= {told.id for told in chunk if told.id in self._wanted}
-                looks = [pool.submit(self._follow, follower, chunk) for follower in FOLLOWERS]
+                looks = [pool.submit(self._follow, follower, chunk, neighbours) for follower in FOLLOWERS]
                 facts = pool.submit(self._compare, chunk)
                 self._published(chunk)
                 for at_consumer in [look.result() for look in looks]:
@@ -144,7 +143,7 @@ class Scan:
             found = contradictions(connection, [event for _, event in events])
         return [_finding(told, Kind.CONTRADICTED, found=found[event]) for told, event in events if event in found]
 
-    def _follow(self, follower: Follower, chunk: Sequence[Told]) -> AtConsumer:
+    def _follow(self, follower: Follower, chunk: Sequence[Told], neighbours: bool) -> AtConsumer:
         """Return what is wrong with the events at one consumer, and what waits for it."""
         topics = {topic.name for topic in follower.processor.topics}
         events = [told for told in chunk if told.topic in topics]
@@ -155,19 +154,25 @@ class Scan:
         holes: dict[UUID, tuple[Told, list[Hole]]] = {}
         with self._engine.connect() as connection:
             connection.execution_options(isolation_level="REPEATABLE READ")
-            unknown = _unknown(connection, service, consumer, events)
+            unknown = _unknown(connection, service, consumer, events, neighbours=neighbours)
             parked = _parked(connection, service, consumer, unknown) if unknown else {}
             found = standing(connection, follower, events)
             for told in events:
-                under = found.get(told.number, {})
+                under = found.get(told.number, NOTHING_THERE)
+                calls_for = follower.expected(told.envelope, under) if told.envelope is not None else {}
+                if (
+                    calls_for == under and told.id not in unknown and told.number not in found.unsent
+                ):  # as it should be: nearly all
+                    continue
                 seen = Seen(
                     known=told.id not in unknown,
                     parked=parked.get(told.id, ""),
                     on_topic=told.spots is None or bool(told.spots),
                     passed=all(self._has_passed(consumer, spot) for spot in told.spots or ()),
                     found=under,
+                    status=found.unsent.get(told.number, SENT),
                 )
-                if (there := judge(_calls_for(follower, told, under), seen)) is None:
+                if (there := judge(calls_for, seen)) is None:
                     seen_there.waiting.append(told.id)
                 elif there:
                     holes[told.id] = (told, there)
@@ -184,12 +189,6 @@ class Scan:
     def _has_passed(self, consumer: str, spot: Spot) -> bool:
         topic, partition, offset = spot
         return offset < self._positions.get((consumer, topic, partition), 0)
-
-
-def _calls_for(follower: Follower, told: Told, under: Mapping[str, Standing]) -> Effects:
-    if told.envelope is None:
-        return {}
-    return follower.expected(told.envelope, {effect: one.value for effect, one in under.items()})
 
 
 def _finding(
@@ -212,13 +211,18 @@ def _finding(
 
 _UNKNOWN = """
     SELECT wanted.id FROM unnest(CAST(:ids AS uuid[])) AS wanted (id)
-    WHERE NOT EXISTS (SELECT FROM {service}.inbox WHERE inbox.event_id = wanted.id AND consumer = :consumer)"""
+    EXCEPT
+    SELECT event_id FROM {service}.inbox WHERE consumer = :consumer AND {among}"""
 
 
-def _unknown(connection: Connection, service: str, consumer: str, events: Sequence[Told]) -> set[UUID]:
-    """Return which events the consumer's inbox does not know."""
-    wanted = {"consumer": consumer, "ids": [told.id for told in events]}
-    return set(connection.execute(text(_UNKNOWN.format(service=service)), wanted).scalars())
+def _unknown(
+    connection: Connection, service: str, consumer: str, events: Sequence[Told], *, neighbours: bool
+) -> set[UUID]:
+    """Return which events the consumer's inbox does not know. Of neighbours it has the rows together: one stretch is read."""
+    ids = [told.id for told in events]
+    wanted = {"consumer": consumer, "ids": ids, "first": ids[0], "last": ids[-1]}
+    among = "event_id BETWEEN :first AND :last" if neighbours else "event_id = ANY(:ids)"
+    return set(connection.execute(text(_UNKNOWN.format(service=service, among=among)), wanted).scalars())
 
 
 def _parked(connection: Connection, service: str, consumer: str, ids: Iterable[UUID]) -> dict[UUID, str]:
@@ -246,19 +250,34 @@ def _skipped(connection: Connection, service: str, consumer: str, ids: Sequence[
     return {UUID(identity) for identity in rows.scalars()}
 
 
+class Found(dict[str, dict[str, str]]):
+    """What stands under each business number: each effect, and what it amounts to."""
+
+    unsent: dict[str, str]
+    """Of the notifications that were not answered, the status."""
+
+
+NOTHING_THERE: dict[str, str] = {}
+
+
 def standing(
     connection: Connection, follower: Follower, events: Sequence[Told] = (), numbers: Sequence[str] = ()
-) -> dict[str, dict[str, Standing]]:
-    """Return what stands under each business number at a consumer, by effect."""
+) -> Found:
+    """Return what stands at a consumer under the business numbers of events, or under these."""
     wanted = {
         "numbers": list(numbers) or list({told.number for told in events}),
         "ids": [told.id for told in events],
     }
     where = follower.looked_up if events else follower.named
-    found: dict[str, dict[str, Standing]] = {}
-    for row in connection.execute(text(follower.rows.format(where=where)), wanted):
-        one = Standing(value=row.value, event_id=row.event_id, status=row.status or "")
-        found.setdefault(row.business_no, {})[row.effect] = one
+    found = Found()
+    found.unsent = {}
+    for number, effect, value, status in connection.execute(text(follower.rows.format(where=where)), wanted):
+        if number in found:
+            found[number][effect] = value
+        else:
+            found[number] = {effect: value}
+        if status is not None and status != SENT:
+            found.unsent[number] = status
     return found
 
 
@@ -271,6 +290,7 @@ def recorded(connection: Connection, service: str, condition: str, about: Mappin
 
 def told_of(service: str, row: Row[Any], spots: Sequence[Spot] | None) -> Told:
     """Return an outbox row as it is looked at."""
+    envelope = envelope_of(row)
     return Told(
         service=service,
         id=row.id,
@@ -279,8 +299,9 @@ def told_of(service: str, row: Row[Any], spots: Sequence[Spot] | None) -> Told:
         type=row.type,
         correlation=row.correlation,
         lsn=row.lsn,
-        envelope=envelope_of(row),
+        envelope=envelope,
         spots=spots,
+        number=business_no(envelope.event) if envelope is not None else row.key,
     )
 
 
