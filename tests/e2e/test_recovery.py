@@ -175,3 +175,23 @@ def test_a_consumers_database_was_restored_from_an_older_backup(folder: StackFol
             answered=answered,
         )
         shop.holds()
+
+
+def test_a_topic_was_deleted(folder: StackFolder, follow_page: Follow) -> None:
+    with shopping(folder, "topic") as shop:
+
+        def deleted() -> None:
+            shop.pay(6)
+            shop.holds()
+            stop(folder, ["worker:accounting"])
+            shop.pay(8)
+            published(shop)
+            admin = admin_client(shop.settings)
+            admin.delete_topics([PAYMENT_ORDER.name])[PAYMENT_ORDER.name].result(20)
+            shop.pay(4)
+
+        def meanwhile() -> None:
+            shop.pay(4)
+            eventually(lambda: shop.count(VOUCHERS) > 6, within_s=90, what="what is recorded now flows")
+
+        follow_page("recover-topic", deleted=deleted, meanwhile=meanwhile, settled=shop.holds)
