@@ -65,20 +65,20 @@ def run() -> dict[str, Any]:
 
 def _rates(folder: StackFolder) -> dict[str, list[float]]:
     """Return records a second of each loop and work, round by round."""
-    shared = _filled(folder.settings(), NO_OP_RECORDS)
+    shared = filled(folder.settings(), NO_OP_RECORDS)
     rates: dict[str, list[float]] = {}
     for _ in range(ROUNDS):
         for loop in ("bare", "batch"):
-            rates.setdefault(f"{loop} nothing", []).append(_rate(folder, loop, "nothing", shared, NO_OP_RECORDS))
+            rates.setdefault(f"{loop} nothing", []).append(loop_rate(folder, loop, "nothing", shared, NO_OP_RECORDS))
         for loop in ("bare", "batch", "take"):  # a payment is posted once: each run has payments of its own
-            own = _filled(folder.settings(), ACCOUNTING_RECORDS)
+            own = filled(folder.settings(), ACCOUNTING_RECORDS)
             rates.setdefault(f"{loop} accounting", []).append(
-                _rate(folder, loop, "accounting", own, ACCOUNTING_RECORDS)
+                loop_rate(folder, loop, "accounting", own, ACCOUNTING_RECORDS)
             )
     return rates
 
 
-def _rate(folder: StackFolder, loop: str, work: str, prefix: str, count: int) -> float:
+def loop_rate(folder: StackFolder, loop: str, work: str, prefix: str, count: int) -> float:
     process = _started(folder, loop, work, prefix, count)
     told, _ = process.communicate(timeout=RUN_S)
     if process.returncode:
@@ -97,7 +97,7 @@ def _started(folder: StackFolder, loop: str, work: str, prefix: str, count: int)
 
 def _memory(folder: StackFolder) -> dict[str, float]:
     """Return the resident megabytes of our loop once warm, and the most it had until the backlog was gone."""
-    prefix = _filled(folder.settings(), BACKLOG_RECORDS)
+    prefix = filled(folder.settings(), BACKLOG_RECORDS)
     warm = _started(folder, "batch", "nothing", prefix, WARM_RECORDS)
     warm_mb = _most_mb(warm)
     return {"warm_mb": warm_mb, "most_mb": _most_mb(_started(folder, "batch", "nothing", prefix, BACKLOG_RECORDS))}
@@ -115,7 +115,7 @@ def _most_mb(process: subprocess.Popen[bytes]) -> float:
     return most
 
 
-def _filled(settings: Settings, count: int) -> str:
+def filled(settings: Settings, count: int) -> str:
     """Return the prefix of a new topic that holds so many settled payments, as the connector would publish them."""
     prefix = f"bench{uuid4().hex[:8]}-"
     own = settings.model_copy(update={"topic_prefix": prefix})

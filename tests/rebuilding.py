@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID, uuid4
@@ -23,12 +23,14 @@ from ops.rebuild.schemas import drop_schema, find_schemas
 from ops.topics import apply_topics
 from outbox.clock import utc_now
 from outbox.database import driver_url
+from outbox.errors import Unreachable
 from outbox.migrate import _upgrade_patiently, owner_engine
 from outbox.partitions import make_days
 from outbox.settings import Settings
 from schemas.codec import Envelope, encode
 from schemas.events import Event
 from tests.pipeline import engine_of, fresh_id
+from tests.waiting import eventually
 
 SERVICES = ("accounting", "points", "funds")
 PROCESSORS = {"accounting": ACCOUNTING, "points": POINTS, "funds": FUNDS}
@@ -86,15 +88,23 @@ class Shop:
         self.processor = PROCESSORS[self.name]
         self.consumer = self.settings.group_prefix + self.name
         apply_topics(self.settings, execute=True)
+        eventually(self._has_leaders, what="leaders of the new topics")
 
-    def send(
-        self, events: Iterable[Event], *, ids: Mapping[int, UUID] | None = None, poison: bool = False
-    ) -> list[UUID]:
+    def _has_leaders(self) -> bool:
+        with suppress(Unreachable):
+            return bool(logs_of(self.settings, self.processor))
+        return False
+
+    def send(self, events: Iterable[Event], *, ids: Sequence[UUID] = (), poison: bool = False) -> list[UUID]:
         """Return the ids of the events, which are on their topics now."""
+        items = [(event, ids[number] if ids else fresh_id(), poison) for number, event in enumerate(events)]
+        self.produce(items)
+        return [identity for _, identity, _ in items]
+
+    def produce(self, items: Iterable[tuple[Event, UUID, bool]]) -> None:
+        """The events are on their topics under these ids, as the connector would put them there; poison reads as none."""
         producer = Producer({"bootstrap.servers": self.settings.kafka_bootstrap, "linger.ms": 2, "acks": "all"})
-        sent = []
-        for number, event in enumerate(events):
-            identity = (ids or {}).get(number) or fresh_id()
+        for event, identity, poison in items:
             producer.produce(
                 self.settings.topic_prefix + event.topic.name,
                 key=event.key.encode(),
@@ -106,9 +116,8 @@ class Shop:
                     ("correlation", event.key.encode()),
                 ],
             )
-            sent.append(identity)
+            producer.poll(0)
         assert producer.flush(30) == 0
-        return sent
 
     def live(self, processor: Processor | None = None) -> int:
         """Live has taken what is on the topics, with this handler; returns how many records."""

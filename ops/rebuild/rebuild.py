@@ -139,8 +139,8 @@ def _shadow(
     checkpoint: str,
 ) -> tuple[Made, bool]:
     """Return the shadow, with a position in every log, and whether it goes on from an earlier call."""
-    logs = logs_of(settings, processor)
     kept = progress_of(live, processor.service, consumer)
+    logs = logs_of(settings, processor)  # after the positions: a log only grows
     base = usable_checkpoint(live, consumer, logs, kept, named=checkpoint)
     wanted = Made(
         name=shadow_of(processor.service),

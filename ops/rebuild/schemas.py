@@ -99,7 +99,7 @@ def _beginning(made: Made, chosen: Sequence[object]) -> Iterable[str]:
     yield f"GRANT USAGE ON SCHEMA {made.name} TO {made.service}, {READER}"
     for table in chosen:
         name, options = table.name, table.options  # type: ignore[attr-defined]
-        yield f'CREATE TABLE {made.name}."{name}" (LIKE {made.service}."{name}" INCLUDING ALL EXCLUDING INDEXES)'
+        yield f'CREATE TABLE {made.name}."{name}" (LIKE {made.service}."{name}" INCLUDING ALL EXCLUDING INDEXES EXCLUDING CONSTRAINTS)'
         if options:
             yield f'ALTER TABLE {made.name}."{name}" SET ({", ".join(options)})'
 
@@ -115,7 +115,7 @@ def _rest(connection: Connection, made: Made, chosen: Sequence[object]) -> Itera
 
     for row in connection.execute(_INDEXES, about):
         yield told(row.made)
-    for types in (["p", "u", "x"], ["f"]):  # a foreign key needs the other's primary key
+    for types in (["c", "p", "u", "x"], ["f"]):  # a foreign key needs the other's primary key
         for row in connection.execute(_CONSTRAINTS, {**about, "types": types}):
             yield f'ALTER TABLE {made.name}."{names[row.oid]}" {told(row.made)}'
     for statement in (_FUNCTIONS, _TRIGGERS):
@@ -188,7 +188,6 @@ def drop_schema(connection: Connection, name: str, *, missing_ok: bool = False) 
 
 
 def _execute(connection: Connection, statements: Iterable[str]) -> None:
-    """Run statements as they stand: function bodies hold signs that a parser of parameters would take for its own."""
-    cursor = connection.connection.cursor()
-    for statement in statements:
-        cursor.execute(statement)
+    """Run statements as they stand, in one go: function bodies hold signs that a parser of parameters would take for its own."""
+    if told := ";\n".join(statements):
+        connection.connection.cursor().execute(told)

@@ -141,6 +141,7 @@ def _switch(owner: Connection, feeder: Feeder, rebuilt: Rebuilt) -> tuple[str, i
     for table in rebuilt.subject.tables:
         owner.execute(text(f"ALTER TABLE {service}.{table} SET SCHEMA {old.name}"))
         owner.execute(text(f"ALTER TABLE {shadow}.{table} SET SCHEMA {service}"))
+    owner.execute(text(f"GRANT SELECT ON ALL TABLES IN SCHEMA {old.name} TO {READER}"))
     drop_schema(owner, shadow)
     return old.name, known, unknown, parked
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -10,6 +14,7 @@ from typing import Any
 import pytest
 from confluent_kafka import TopicPartition
 from sqlalchemy import Connection, text
+from typer.testing import CliRunner
 
 from consumers.accounting.agent import PROCESSOR as ACCOUNTING
 from consumers.accounting.entries import Entry
@@ -18,15 +23,18 @@ from consumers.delivery import Delivery, Processor
 from consumers.funds.funds import deposit
 from consumers.points.agent import PROCESSOR as POINTS
 from consumers.retry import retry_key, skip
+from ops.cli.main import app
 from ops.ledger import ledger_problems
 from ops.rebuild.checkpoint import take_checkpoint
 from ops.rebuild.correct import correct, corrections_of
 from ops.rebuild.difference import What
 from ops.rebuild.rebuild import Rebuilt, alone
+from ops.rebuild.schemas import find_schemas
 from ops.rebuild.switch import Switched, require_switchable, switch
+from ops.stack.parts import tied
 from ops.topics import admin_client
 from outbox.clock import utc_now
-from outbox.errors import Refused
+from outbox.errors import PayrelayError, Refused
 from outbox.migrate import owner_engine
 from outbox.parking import Act, Action
 from outbox.partitions import days_of, make_days
@@ -34,7 +42,7 @@ from outbox.settings import Settings
 from schemas.codec import Envelope
 from schemas.events import PaymentSettled
 from tests.factories import balance_requested, settled, suspense
-from tests.pipeline import Pipeline, engine_of, fresh_id
+from tests.pipeline import ROOT, Pipeline, engine_of, environment, fresh_id
 from tests.rebuilding import Shop, own_database, rejecting
 from tests.waiting import eventually
 
@@ -105,7 +113,7 @@ def test_a_right_ledger_rebuilds_without_difference_and_each_planted_one_is_name
     of = payments(shop, 40)
     identities = shop.send(of)
     assert shop.live() == 40
-    shop.send(of[:5], ids=dict(enumerate(identities)))  # the connector repeats itself
+    shop.send(of[:5], ids=identities)  # the connector repeats itself
     shop.live()
     rebuilt = shop.rebuild()
     assert (rebuilt.records, rebuilt.difference.findings, rebuilt.difference.compared) == (45, [], 40)
@@ -239,10 +247,11 @@ def test_a_cut_history_is_refused_and_goes_on_from_a_checkpoint(shop: Shop) -> N
     shop.live()
     logs = shop.rebuild().positions
     topic = {log.partition: log.topic for log in logs if log.topic.endswith("payment.order")}
-    admin_client(shop.settings).delete_records(
-        [TopicPartition(name, partition, 3) for partition, name in topic.items()]
-    )  # fmt: skip
-    eventually(lambda: shop.rebuild(anew=True).shadow.base == made.name, what="the cut is seen")
+    cut = [TopicPartition(name, partition, 3) for partition, name in topic.items()]
+    admin = admin_client(shop.settings)
+    for future in admin.delete_records(cut).values():
+        future.result(20)
+    assert shop.rebuild().shadow.base == made.name
     rebuilt = shop.rebuild(checkpoint=made.name)
     assert (rebuilt.was_resumed, rebuilt.difference.findings, rebuilt.difference.compared) == (True, [], 40)
     with shop.tampering() as owner:
@@ -311,7 +320,7 @@ def described(shop: Shop, service: str) -> list[tuple[str, ...]]:
     tables = """(SELECT oid, relname, reloptions, relacl, relkind FROM pg_class
                  WHERE relnamespace = CAST(:service AS regnamespace) AND relkind IN ('r', 'p') AND NOT relispartition) AS t"""
     statements = (
-        f"SELECT relname, relkind::text, reloptions::text, relacl::text FROM {tables}",
+        f"SELECT relname, relkind::text, reloptions::text, (SELECT array_agg(a::text ORDER BY a::text) FROM unnest(relacl) AS a)::text FROM {tables}",
         f"""SELECT relname, attname, format_type(atttypid, atttypmod), attnotnull::text, attidentity::text, attacl::text,
                    (SELECT pg_get_expr(adbin, adrelid) FROM pg_attrdef WHERE adrelid = attrelid AND adnum = attnum)
             FROM {tables} JOIN pg_attribute ON attrelid = t.oid AND attnum > 0""",
@@ -373,7 +382,7 @@ def test_points_are_switched_with_inbox_progress_and_lot_and_everything_else_is_
     delivery = Delivery(POINTS, engine, consumer=shop.consumer, clock=utc_now)
     for key in (of_all[1].payment_no, of_all[2].payment_no):
         retry_key(engine, delivery, key.encode(), Act(action=Action.RETRY, actor="test"))
-    shop.send(of_all[:3], ids=None)
+    shop.send(of_all[:3])
     shop.live()
     assert shop.rebuild(anew=True).difference.is_empty
     assert shop.rows("SELECT sum(balance) AS all FROM points.account")[0].all == 3_500
@@ -405,3 +414,114 @@ def test_a_switch_beside_a_live_worker_loses_and_doubles_nothing(of: Callable[[s
         assert len(shop.rows("SELECT FROM points.parked")) == 0
     finally:
         pipeline.close()
+
+
+def command(shop: Shop, *arguments: str) -> subprocess.Popen[str]:
+    """Return a started `payrelay replay` command, which ends with this process."""
+    return subprocess.Popen(
+        tied([sys.executable, "-m", "ops.cli.main", "replay", *arguments]),
+        env={**os.environ, **environment(shop.settings)},
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, said = process.communicate(timeout=60)
+    return process.returncode, out, said
+
+
+def test_a_rebuild_that_is_killed_leaves_live_alone_and_goes_on(shop: Shop) -> None:
+    shop.send(payments(shop, 5_000))
+    shop.live()
+
+    def live_rows() -> list[Any]:
+        return shop.rows("SELECT * FROM accounting.balance ORDER BY account, currency, stripe")
+
+    def fed() -> int:
+        if shop.rows("SELECT to_regclass('accounting_rebuild.progress') AS found", "owner")[0].found is None:
+            return 0
+        return int(shop.rows("SELECT coalesce(sum(next_offset), 0) AS fed FROM accounting_rebuild.progress")[0].fed)
+
+    before = live_rows()
+    process = command(shop, "rebuild", shop.consumer)
+    eventually(fed, what="the rebuild feeds")
+    process.kill()
+    process.communicate()
+    eventually(
+        lambda: not shop.rows("SELECT FROM pg_locks WHERE locktype = 'advisory'", "owner"), what="its end is seen"
+    )
+    assert live_rows() == before
+    left = 5_000 - fed()
+    code, out, said = ended(command(shop, "rebuild", shop.consumer, "-o", "json"))
+    assert (code, out) == (0, "[]\n"), said
+    assert f"{left} events read" in said
+    assert "resumed, from offset 0" in said
+    assert "5000 times voucher, no difference" in said
+
+
+def test_a_switch_that_is_killed_before_its_end_has_done_nothing(of: Callable[[str], Shop]) -> None:
+    shop = of("points")
+    shop.send(payments(shop, 20))
+    shop.live()
+    with shop.owner() as owner:
+        owner.execute(text("UPDATE points.entry SET points = 1 WHERE payment_no LIKE '%7'"))
+
+    def state() -> list[Any]:
+        tables = ("account", "entry", "inbox", "progress", "parked")
+        return [sorted(map(str, shop.rows(f"SELECT * FROM points.{table}"))) for table in tables]
+
+    before, catalog = state(), described(shop, "points")
+    with engine_of(shop.settings, "owner").begin() as holder:
+        holder.execute(text("LOCK TABLE points.parked IN ROW EXCLUSIVE MODE"))  # the last lock that a switch takes
+        process = command(shop, "rebuild", shop.consumer, "--switch", "--execute", "--yes")
+        waits = "SELECT FROM pg_locks WHERE relation = 'points.parked'::regclass AND NOT granted"
+        eventually(lambda: shop.rows(waits, "owner"), what="the switch waits for its last lock")
+        process.kill()
+        process.communicate()
+    assert (state(), described(shop, "points")) == (before, catalog)
+    code, _, said = ended(command(shop, "rebuild", shop.consumer, "--switch", "--execute", "--yes"))
+    assert code == 0, said
+    assert "compared again: 20 times entry, no difference" in said
+    assert shop.rows("SELECT sum(balance) AS all FROM points.account")[0].all == 2_000
+
+
+def test_the_commands_show_first_and_do_what_is_meant(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment(shop.settings).items():
+        monkeypatch.setenv(name, value)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        result = CliRunner().invoke(app, ["replay", *arguments])
+        if isinstance(result.exception, PayrelayError):
+            return result.exception.exit_code, "", str(result.exception)
+        return result.exit_code, result.stdout, result.stderr
+
+    shop.send(payments(shop, 12))
+    shop.live(posts_wrong(ACCOUNTING, lambda event: without_fee(event) if event.payment_no.endswith("3") else event))
+    code, out, said = run("rebuild", shop.consumer, "-o", "csv")
+    assert (code, len(out.splitlines())) == (1, 4), said  # a voucher, its merchant, the fees
+    assert run("rebuild", shop.consumer, "--correct")[0] == 2
+    assert run("rebuild", shop.consumer, "--execute")[0] == 2
+    correcting = ("rebuild", shop.consumer, "--correct", "--reason", "no fee for an hour", "-o", "json")
+    code, out, said = run(*correcting)
+    assert (code, json.loads(out)[0]["action"]) == (1, "reverse and correct")
+    assert "nothing is posted" in said
+    code, out, said = run(*correcting, "--execute", "--yes")
+    assert (code, json.loads(out)[0]["done"].split()[0]) == (0, "reversed"), said
+    assert run(*correcting, "--execute", "--yes")[:2] == (0, "[]\n")
+    assert len(vouchers(shop)) == 12
+    assert len(shop.rows("SELECT FROM accounting.voucher WHERE reason = 'no fee for an hour'")) == 2
+    assert run("rebuild", shop.consumer, "--switch")[0] == 1
+    assert run("checkpoint", shop.consumer)[0] == 0
+    with shop.owner() as owner:
+        names = [made.name for made in find_schemas(owner)]
+    assert (len(names), names[1]) == (2, "accounting_rebuild")
+    for name in names:
+        assert "nothing was done" in run("drop", name)[2]
+        assert run("drop", name, "--execute", "--yes")[0] == 0
+    assert run("drop", "-o", "json")[:2] == (0, "[]\n")
+    assert run("drop", "accounting", "--execute", "--yes")[0] == 1
+    assert shop.rebuild().difference.is_empty
