@@ -17,6 +17,7 @@ from schemas.codec import ID
 TIMEOUT_S = 20.0
 POLL_S = 0.1
 
+LEADERLESS = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 
 FEW = {"queued.min.messages": 1, "fetch.message.max.bytes": 64 * 1024}
 """How to look at single records of a long log: without fetching megabytes ahead."""
@@ -62,16 +63,14 @@ def offsets_at(settings: Settings, topics: Collection[str], at: datetime) -> dic
     with _looking(settings) as consumer:
         found = consumer.list_topics(timeout=TIMEOUT_S).topics
         asked = [
-            TopicPartition(name, number, int(at.timestamp() * 1000))
+            TopicPartition(name, number, max(0, int(at.timestamp() * 1000)))  # negative ones mean begin and end
             for name in topics
             if name in found
             for number in found[name].partitions
         ]
         offsets = consumer.offsets_for_times(asked, timeout=TIMEOUT_S) if asked else []
         return {
-            (one.topic, one.partition): one.offset
-            if one.offset >= 0
-            else consumer.get_watermark_offsets(one, timeout=TIMEOUT_S)[1]
+            (one.topic, one.partition): one.offset if one.offset >= 0 else _watermarks(consumer, one)[1]
             for one in offsets
         }
 
@@ -142,9 +141,21 @@ def bounds(settings: Settings, topics: Collection[str]) -> dict[Place, tuple[int
     with _looking(settings) as consumer:
         found = consumer.list_topics(timeout=TIMEOUT_S).topics
         places = [TopicPartition(name, number) for name in topics if name in found for number in found[name].partitions]
-        return {
-            (place.topic, place.partition): consumer.get_watermark_offsets(place, timeout=TIMEOUT_S) for place in places
-        }
+        return {(place.topic, place.partition): _watermarks(consumer, place) for place in places}
+
+
+def _watermarks(consumer: Consumer, place: TopicPartition) -> tuple[int, int]:
+    """Return a partition's bounds; while it has no leader, as just after it was made, it is asked again."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        try:
+            low, high = consumer.get_watermark_offsets(place, timeout=TIMEOUT_S)
+        except KafkaException as error:
+            if error.args[0].code() not in LEADERLESS or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            return low, high
 
 
 def records_at(settings: Settings, offsets: Collection[tuple[Place, int]]) -> dict[tuple[Place, int], Message]:

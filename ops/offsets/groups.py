@@ -5,6 +5,7 @@ A client is kept until its futures are done: dropped before, it answers them "Ha
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,10 +73,18 @@ def groups(settings: Settings) -> list[Group]:
                     for member in one.members
                 ),
             )
-            for one in admin.list_groups(timeout=TIMEOUT_S)
+            for one in _all_groups(admin)
             if one.id not in names and one.state != "Dead"
         ]
     return sorted([*found, *others], key=lambda one: one.name)
+
+
+def _all_groups(admin: Any) -> list[Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # of which what is to be used instead gives consumers' groups only
+        return list(admin.list_groups(timeout=TIMEOUT_S))
 
 
 def group(settings: Settings, name: str) -> Group:

@@ -1,0 +1,366 @@
+"""`payrelay offsets` on the real broker: somebody else's groups without a database, and ours with progress and Kafka together."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Producer
+
+from ops.offsets.delete import TOOL
+from ops.offsets.files import from_csv
+from ops.records import append_times
+from ops.stack.programs import installed_programs, java
+from ops.stack.state import StackFolder
+from outbox.settings import Settings
+from tests.foreign import BEGIN, Command, Foreign, kafka_alone
+
+YES = ("--execute", "--yes")
+PLAN = ("partition", "old", "new", "delta")
+
+
+@pytest.fixture
+def foreign(settings: Settings, prefix: str) -> Generator[Foreign]:
+    made = Foreign(settings, prefix)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def offsets(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """The command for somebody who has only a Kafka."""
+    return Command(monkeypatch, kafka_alone(settings, tmp_path))
+
+
+# ---- any group, on any Kafka, with no database ------------------------------------------------------------------------
+
+
+def test_a_foreign_group_is_moved_read_back_and_undone(foreign: Foreign, offsets: Command, tmp_path: Path) -> None:
+    foreign.make(20, 20, 20)
+    foreign.commit(5, 20)
+    shown = offsets("reset", foreign.group, "--to-offset", 12)
+    assert shown.of(*PLAN, "lag", "lands_at") == [
+        (0, 5, 12, 7, 8, "2026-01-05T08:12:00.000Z"),
+        (1, 20, 12, -8, 8, "2026-01-05T08:12:00.000Z"),
+    ]
+    assert (shown.code, foreign.committed()) == (0, {0: 5, 1: 20}), "nothing without --execute"
+    assert "nothing was done" in shown.said
+    assert not list(tmp_path.rglob("*.csv"))
+
+    assert offsets("reset", foreign.group, "--to-offset", 12, *YES).code == 0
+    assert foreign.committed() == {0: 12, 1: 12}
+    undone = offsets("undo", foreign.group, *YES)
+    assert (undone.code, foreign.committed()) == (0, {0: 5, 1: 20})
+    assert offsets("undo", foreign.group, *YES).code == 0
+    assert foreign.committed() == {0: 12, 1: 12}, "undone twice: made again"
+    assert len(list(tmp_path.rglob("*.csv"))) == 3
+    mine = tmp_path / "mine.csv"
+    assert offsets("reset", foreign.group, "--to-earliest", "--undo-file", mine, *YES).code == 0
+    assert mine.read_text() == f"{foreign.topic},0,12\n{foreign.topic},1,12\n"
+    refused = offsets("reset", foreign.group, "--to-latest", "--undo-file", mine, *YES)
+    assert (refused.code, foreign.committed()) == (1, {0: 0, 1: 0}), "without an undo file nothing is moved"
+
+
+def test_what_lies_outside_the_log_is_clamped_and_it_is_said(foreign: Foreign, offsets: Command) -> None:
+    foreign.make(20, 20, low=6)
+    foreign.commit(10, 15)
+    for how, news in ((("--shift-by", -5), [6, 10]), (("--to-offset", 3), [6, 6]), (("--to-offset", 99), [20, 20]),
+                      (("--shift-by", 7), [17, 20])):  # fmt: skip
+        shown = offsets("reset", foreign.group, *how)
+        assert [row["new"] for row in shown.rows] == news
+        clamped = ["clamped" in row["note"] for row in shown.rows]
+        assert clamped == [new in (6, 20) and not (how[1] == -5 and new == 10) for new in news], shown.rows
+    foreign.commit(2, 40)
+    rows = offsets("describe", foreign.group).rows["partitions"]
+    assert [(row["committed"], row["begin"], row["end"], row["lag"]) for row in rows] == [
+        (2, 6, 20, 14),
+        (40, 6, 20, 0),
+    ]
+
+
+def test_scopes_choose_partitions(foreign: Foreign, offsets: Command) -> None:
+    foreign.make(9, 9, 9)
+    other = foreign.make(4, topic=f"{foreign.prefix}other")
+    foreign.commit(1, 2)
+    foreign.commit(3, topic=other)
+
+    def moved(*how: object) -> list[tuple[str, int]]:
+        shown = offsets("reset", foreign.group, "--to-latest", *how)
+        return [tuple(one) for one in shown.of("topic", "partition")] if shown.code == 0 else []  # type: ignore[misc]
+
+    clicks = foreign.topic
+    assert moved() == [(clicks, 0), (clicks, 1), (other, 0)], "all that it stands in"
+    assert moved("--topic", clicks) == [(clicks, 0), (clicks, 1), (clicks, 2)], "whole, begun or not"
+    assert moved("--topic", f"{clicks}:2", "--topic", other) == [(clicks, 2), (other, 0)]
+    assert moved("--topic", clicks, "-p", "0,2") == [(clicks, 0), (clicks, 2)]
+    assert moved("-p", "0") == [(clicks, 0), (other, 0)]
+    for wrong, says in (
+        (("--topic", "nosuch"), "there is no topic"), (("--topic", f"{clicks}:7"), "has no partition 7"),
+        (("-p", "1"), "has no partition 1"),
+    ):  # fmt: skip
+        refused = offsets("reset", foreign.group, "--to-latest", *wrong)
+        assert (refused.code, says in refused.said) == (1, True), refused.said
+    mapped = offsets("reset", foreign.group, "--topic", clicks, "--map", '{"0": 7, "2": 1}')
+    assert mapped.of(*PLAN) == [(0, 1, 7, 6), (2, None, 1, None)]
+    shift = offsets("reset", foreign.group, "--topic", clicks, "--shift-by", 1)
+    assert "has no committed offset to shift" in shift.said
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        (), ("--to-earliest", "--to-latest"), ("--to-datetime", "2026-01-05T08:00:00"), ("--by-duration", "5"),
+        ("--to-datetime", "2026-01-05T08:00:00Z", "--by-duration", "1h"), ("--map", '{"0": 1}'), ("--to-offset", "-1"),
+        ("--to-datetime", "2026-01-05", "--tz", "Nowhere/Else"), ("--to-earliest", "-p", "x"), ("--to-earliest", "--topic", "a:b"),
+        ("--to-earliest", "--wait", "soon"),
+    ],
+)  # fmt: skip
+def test_what_could_mean_two_things_is_a_usage_error(offsets: Command, how: tuple[str, ...]) -> None:
+    assert offsets("reset", "anybody", *how).code == 2
+
+
+def test_times_are_told_in_utc_and_local_and_with_what_they_land_on(foreign: Foreign, offsets: Command) -> None:
+    foreign.make(20, 3, 0)
+    foreign.commit(0, 0, 0)
+    for written in (
+        ("2026-01-05T08:07:30Z",), ("2026-01-05T16:07:30+08:00",), ("1767600450",), ("1767600450000",),
+        ("2026-01-05 16:07:30", "--tz", "Asia/Shanghai"),
+    ):  # fmt: skip
+        shown = offsets("reset", foreign.group, "--to-datetime", *written)
+        assert shown.of("new", "lands_at") == [(8, "2026-01-05T08:08:00.000Z"), (3, None), (0, None)]
+        assert "2026-01-05T08:07:30.000Z = " in shown.said
+    assert "2026-01-05 16:07:30+0800 CST" in shown.said
+    assert "--tz" in offsets("reset", foreign.group, "--to-datetime", "2026-01-05T08:07:30").said
+    ago = offsets("reset", foreign.group, "--by-duration", "36500d")
+    assert [row["new"] for row in ago.rows] == [0, 0, 0]
+
+
+def test_an_active_group_is_refused_with_its_members_until_it_has_none(foreign: Foreign, offsets: Command) -> None:
+    foreign.make(9)
+    foreign.commit(4)
+    consumer = foreign.join()
+    plan = offsets("reset", foreign.group, "--to-earliest")
+    assert (plan.code, "the group is active, and would be refused" in plan.said) == (0, True)
+    for act in (("reset", foreign.group, "--to-earliest"), ("delete", foreign.group)):
+        refused = offsets(*act, *YES)
+        assert refused.code == 1
+        assert re.search(r"reporter  on 127\.0\.0\.1  1 partitions  reporter-\S+\nEnd these processes", refused.said)
+    assert foreign.committed() == {0: 4}
+    stopped = offsets("reset", foreign.group, "--to-earliest", "--stop-workers", *YES)
+    assert (stopped.code, "stop what runs it yourself" in stopped.said) == (1, True)
+    described = offsets("describe", foreign.group).rows
+    assert (described["state"], described["partitions"][0]["client"]) == ("STABLE", "reporter")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(offsets, "reset", foreign.group, "--to-earliest", "--wait", "60s", *YES)
+        consumer.close()
+        assert waiting.result(60).code == 0
+    assert foreign.committed() == {0: 0}
+
+
+def test_a_group_moved_since_the_plan_is_left_alone(
+    foreign: Foreign, offsets: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ops.offsets.move as move
+
+    foreign.make(9, 9)
+    foreign.commit(4, 4)
+    write = move.write_undo
+
+    def beside(*arguments: Any) -> None:
+        write(*arguments)
+        foreign.commit(4, 5)
+
+    monkeypatch.setattr(move, "write_undo", beside)
+    refused = offsets("reset", foreign.group, "--to-earliest", *YES)
+    assert (refused.code, foreign.committed()) == (1, {0: 4, 1: 5})
+    assert f"{foreign.topic}/1 was moved since the plan" in refused.said
+
+
+def test_a_read_back_that_differs_is_exit_code_1(
+    foreign: Foreign, offsets: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ops.offsets.move as move
+
+    foreign.make(9, 9)
+    foreign.commit(4, 4)
+    commit = move.commit
+
+    def overtaken(*arguments: Any) -> None:
+        commit(*arguments)
+        foreign.commit(None, 7)
+
+    monkeypatch.setattr(move, "commit", overtaken)
+    told = offsets("reset", foreign.group, "--to-earliest", *YES)
+    assert told.code == 1
+    assert f"{foreign.topic}/1: Kafka was to be 0, and is 7" in told.said
+
+
+def test_a_group_takes_the_position_of_another_and_is_deleted_and_brought_back(
+    foreign: Foreign, offsets: Command
+) -> None:
+    foreign.make(9, 9)
+    other = foreign.make(5, topic=f"{foreign.prefix}other")
+    foreign.commit(4, 6)
+    foreign.commit(2, topic=other)
+    shadow = f"{foreign.group}-shadow"
+    assert offsets("reset", shadow, "--from-group", foreign.group, *YES).code == 0
+    assert foreign.committed(group=shadow) == {0: 4, 1: 6}
+    assert foreign.committed(group=shadow, topic=other) == {0: 2}
+    assert "has no position" in offsets("reset", shadow, "--from-group", "nosuch").said
+
+    shown = offsets("delete", shadow)
+    assert (shown.code, len(shown.rows), foreign.committed(group=shadow)) == (0, 3, {0: 4, 1: 6})
+    assert offsets("delete", shadow, *YES).code == 0
+    assert foreign.committed(group=shadow) == {}
+    assert offsets("describe", shadow).code == 1
+    assert offsets("undo", shadow, *YES).code == 0
+    assert foreign.committed(group=shadow) == {0: 4, 1: 6}
+
+
+@pytest.mark.parametrize("by_tool", [True, False])
+def test_one_topic_of_a_group_is_forgotten(foreign: Foreign, offsets: Command, tmp_path: Path, by_tool: bool) -> None:
+    """With the stack's programs at hand Kafka's own tool does it."""
+    if by_tool:
+        (tmp_path / "programs").symlink_to(CHECKOUT / "programs")
+    foreign.make(9, 9)
+    other = foreign.make(5, topic=f"{foreign.prefix}other")
+    foreign.commit(4, 6)
+    foreign.commit(2, topic=other)
+    done = offsets("delete", foreign.group, "--topic", foreign.topic, *YES)
+    assert done.code == 0, done.said
+    assert ("Kafka's own tool" if by_tool else "the group was deleted") in done.said
+    assert (foreign.committed(), foreign.committed(topic=other)) == ({}, {0: 2})
+    assert offsets("undo", foreign.group, *YES).code == 0
+    assert (foreign.committed(), foreign.committed(topic=other)) == ({0: 4, 1: 6}, {0: 2})
+    assert "no offset of 'nosuch'" in offsets("delete", foreign.group, "--topic", "nosuch", *YES).said
+
+
+def test_list_describe_export_and_peek(foreign: Foreign, offsets: Command) -> None:
+    foreign.make(9, 9, 0)
+    foreign.commit(4, 9, 0)
+    listed = {row["group"]: row for row in offsets("list").rows}
+    assert listed[foreign.group] == {
+        "group": foreign.group,
+        "state": "EMPTY",
+        "type": "CLASSIC",
+        "members": 0,
+        "ours": "",
+    }
+    assert listed["payrelay-connect"]["type"] == "connect", "Kafka's tool and client do not list it"
+    assert "is no group of consumers" in offsets("describe", "payrelay-connect").said
+    lagging = offsets("describe", foreign.group, "--only-lagging").rows["partitions"]
+    assert [(row["partition"], row["lag"]) for row in lagging] == [(0, 5)]
+    assert lagging[0]["lag_s"] > timedelta(days=30).total_seconds(), "the age of the oldest that waits"
+    code, out, _ = offsets.text("export", foreign.group)
+    assert (code, out) == (0, "".join(f"{foreign.topic},{n},{offset}\n" for n, offset in enumerate((4, 9, 0))))
+    rows = offsets("peek", foreign.group, "--before", 1, "--after", 2).rows
+    assert [(row["partition"], row["offset"], row["position"], row["key"], row["value"]) for row in rows] == [
+        (0, 3, "", "k3", "click 3"), (0, 4, "next", "k4", "click 4"), (0, 5, "", "k5", "click 5"), (1, 8, "", "k8", "click 8"),
+    ]  # fmt: skip
+
+
+def test_a_log_that_ends_in_transaction_markers_has_a_lag_of_no_age(foreign: Foreign, offsets: Command) -> None:
+    """Nothing waits there that could be read: without an end of its own the look would wait for a record for ever."""
+    foreign.make(2)
+    producer = Producer({"bootstrap.servers": foreign.settings.kafka_bootstrap, "transactional.id": foreign.prefix})
+    producer.init_transactions(20)
+    producer.begin_transaction()
+    producer.produce(foreign.topic, partition=0, value="aborted")
+    producer.flush(20)
+    producer.abort_transaction(20)
+    foreign.commit(2)
+    [row] = offsets("describe", foreign.group).rows["partitions"]
+    assert (row["lag"], row["lag_s"]) == (2, None)
+    place = (foreign.topic, 0)
+    assert append_times(foreign.settings, {(place, 1), (place, 2)}) == {(place, 1): BEGIN + timedelta(minutes=1)}
+
+
+def test_a_broker_that_is_away_is_exit_code_3(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ops.offsets.groups.TIMEOUT_S", 0.5)
+    offsets = Command(monkeypatch, {"PAYRELAY_KAFKA_BOOTSTRAP": "127.0.0.1:1", "PAYRELAY_HOME": str(tmp_path)})
+    assert offsets("list").code == 3
+
+
+def test_the_name_of_a_group_of_ours_is_not_moved_without_its_database(foreign: Foreign, offsets: Command) -> None:
+    foreign.make(9)
+    refused = offsets("reset", "accounting", "--to-earliest", "--topic", foreign.topic)
+    assert refused.code == 1
+    assert "PAYRELAY_DSN__OPS" in refused.said
+    assert "PAYRELAY_GROUP_PREFIX" in refused.said
+
+
+# ---- Kafka's own tool: the same plans, the same files -----------------------------------------------------------------
+
+CHECKOUT = StackFolder(name="any").home
+
+
+@pytest.fixture(scope="module")
+def kafka_tool(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """Run kafka-consumer-groups of the stack's programs; gives what it prints."""
+    archive = tmp_path_factory.mktemp("jvm") / "classes.jsa"
+
+    def run(settings: Settings, *arguments: object) -> str:
+        sharing = "SharedArchiveFile" if archive.exists() else "ArchiveClassesAtExit"
+        flags = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xlog:disable", f"-XX:{sharing}={archive}"]
+        command = [java(), *flags, "-Duser.timezone=UTC", "-cp", installed_programs(CHECKOUT).class_path(), TOOL,
+                   "--bootstrap-server", settings.kafka_bootstrap, *map(str, arguments)]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
+
+
+def test_plans_are_those_of_kafkas_own_tool_and_files_go_both_ways(
+    foreign: Foreign, offsets: Command, kafka_tool: Callable[..., str], tmp_path: Path
+) -> None:
+    foreign.make(20, 20, 20, 0, low=6)
+    foreign.commit(10, 20, None, 0)
+    strange = f"{foreign.group}-strange"
+    foreign.commit(3, 99, 8, group=strange)
+    exported = tmp_path / "ours.csv"
+    assert offsets.text("export", strange, "--file", exported)[0] == 0
+    everywhere = ("--topic", foreign.topic)
+    modes: dict[str, tuple[object, ...]] = {
+        "earliest": ("--to-earliest", *everywhere),
+        "latest": ("--to-latest", *everywhere),
+        "current": ("--to-current", *everywhere),
+        "offset": ("--to-offset", 8, *everywhere),
+        "datetime": ("--to-datetime", "2026-01-05T08:10:30.000Z", *everywhere),
+        "duration": ("--by-duration", "P1D", *everywhere),
+        "shift": ("--shift-by", -7, "--topic", f"{foreign.topic}:0,1,3"),
+        "file": ("--from-file", exported),
+    }
+
+    def theirs(mode: str) -> str:
+        """Return what their plan is as CSV. They take times without a zone."""
+        how = [str(one).removesuffix("Z") if mode == "datetime" else one for one in modes[mode]]
+        printed = kafka_tool(
+            foreign.settings, "--group", foreign.group, "--reset-offsets", "--dry-run", "--export", *how
+        )
+        return "".join(line for line in printed.splitlines(keepends=True) if not line.startswith("Warn:"))
+
+    printed = {"earliest": theirs("earliest")}  # and the archive of classes that the others start from
+    with ThreadPoolExecutor(2) as pool:
+        printed |= dict(zip(list(modes)[1:], pool.map(theirs, list(modes)[1:]), strict=True))
+    for mode, how in modes.items():
+        plan = offsets("reset", foreign.group, *how)
+        assert plan.code == 0, plan.said
+        mine = {(row["topic"], row["partition"]): row["new"] for row in plan.rows}
+        assert mine == from_csv(printed[mode], foreign.group), mode
+        assert len(mine) >= 3
+    theirs_file = tmp_path / "theirs.csv"
+    theirs_file.write_text(printed["datetime"])
+    assert offsets("reset", foreign.group, "--from-file", theirs_file, *YES).code == 0
+    assert foreign.committed() == {place[1]: offset for place, offset in from_csv(printed["datetime"], "").items()}
+    both = offsets.text("export", foreign.group, strange)[1]
+    assert from_csv(both, strange) == from_csv(exported.read_text(), strange)
+    assert both.startswith(f"{foreign.group},{foreign.topic},0,")
