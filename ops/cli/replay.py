@@ -37,7 +37,6 @@ LINES_EACH = 25_000
 COUNTS = ("applied", "superseded", "known", "resent", "parked", "waiting", "refused", "failed", "unreadable", "outside")
 
 
-@app.callback()
 @app.command("redeliver")
 def redeliver(
     consumer: Annotated[str, typer.Option("--consumer", help="e.g. accounting")],
@@ -150,6 +149,8 @@ def rebuild(
         _show(rebuilt, limit, output)
         if switch:
             _switch(settings, rebuilt, execute=execute, yes=yes)
+    if switch and execute:
+        return
     if execute:  # what was done is proved
         with _progress(f"rebuilding {consumer}") as told:
             rebuilt = rebuild_consumer(settings, consumer, checkpoint=rebuilt.shadow.base, told=told)
