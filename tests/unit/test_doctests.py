@@ -7,7 +7,8 @@ import pytest
 
 MODULES = ["schemas.money", "outbox.clock", "outbox.condition", "outbox.retry", "outbox.partitions", "connect.client",
            "connect.connector", "producers.payments.orders", "producers.payments.fees", "consumers.accounting.entries",
-           "consumers.funds.funds", "consumers.notification.guard", "ops.demo.latency", "ops.offsets.peek", "ops.offsets.targets", "ops.upkeep"]  # fmt: skip
+           "consumers.funds.funds", "consumers.notification.guard", "ops.demo.latency", "ops.offsets.peek", "ops.offsets.targets",
+           "ops.timeline.facts", "ops.timeline.steps", "ops.upkeep", "tests.howto"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MODULES)
