@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-NAMES = ("startup", "latency", "throughput", "repair", "delivery", "ledger", "poison", "rebuild")
+NAMES = ("startup", "latency", "throughput", "repair", "delivery", "ledger", "poison", "rebuild", "reconcile")
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 HEAD = """# Performance
 

@@ -283,7 +283,10 @@ _SETTLED_BALANCES = _Facts(
 )
 
 _MOVED = """
-    SELECT payment_no AS business_no, amount_fen,
+    SELECT payment_no AS business_no,
+           amount_fen - (SELECT coalesce(sum(amount_fen), 0)::bigint FROM funds.entry AS correction
+                         WHERE (correction.payment_no, correction.account_no, correction.kind)
+                             = (entry.payment_no, entry.account_no, 'correction')) AS amount_fen,
            (SELECT pg_xact_commit_timestamp(balance_payment.xmin) FROM funds.balance_payment
             WHERE balance_payment.payment_no = entry.payment_no) AS committed_at
     FROM funds.entry WHERE kind = 'debit' ORDER BY payment_no COLLATE "C" """

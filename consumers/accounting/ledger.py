@@ -186,6 +186,36 @@ def correct_voucher(
     return _post_by_hand(connection, correction_of(connection, voucher_no, entries, reason=reason, actor=actor, at=at))
 
 
+def correct_fact(
+    connection: Connection,
+    business_no: str,
+    kind: str,
+    wanted: Voucher | None,
+    *,
+    reason: str,
+    actor: str,
+    at: datetime,
+) -> list[int]:
+    """For a fact, what is wanted stands: its voucher is taken back if it stands, and corrected if anything is wanted.
+
+    Returns the numbers of the vouchers posted. Transaction: the caller's. Repeatable in that nothing is posted twice: raises
+    Refused where there is no voucher, or it was taken back and corrected before.
+    """
+    voucher_no: int | None = connection.execute(
+        text("""SELECT voucher_no FROM voucher
+                WHERE business_no = :business_no AND kind = :kind AND event_id IS NOT NULL"""),
+        {"business_no": business_no, "kind": kind},
+    ).scalar()
+    if voucher_no is None:
+        raise Refused(f"there is no {kind} voucher of {business_no}")
+    posted = []
+    if _follower(connection, "reverses", voucher_no) is None:
+        posted.append(reverse_voucher(connection, voucher_no, reason=reason, actor=actor, at=at))
+    if wanted is not None:
+        posted.append(correct_voucher(connection, voucher_no, wanted.entries, reason=reason, actor=actor, at=at))
+    return posted
+
+
 def _follower(connection: Connection, how: Literal["reverses", "corrects"], voucher_no: int) -> int | None:
     """Return the voucher that reverses, or corrects, another one."""
     found: int | None = connection.execute(

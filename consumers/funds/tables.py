@@ -21,6 +21,8 @@ entry = Table(
     Column("amount_fen", BigInteger, nullable=False),
     Column("event_id", Uuid, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False),
+    Column("reason", Text),
+    Column("actor", Text),
 )
 
 balance_payment = Table(

@@ -20,4 +20,6 @@ entry = Table(
     Column("points", BigInteger, nullable=False),
     Column("event_id", Uuid, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False),
+    Column("reason", Text),
+    Column("actor", Text),
 )

@@ -12,7 +12,7 @@ from ops.cli.output import Format, Output, print_json, print_rows, say
 
 def bench(
     name: Annotated[
-        str, typer.Argument(help="startup, latency, throughput, repair, delivery, ledger, poison or rebuild")
+        str, typer.Argument(help="startup, latency, throughput, repair, delivery, ledger, poison, rebuild or reconcile")
     ],
     output: Output = Format.TABLE,
 ) -> None:

@@ -6,7 +6,20 @@ import sys
 
 import typer
 
-from ops.cli import bench, connect, demo, doctor, ledger, local, offsets, parked, pipeline, replay, timeline
+from ops.cli import (
+    bench,
+    connect,
+    demo,
+    doctor,
+    ledger,
+    local,
+    offsets,
+    parked,
+    pipeline,
+    reconcile,
+    replay,
+    timeline,
+)
 from ops.cli.output import say
 from outbox.errors import PayrelayError, Unreachable
 
@@ -17,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=True,
 )
-for module in (local, pipeline, demo, doctor, timeline, bench):
+for module in (local, pipeline, demo, doctor, timeline, reconcile, bench):
     for command in module.COMMANDS:
         app.command()(command)
 app.add_typer(pipeline.topics, name="topics")

@@ -1,0 +1,145 @@
+"""100,000 payments with twenty holes of every kind among them: how long it takes to name all and only these, and what is left once they are mended."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from benchmarks.holes import FIRST, MERCHANTS, PROCESSORS, Field, named
+from benchmarks.machine import result, target
+from consumers.notification.records import register_receiver
+from ops.parked import operator
+from ops.reconcile.findings import Kind
+from ops.reconcile.mend import carry_out, plan, settle
+from ops.reconcile.run import Report, reconcile
+from ops.stack.control import down, up
+from ops.stack.state import StackFolder
+
+PAYMENTS = 100_000
+HOLES = 20
+GRACE = timedelta(seconds=1)
+WITHIN_S = 60.0
+SECRET = "whsec_" + "YmVuY2htYXJr" * 4
+POLL_S = 0.5
+
+
+def run(payments: int = PAYMENTS, holes: int = HOLES) -> dict[str, Any]:
+    """Plant, look at everything, look again, mend, look at everything once more, and look when nothing is new."""
+    folder = StackFolder(name=f"bench-{os.getpid()}")
+    try:
+        up(folder, infrastructure=True, with_parent=True)
+        begun = time.monotonic()
+        field = planted(folder, payments, holes)
+        made_s = time.monotonic() - begun
+        first = _settled(field, full=True)
+        again = reconcile(field.settings, grace=GRACE)
+        with _receiver() as url:
+            _tell(field, url)
+            with field.workers([*PROCESSORS, "notifier"]):
+                begun = time.monotonic()
+                steps = plan(field.settings, first.findings)
+                failed = sum(
+                    len(mended.failed)
+                    for mended in carry_out(field.settings, steps, actor=operator(), within_s=WITHIN_S)
+                )
+                mended = settle(field.settings, steps, grace=GRACE, within_s=WITHIN_S)
+                mended_s = time.monotonic() - begun
+                left = _told(field, mended)
+                field.mend_by_hand()
+                end = _settled(field, full=True)
+        nothing_new = reconcile(field.settings, grace=GRACE)
+        field.close()
+    finally:
+        down(folder, wipe=True)
+    wanted, found = field.planted, named(first.findings)
+    by_hand = sum(len(step.findings) for step in steps if step.by_hand and step.kind is not Kind.UNTOLD)
+    return result(
+        "reconcile",
+        [
+            target("payments", field.events, at_least=payments),
+            target("planted", len(wanted)),
+            target("named", len(found), at_least=len(wanted)),
+            target("named_and_not_planted", len(set(found) - wanted) + len(found) - len(set(found)), at_most=0),
+            target("planted_and_not_named", len(wanted - set(found)), at_most=0),
+            target("full_run_s", first.seconds, at_most=30),
+            target("named_again_by_the_next_run", len(wanted & set(named(again.findings))), at_least=len(wanted)),
+            target("next_run_s", again.seconds),
+            target("mended_s", mended_s),
+            target("mends_that_failed", failed, at_most=0),
+            target("left_to_an_operator", len(left.findings), at_most=by_hand),
+            target("left_at_the_end", len(end.findings), at_most=0),
+            target("full_run_at_the_end_s", end.seconds, at_most=30),
+            target("nothing_new_s", nothing_new.seconds, at_most=2),
+            target("set_up_s", made_s),
+        ],
+        kinds=len({(kind, consumer) for kind, consumer, _ in wanted}),
+        holds=end.is_clean and nothing_new.is_clean,
+    )
+
+
+def planted(folder: StackFolder, payments: int, holes: int) -> Field:
+    """Return payments that have gone their way but for the holes planted among them. No worker runs any more."""
+    field = Field(folder)
+    field.pay(payments // 2)
+    field.plant(holes)
+    field.pay(payments - payments // 2)
+    with field.workers(FIRST):
+        field.drained(FIRST)
+        field.plant_answers(holes)
+        with field.workers(["settlement"]):
+            field.drained()
+    field.finish()
+    return field
+
+
+def _settled(field: Field, *, full: bool) -> Report:
+    """Return the first report in which nothing is on its way."""
+    while (report := reconcile(field.settings, grace=GRACE, full=full)).waiting:
+        time.sleep(POLL_S)
+    return report
+
+
+def _told(field: Field, report: Report) -> Report:
+    """Return the first report in which every notification was answered, or the last one before the time is over."""
+    deadline = time.monotonic() + WITHIN_S
+    while any(one.kind is Kind.UNTOLD for one in report.findings) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+        report = reconcile(field.settings, grace=GRACE)
+    return report
+
+
+def _tell(field: Field, url: str) -> None:
+    """The merchants are told at this address."""
+    with field.engine("notification").begin() as connection:
+        for number in range(MERCHANTS):
+            register_receiver(connection, f"{field.run}-M{number}", url=url, secret=SECRET)
+
+
+class _Answer(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", "7")
+        self.end_headers()
+        self.wfile.write(b"success")
+
+    def log_message(self, *_: object) -> None:
+        """Nothing is logged."""
+
+
+@contextmanager
+def _receiver() -> Iterator[str]:
+    """Give the address of a merchant who answers."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/"
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,150 @@
+"""payrelay reconcile: what should have happened beside what did."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ops.cli.output import Format, Output, print_json, print_rows, say
+from ops.cli.pipeline import current_settings
+
+if TYPE_CHECKING:  # commands import what they run: --help is quick
+    from ops.reconcile.findings import Finding
+    from ops.reconcile.run import Report
+    from outbox.settings import Settings
+
+COLUMNS = ("kind", "consumer", "event", "type", "key", "order_no", "place", "found", "mend")
+SPAN = r"^\d+(s|m|h|d)$"
+SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+def reconcile(
+    full: Annotated[bool, typer.Option("--full", help="everything that is kept, not only what is new")] = False,
+    grace: Annotated[
+        str, typer.Option("--grace", metavar="SPAN", help="what is younger may be on its way: 30s, 10m, 2h, 1d")
+    ] = "10m",
+    fix: Annotated[bool, typer.Option("--fix", help="show what would mend it, ask, and do it")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="findings of a kind that a table names")] = 20,
+    output: Output = Format.TABLE,
+) -> None:
+    """Hold orders, outbox, topics, inboxes, vouchers, funds, points and notifications against each other; name every hole.
+
+    Looks at what is new since the last run, and again at what is open. Exit code 1 if something is wrong, or waits longer than the grace.
+    """
+    from ops.reconcile.run import reconcile as run
+
+    settings = current_settings()
+    span = span_of(grace)
+    report = run(settings, full=full, grace=span)
+    if fix and report.findings:
+        report = _mended(settings, report, grace=span, yes=yes)
+    show(report, output, limit=limit)
+    if not report.is_clean:
+        raise typer.Exit(1)
+
+
+MENDED_S = 120.0
+"""How long a step may take, and how long what was mended is waited for."""
+
+
+def _mended(settings: Settings, report: Report, *, grace: timedelta, yes: bool) -> Report:
+    """The plan is shown, and done if it is wanted; returns how things are then."""
+    from ops.parked import operator
+    from ops.reconcile.mend import carry_out, plan, settle
+
+    steps = plan(settings, report.findings)
+    for step in steps:
+        say(f"{len(step.findings)} {step.kind} at {step.at}: {step.what}")
+    if all(step.by_hand for step in steps):
+        say("nothing of it can be mended from here")
+        return report
+    if not yes:
+        typer.confirm("do it?", abort=True, err=True)
+    for mended in carry_out(settings, steps, actor=operator(), within_s=MENDED_S):
+        if not mended.step.by_hand:
+            say(f"{mended.step.kind} at {mended.step.at}: {mended.done} done, {len(mended.failed)} failed")
+        for subject, why in list(mended.failed.items())[:20]:
+            say(f"  {subject}: {why}")
+    return settle(settings, steps, grace=grace, within_s=MENDED_S)
+
+
+def span_of(told: str) -> timedelta:
+    """Return a span of time as it was typed.
+
+    >>> span_of("10m")
+    datetime.timedelta(seconds=600)
+    """
+    number, unit = told[:-1], told[-1:]
+    if not number.isdecimal() or unit not in SECONDS:
+        raise typer.BadParameter(f"{told!r} is no span: 30s, 10m, 2h or 1d")
+    return timedelta(seconds=int(number) * SECONDS[unit])
+
+
+def show(report: Report, output: Format, *, limit: int) -> None:
+    """The findings are on standard output: counted and, of each kind, the first ones named; all of them unless for a table."""
+    if output is Format.JSON:
+        print_json(
+            {
+                "findings": [_row(one) for one in report.findings],
+                "waiting": report.waiting,
+                "skipped": report.skipped,
+                "mended": len(report.closed),
+                "events": report.events,
+                "before": report.before,
+                "upto": report.upto,
+                "seconds": round(report.seconds, 3),
+            }
+        )
+    elif output is Format.CSV:
+        print_rows([_row(one) for one in report.findings], output, columns=COLUMNS)
+    else:
+        counts = Counter((str(one.kind), one.consumer or one.service) for one in report.findings)
+        if counts:
+            print_rows([{"kind": kind, "at": at, "count": count} for (kind, at), count in counts.items()], output)
+            print_rows(_first(report.findings, limit), output, columns=COLUMNS)
+    for what, count in sorted(report.waiting.items()):
+        say(f"{count} events older than the grace wait for {what}: payrelay doctor")
+    if report.skipped:
+        say(f"{report.skipped} events were skipped by an operator: they stand in parked_audit")
+    if report.closed:
+        say(f"{len(report.closed)} earlier findings are mended")
+    say(
+        f"{report.events} events looked at in {report.seconds:.1f} s, up to {report.upto or 'nowhere: a prepared transaction is open'}; "
+        f"{len(report.findings)} findings"
+    )
+
+
+def _first(findings: list[Finding], limit: int) -> list[dict[str, Any]]:
+    seen: Counter[tuple[str, str]] = Counter()
+    rows = []
+    for one in findings:
+        seen[one.kind, one.consumer] += 1
+        if seen[one.kind, one.consumer] <= limit:
+            rows.append(_row(one))
+    if len(rows) < len(findings):
+        say(f"{len(rows)} of {len(findings)} named: --limit, or -o json for all")
+    return rows
+
+
+def _row(one: Finding) -> dict[str, Any]:
+    return {
+        "kind": str(one.kind),
+        "service": one.service,
+        "consumer": one.consumer,
+        "event": str(one.event_id or ""),
+        "type": one.type,
+        "key": one.key,
+        "order_no": one.order_no,
+        "business_no": one.business_no,
+        "effect": one.effect,
+        "place": one.place,
+        "found": one.found,
+        "mend": one.mend,
+    }
+
+
+COMMANDS = (reconcile,)

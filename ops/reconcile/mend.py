@@ -1,0 +1,320 @@
+"""Findings mended: by the functions of the services whose rows are missing, each step safe to repeat. First the plan, then the deed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import IntegrityError
+
+from consumers.accounting.entries import voucher_of
+from consumers.accounting.ledger import correct_fact
+from consumers.delivery import told
+from consumers.funds.corrections import correct_moves, record_deposit
+from consumers.points.corrections import correct_points
+from consumers.reapply import Outcome, reapply, remember
+from ops import parked
+from ops.applied import batched
+from ops.reconcile import state
+from ops.reconcile.effects import DECISION, FOLLOWERS, Follower
+from ops.reconcile.findings import CORRECTABLE, Finding, Kind
+from ops.reconcile.published import spot_of
+from ops.reconcile.run import Report, reconcile
+from ops.reconcile.scan import envelope_of, recorded, standing
+from ops.replay import redeliver_events
+from ops.snapshot import emit_again
+from outbox.clock import utc_now
+from outbox.database import engine_for
+from outbox.errors import PayrelayError
+from outbox.inbox import Arrival, Log
+from outbox.parking import Act, Action
+from outbox.settings import Settings
+from producers.payments.missing import record_ended, record_suspense
+from schemas.codec import Envelope
+from schemas.topics import TOPICS
+
+POLL_S = 0.5
+REASON = "payrelay reconcile --fix"
+RECORDABLE = ("payment.settled", "payment.failed", "payment.suspense_recorded", "funds.deposited")
+"""Facts whose rows say all that their events did."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Something to be done about findings of one kind, at one place."""
+
+    what: str
+    kind: Kind
+    at: str
+    """The consumer, or the service."""
+    findings: Sequence[Finding]
+    by_hand: bool = False
+    """Nothing is done: an operator has to look."""
+
+
+@dataclass(kw_only=True)
+class Mended:
+    """What came of a step."""
+
+    step: Step
+    done: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    """By event or business number, why it is as it was."""
+
+
+WHAT = {
+    Kind.UNRECORDED: "record the event from the fact's row",
+    Kind.UNPUBLISHED: "emit the outbox row again, by the connector",
+    Kind.UNDELIVERED: "redeliver the event",
+    Kind.NO_EFFECT: "apply the event, which the inbox knows, once",
+    Kind.FORGOTTEN: "note the event in the inbox",
+    Kind.PARKED: "retry the event's key",
+    Kind.WRONG_EFFECT: "correct the effect, by an entry of its own",
+    Kind.STRAY_EFFECT: "take the effect back, by an entry of its own",
+}
+"""In this order: what comes later may need what comes before."""
+
+VOUCHERS = {
+    (Kind.WRONG_EFFECT, "accounting"): "reverse the voucher, and post its correction",
+    (Kind.STRAY_EFFECT, "accounting"): "reverse the voucher",
+}
+
+
+def plan(settings: Settings, findings: Sequence[Finding]) -> list[Step]:
+    """Return what would be done, in order; last, what only an operator can mend. Reads only."""
+    told_before = _told_before(settings, [one for one in findings if one.kind is Kind.UNRECORDED])
+    steps: list[Step] = []
+    left: list[Finding] = []
+    by_kind: dict[tuple[Kind, str], list[Finding]] = {}
+    for one in findings:
+        if _is_mendable(one, told_before):
+            by_kind.setdefault((one.kind, one.consumer or one.service), []).append(one)
+        else:
+            left.append(one)
+    for kind, what in WHAT.items():
+        steps += [
+            Step(what=VOUCHERS.get((kind, found[0].service), what), kind=kind, at=at, findings=found)
+            for (of, at), found in by_kind.items()
+            if of is kind
+        ]
+    groups: dict[tuple[Kind, str], list[Finding]] = {}
+    for one in left:
+        groups.setdefault((one.kind, one.consumer or one.service), []).append(one)
+    return steps + [
+        Step(what=_by_hand(kind), kind=kind, at=at, findings=found, by_hand=True)
+        for (kind, at), found in groups.items()
+    ]
+
+
+def _is_mendable(finding: Finding, told_before: set[str]) -> bool:
+    match finding.kind:
+        case Kind.UNRECORDED:
+            return finding.type in RECORDABLE and finding.business_no not in told_before
+        case Kind.WRONG_EFFECT | Kind.STRAY_EFFECT:
+            return finding.service in CORRECTABLE and finding.effect != DECISION
+        case _:
+            return finding.kind in WHAT
+
+
+def _by_hand(kind: Kind) -> str:
+    if kind is Kind.UNTOLD:
+        return "nothing: the notifier sends it"
+    if kind is Kind.UNRECORDED:
+        return "by hand: its row says too little, or its effects are there already"
+    return "by hand"
+
+
+def _told_before(settings: Settings, findings: Sequence[Finding]) -> set[str]:
+    """Return the business numbers that some consumer has an effect of: they were told, under a row that is gone."""
+    numbers = sorted({one.business_no for one in findings})
+    found: set[str] = set()
+    if not numbers:
+        return found
+    engine = state.engine_of(settings)
+    try:
+        with engine.connect() as connection:
+            for follower in (one for one in FOLLOWERS if one.changed):
+                for part in batched(numbers, 4_000):
+                    found |= standing(connection, follower, numbers=part).keys()
+    finally:
+        engine.dispose()
+    return found
+
+
+def carry_out(settings: Settings, steps: Sequence[Step], *, actor: str, within_s: float) -> Iterator[Mended]:
+    """Each step is done, or its failures say why not; gives them one after the other.
+
+    Own transactions, as the services, one for each event or correction. May be repeated and cut off anywhere: what is mended
+    is left alone.
+    """
+    with _Hands(settings, actor) as hands:
+        for step in steps:
+            mended = Mended(step=step)
+            try:
+                if not step.by_hand:
+                    hands.do(step, mended, within_s)
+            except PayrelayError as error:
+                mended.failed[step.at] = str(error)
+            yield mended
+
+
+def settle(settings: Settings, steps: Sequence[Step], *, grace: timedelta, within_s: float) -> Report:
+    """Return the first report that names nothing any more of what was mended; the last one before the time is over, else."""
+    wanted = {one.identity for step in steps if not step.by_hand for one in step.findings}
+    deadline = time.monotonic() + within_s
+    while True:
+        report = reconcile(settings, grace=grace)
+        if not any(one.identity in wanted for one in report.findings) or time.monotonic() > deadline:
+            return report
+        time.sleep(POLL_S)
+
+
+class _Hands:
+    """What acts, with an engine for each service."""
+
+    def __init__(self, settings: Settings, actor: str) -> None:
+        self._settings = settings
+        self._actor = actor
+        self._engines: dict[str, Engine] = {}
+        self._followers = {settings.group_prefix + one.processor.name: one for one in FOLLOWERS}
+        self._reader = state.engine_of(settings)
+
+    def __enter__(self) -> _Hands:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for engine in (*self._engines.values(), self._reader):
+            engine.dispose()
+
+    def _engine(self, service: str) -> Engine:
+        if service not in self._engines:
+            self._engines[service] = engine_for(self._settings.dsn_of(service), name="reconcile", pool_size=1)
+        return self._engines[service]
+
+    def do(self, step: Step, mended: Mended, within_s: float) -> None:
+        """The step is done."""
+        match step.kind:
+            case Kind.UNPUBLISHED:
+                self._emit(step, mended, within_s)
+            case Kind.UNDELIVERED:
+                self._redeliver(step, mended)
+            case Kind.PARKED:
+                self._retry(step, mended)
+            case _:
+                events = self._events(step.findings)
+                for finding in step.findings:
+                    _note(mended, finding, lambda one=finding: self._one(one, events))  # type: ignore[misc]
+
+    def _emit(self, step: Step, mended: Mended, within_s: float) -> None:
+        ids: dict[str, list[UUID]] = {}
+        for one in step.findings:
+            if one.event_id is not None:
+                ids.setdefault(one.service, []).append(one.event_id)
+        emit_again(self._settings, ids, within_s=within_s)
+        mended.done = len(step.findings)
+
+    def _redeliver(self, step: Step, mended: Mended) -> None:
+        ids = [one.event_id for one in step.findings if one.event_id is not None]
+        outcome = redeliver_events(self._settings, step.at, ids, execute=True)
+        mended.done = outcome.applied + outcome.known + outcome.superseded
+        mended.failed = {str(identity): why for identity, why in (outcome.failed | outcome.refused).items()}
+        mended.failed |= {str(identity): "it is in no outbox" for identity in outcome.missing}
+
+    def _retry(self, step: Step, mended: Mended) -> None:
+        act = Act(action=Action.RETRY, actor=self._actor, reason=REASON)
+        queues = {}
+        with self._reader.connect() as connection:
+            for one in step.findings:
+                for queue in parked.queues(connection, parked.Filter(identity=one.effect), limit=1):
+                    queues[queue.id] = queue
+        for queue, drained in parked.retry(self._settings, list(queues.values()), act):
+            mended.done += drained.applied + drained.known
+            if drained.cause is not None:
+                mended.failed[queue.id] = f"{drained.cause} {drained.error}"
+
+    def _one(self, finding: Finding, events: Mapping[UUID, Envelope]) -> str:
+        """One finding is mended; returns why not, or nothing."""
+        if finding.kind is Kind.UNRECORDED:
+            return self._record(finding)
+        follower = self._followers[finding.consumer]
+        envelope = events.get(finding.event_id) if finding.event_id is not None else None
+        if finding.kind is Kind.STRAY_EFFECT:
+            return self._correct(finding, envelope, "")
+        if envelope is None:
+            return "its outbox row is gone"
+        if finding.kind is Kind.NO_EFFECT:
+            done = reapply(self._engine(finding.service), follower.processor, finding.consumer, envelope)
+            return "" if done.outcome in (Outcome.APPLIED, Outcome.STANDS) else f"{done.outcome} {done.error}"
+        if finding.kind is Kind.FORGOTTEN:
+            remember(self._engine(finding.service), finding.consumer, _arrival(finding, envelope), finding.key)
+            return ""
+        return self._correct(finding, envelope, _wanted(self._reader, follower, finding, envelope))
+
+    def _record(self, finding: Finding) -> str:
+        with self._engine(finding.service).begin() as connection:
+            if finding.type == "funds.deposited":
+                record_deposit(connection, finding.business_no)
+            elif finding.type == "payment.suspense_recorded":
+                record_suspense(connection, finding.business_no)
+            else:
+                record_ended(connection, [finding.business_no])
+        return ""
+
+    def _correct(self, finding: Finding, envelope: Envelope | None, wanted: str) -> str:
+        """The effect is what is wanted, or nothing."""
+        why = {"reason": f"{REASON}: {finding.found}"[:200], "actor": self._actor}
+        event_id = finding.event_id or UUID(int=0)
+        with self._engine(finding.service).begin() as connection:
+            if finding.service == "accounting":
+                voucher = voucher_of(envelope) if envelope is not None and wanted else None
+                correct_fact(connection, finding.business_no, finding.effect, voucher, at=utc_now(), **why)
+            elif finding.service == "funds":
+                amounts = {finding.effect: int(wanted or 0)}
+                correct_moves(connection, finding.business_no, amounts, event_id=event_id, **why)
+            else:
+                correct_points(
+                    connection, finding.business_no, finding.effect, int(wanted or 0), event_id=event_id, **why
+                )
+        return ""
+
+    def _events(self, findings: Sequence[Finding]) -> dict[UUID, Envelope]:
+        ids = {one.event_id for one in findings if one.event_id is not None}
+        events: dict[UUID, Envelope] = {}
+        with self._reader.connect() as connection:
+            for service in sorted({topic.service for topic in TOPICS}):
+                for part in batched(sorted(ids), 4_000):
+                    for row in recorded(connection, service, "id = ANY(:ids)", {"ids": part}):
+                        if (envelope := envelope_of(row)) is not None:
+                            events[row.id] = envelope
+        return events
+
+
+def _wanted(reader: Engine, follower: Follower, finding: Finding, envelope: Envelope) -> str:
+    """Return what an event calls for of one effect, as things stand."""
+    with reader.connect() as connection:
+        under = standing(connection, follower, numbers=[finding.business_no]).get(finding.business_no, {})
+    return follower.expected(envelope, {effect: one.value for effect, one in under.items()}).get(finding.effect, "")
+
+
+def _arrival(finding: Finding, envelope: Envelope) -> Arrival:
+    topic, partition, offset = spot_of(finding.place) or (envelope.event.topic.name, -1, -1)
+    return Arrival(
+        event_id=envelope.id,
+        log=Log(cluster_id="", topic=topic, topic_id="", partition=partition),
+        offset=offset,
+    )
+
+
+def _note(mended: Mended, finding: Finding, act: Callable[[], str]) -> None:
+    try:
+        failure = act()
+    except (PayrelayError, IntegrityError) as error:
+        failure = told(error)
+    if failure:
+        mended.failed[str(finding.event_id or finding.business_no)] = failure
+    else:
+        mended.done += 1

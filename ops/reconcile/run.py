@@ -1,0 +1,265 @@
+"""One reconciliation: what should have happened beside what did, since the last one or from the beginning."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Engine, text
+
+from ops.applied import batched
+from ops.doctor import consumer_positions
+from ops.health import slot_state
+from ops.reconcile import state
+from ops.reconcile.effects import BUSINESS_NO, COMMITTED, FOLLOWERS, NOTHING, Follower
+from ops.reconcile.facts import kept_from, still_unrecorded, unrecorded
+from ops.reconcile.findings import Finding, Kind
+from ops.reconcile.published import Published, spot_of
+from ops.reconcile.scan import CHUNK, FINDINGS_MAX, Outcome, Scan, Told, beside, recorded, standing, told_of
+from outbox.clock import first_id_at, time_of
+from outbox.rows import as_json
+from outbox.settings import Settings
+from schemas.topics import TOPICS
+
+GRACE = timedelta(minutes=10)
+CLOCKS = timedelta(minutes=5)
+"""How far the broker's clock may be behind the database's."""
+
+LSN_MAX = 2**63 - 1
+
+_STRANGE = f"""
+    SELECT written.* FROM json_to_recordset(CAST(:rows AS json)) AS written (event_id uuid, business_no text, effect text)
+    WHERE NOT EXISTS (SELECT FROM {{service}}.outbox
+                      WHERE outbox.id = written.event_id AND {BUSINESS_NO} = written.business_no)"""  # noqa: S608
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a run has found."""
+
+    findings: list[Finding]
+    closed: list[Finding]
+    """Earlier ones that are mended."""
+    waiting: dict[str, int]
+    """Events older than the grace that are on their way, by what they wait for."""
+    skipped: int
+    events: int
+    """Looked at."""
+    since: datetime | None
+    before: datetime | None
+    upto: datetime | None
+    """The checkpoint that this run leaves."""
+    seconds: float
+
+    @property
+    def is_clean(self) -> bool:
+        return not self.findings and not self.waiting
+
+
+def reconcile(settings: Settings, *, full: bool = False, grace: timedelta = GRACE) -> Report:
+    """Every hole of what is older than the grace is known, and stands in `reconcile.finding` until it is mended.
+
+    Looks at what is new since the last run, at whatever effect was written since, and at every open finding again; all of it
+    with `full`. Own transactions; reads the services, writes only its own rows, at the end and at once. May be repeated and
+    cut off anywhere. Raises Refused beside another run.
+    """
+    engine = state.engine_of(settings)
+    try:
+        with engine.connect() as connection:
+            state.alone(connection)
+            return Run(engine, connection, settings, full=full, grace=grace).go()
+    finally:
+        engine.dispose()
+
+
+class Run:
+    """One run's way through the services."""
+
+    def __init__(
+        self, engine: Engine, connection: Connection, settings: Settings, *, full: bool, grace: timedelta
+    ) -> None:
+        self._engine = engine
+        self._connection = connection
+        self._settings = settings
+        self._full = full
+        self._began = time.monotonic()
+        self._before = state.settled_before(connection, grace=grace)
+        self._since = state.checkpoint(connection)
+        self._open = state.open_findings(connection)
+        connection.commit()
+        self._outcome = Outcome()
+        self._services = sorted({topic.service for topic in TOPICS})
+
+    def go(self) -> Report:
+        """Look, remember, and tell."""
+        begin = None if self._full else self._since
+        before = self._before or begin  # a prepared transaction: nothing new is looked at
+        if before is None:
+            return self._finish(set(), None)
+        self._facts(begin, before)
+        strays, touched = self._written(begin, before)
+        looked = self._events(begin, before, touched)
+        named = {(one.consumer, one.business_no, one.effect) for one in self._outcome.findings.values()}
+        for stray in strays:
+            if (stray.consumer, stray.business_no, stray.effect) not in named:
+                self._outcome.add(stray)
+        return self._finish(looked, before)
+
+    def _facts(self, begin: datetime | None, before: datetime) -> None:
+        """Facts that no event tells of, of the time and of earlier findings."""
+        for service in self._services:
+            found = unrecorded(self._connection, service, since=begin, before=before, limit=FINDINGS_MAX)
+            earlier = [one.business_no for one in self._open if one.kind is Kind.UNRECORDED and one.service == service]
+            for part in batched(earlier, CHUNK):
+                found += still_unrecorded(self._connection, service, part)
+            for finding in found:
+                self._outcome.add(finding)
+        self._connection.commit()
+
+    def _written(self, begin: datetime | None, before: datetime) -> tuple[list[Finding], set[UUID]]:
+        """Return the effects written in the time that no event calls for, and the older events whose effects were written in it."""
+        strays: list[Finding] = []
+        touched: set[UUID] = set()
+        low = first_id_at(begin) if begin is not None else UUID(int=0)
+        kept = min(first_id_at(kept_from(self._connection, service)) for service in self._services)
+        about = {"since": begin or "-infinity", "before": before}
+        for follower in (one for one in FOLLOWERS if one.changed):
+            statement = text(follower.changed.format(committed=COMMITTED))
+            with self._engine.connect() as reading:
+                written = reading.execute(statement, about, execution_options={"yield_per": CHUNK})
+                for rows in batched(written, CHUNK):
+                    strange = self._strange([row for row in rows if row.event_id >= kept])
+                    touched |= {row.event_id for row in rows if row.event_id < low}
+                    strays += self._standing_strays(follower, strange)
+        for follower in FOLLOWERS:
+            earlier = [
+                one for one in self._open if one.kind is Kind.STRAY_EFFECT and one.consumer == self._consumer(follower)
+            ]
+            strays += self._standing_strays(follower, earlier)
+        return strays, touched
+
+    def _strange(self, rows: Sequence[Any]) -> Sequence[Any]:
+        """Return the effects whose event is in no outbox, or is another's."""
+        for service in self._services:
+            if not rows:
+                break
+            wanted = [{"event_id": row.event_id, "business_no": row.business_no, "effect": row.effect} for row in rows]
+            rows = self._connection.execute(text(_STRANGE.format(service=service)), {"rows": as_json(wanted)}).all()
+        return rows
+
+    def _standing_strays(self, follower: Follower, effects: Sequence[Any]) -> list[Finding]:
+        """Return those effects that amount to something."""
+        if not effects:
+            return []
+        under = standing(self._connection, follower, numbers=sorted({one.business_no for one in effects}))
+        return [
+            Finding(
+                kind=Kind.STRAY_EFFECT,
+                service=follower.processor.service,
+                consumer=self._consumer(follower),
+                event_id=one.event_id,
+                key=one.business_no,
+                business_no=one.business_no,
+                effect=one.effect,
+                found=f"there is {stands.value or 'a record'}, and no event calls for it",
+            )
+            for one in effects
+            if (stands := under.get(one.business_no, {}).get(one.effect)) is not None and stands.value not in NOTHING
+        ]
+
+    def _consumer(self, follower: Follower) -> str:
+        return self._settings.group_prefix + follower.processor.name
+
+    def _events(self, begin: datetime | None, before: datetime, touched: set[UUID]) -> set[UUID]:
+        """Look at the events of the time, of earlier findings, and at the touched ones; return of which findings it has."""
+        low, high = first_id_at(begin) if begin is not None else UUID(int=0), first_id_at(before)
+        earlier = {one.event_id for one in self._open if one.event_id is not None}
+        again = {identity for identity in earlier | touched if not low <= identity < high}
+        about = {"low": low, "high": high}
+        if not again and not any(self._exists(service, about) for service in self._services):
+            return set()
+        positions = {(one.consumer, *one.place): one.next_offset for one in consumer_positions(self._settings)}
+        slot = slot_state(self._settings)
+        scan = Scan(
+            self._engine,
+            self._settings,
+            positions=positions,
+            published_lsn=slot.confirmed_lsn if slot.found else LSN_MAX,
+            wanted=earlier,
+            outcome=self._outcome,
+        )
+        for service in self._services:
+            topics = [self._settings.topic_prefix + topic.name for topic in TOPICS if topic.service == service]
+            with Published(topics) as published, self._engine.connect() as reading:
+                published.look(self._settings, since=begin and begin - CLOCKS, wanted=again)
+                rows = recorded(reading, service, "id >= :low AND id < :high", about)
+                scan.look(beside(service, rows, published.in_order()))
+                self._again(scan, service, published, again)
+                self._still_unpublished(service, published)
+        return scan.met
+
+    def _exists(self, service: str, about: dict[str, UUID]) -> bool:
+        statement = f"SELECT EXISTS (SELECT FROM {service}.outbox WHERE id >= :low AND id < :high)"  # noqa: S608
+        return bool(self._connection.execute(text(statement), about).scalar())
+
+    def _again(self, scan: Scan, service: str, published: Published, again: set[UUID]) -> None:
+        """Look at single events again, those that the service's outbox has."""
+        known = {one.event_id: [spot] for one in self._open if (spot := spot_of(one.place))}
+        missing = {one.event_id for one in self._open if one.kind is Kind.UNPUBLISHED}
+
+        def told() -> Iterator[Told]:
+            for part in batched(sorted(again), CHUNK):
+                for row in recorded(self._connection, service, "id = ANY(:ids)", {"ids": part}):
+                    spots = published.spots.get(row.id) or known.get(row.id)
+                    yield told_of(service, row, spots or ([] if row.id in missing else None))
+
+        scan.look(told())
+
+    def _still_unpublished(self, service: str, published: Published) -> None:
+        """What has come onto its topic meanwhile was on its way."""
+        missing = {
+            one.event_id: one
+            for one in self._outcome.findings.values()
+            if one.kind is Kind.UNPUBLISHED and one.service == service and one.event_id is not None
+        }
+        if missing:
+            published.look(self._settings, since=None, wanted=missing.keys())
+        for identity in missing.keys() & published.spots.keys():
+            del self._outcome.findings[missing[identity].identity]
+            self._outcome.waits(identity, "the connector")
+
+    def _finish(self, looked: set[UUID], before: datetime | None) -> Report:
+        """What was found, and what of earlier findings could not be looked at, is open; the checkpoint is as far as it may be."""
+        found = self._outcome.findings
+        unseen = [one for one in self._open if one.identity not in found and not self._is_seen(one, looked)]
+        closed = [one for one in self._open if one.identity not in found and one not in unseen]
+        stops = [
+            moment
+            for identity in (self._outcome.first_waiting, self._outcome.stopped_at)
+            if identity is not None and (moment := time_of(identity)) is not None
+        ]
+        upto = min([before, *stops]) if before is not None else None
+        state.remember(self._connection, found=found.values(), closed=closed, upto=upto)
+        self._connection.commit()
+        findings = sorted([*found.values(), *unseen], key=lambda one: (list(Kind).index(one.kind), one.identity))
+        return Report(
+            findings=findings,
+            closed=closed,
+            waiting=dict(self._outcome.waiting),
+            skipped=self._outcome.skipped,
+            events=self._outcome.events,
+            since=self._since,
+            before=before,
+            upto=upto,
+            seconds=time.monotonic() - self._began,
+        )
+
+    def _is_seen(self, finding: Finding, looked: set[UUID]) -> bool:
+        """Whether this run has looked at what an earlier one had found."""
+        if finding.kind in (Kind.UNRECORDED, Kind.STRAY_EFFECT):
+            return True
+        return finding.event_id in looked

@@ -1,0 +1,262 @@
+"""Every kind of hole, planted among payments on a stack of its own: named, all and only these, again until mended, and mended."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from typer.testing import CliRunner
+
+from benchmarks.holes import FIRST, PROCESSORS, Field, Named, named
+from ops.cli.main import app
+from ops.health import reader_engine
+from ops.ledger import check
+from ops.reconcile import state
+from ops.reconcile.run import Report, reconcile
+from ops.stack.control import down, up
+from ops.stack.state import StackFolder
+from outbox.clock import utc_now
+from outbox.errors import PayrelayError, Refused
+from outbox.settings import SERVICES
+from tests.pipeline import ROOT, environment
+from tests.waiting import eventually
+
+SECOND = timedelta(seconds=1)
+BY_HAND = {"contradicted", "untold"}
+"""And a notification that no event calls for."""
+
+KILLED = """
+import os, signal, sys
+from ops.reconcile import state
+from outbox import inbox
+def killed(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[1] == "remember":
+    state.remember = killed
+else:
+    import ops.reconcile.mend as mend
+    note, left = mend._note, [int(sys.argv[1])]
+    def counted(*given):
+        left[0] -= 1
+        if left[0] < 0: killed()
+        note(*given)
+    mend._note = counted
+from ops.cli.main import app
+app(["reconcile", "--grace", "1s", *sys.argv[2:]])
+"""
+"""The command, killed before it remembers what it has found, or after so many single mends."""
+
+
+@pytest.fixture(scope="module")
+def field() -> Generator[Field]:
+    """Payments with two holes of every kind. No worker runs afterwards."""
+    folder = StackFolder(name="reconcile-" + str(id(object())))
+    try:
+        up(folder, infrastructure=True, with_parent=True)
+        made = Field(folder)
+        made.pay(100)
+        made.plant(2)
+        made.pay(100)
+        with made.workers(FIRST):
+            made.drained(FIRST)
+            made.plant_answers(2)
+            with made.workers(["settlement"]):
+                made.drained()
+        made.finish()
+        yield made
+        made.close()
+    finally:
+        down(folder, wipe=True)
+
+
+@pytest.fixture
+def command(field: Field, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, Any, str]]:
+    """Run `payrelay reconcile …`; gives exit code, what was printed, and what was said."""
+    for name, value in environment(field.settings).items():
+        monkeypatch.setenv(name, value)
+
+    def run(*arguments: str) -> tuple[int, Any, str]:
+        result = CliRunner().invoke(app, ["reconcile", "--grace", "1s", *arguments])
+        if isinstance(result.exception, PayrelayError):
+            raise result.exception
+        return result.exit_code, json.loads(result.stdout) if "json" in arguments else result.stdout, result.stderr
+
+    return run
+
+
+def settled(field: Field, **how: Any) -> Report:
+    """Return the first report in which nothing is on its way any more."""
+
+    def report() -> Report | None:
+        found = reconcile(field.settings, grace=SECOND, **how)
+        return None if found.waiting else found
+
+    found = eventually(report, within_s=60, what="nothing waits")
+    assert found is not None
+    return found
+
+
+def of(report: Report) -> list[Named]:
+    """Return what a report names, without what other tests of this file leave behind."""
+    return sorted(named(report.findings))
+
+
+def killed(field: Field, *arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, *arguments], env=environment(field.settings) | {"PATH": ""}, cwd=ROOT, check=False,
+        capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == -9, done.stderr.decode()[-2000:]
+
+
+def rows(field: Field, statement: str, **parameters: Any) -> list[Any]:
+    with reader_engine(field.settings).connect() as connection:
+        return list(connection.execute(text(statement), parameters))
+
+
+def test_a_run_that_is_killed_leaves_nothing_and_the_next_one_names_all_and_only_what_was_planted(field: Field) -> None:
+    killed(field, "remember", "--full")
+    assert not rows(field, "SELECT FROM reconcile.checkpoint") + rows(field, "SELECT FROM reconcile.finding")
+    kinds = {kind for kind, _, _ in field.planted}
+    assert len(kinds) == 10
+    assert len(field.planted) == 2 * 26
+    found = settled(field, full=True)
+    assert of(found) == sorted(field.planted)
+
+
+def test_what_is_not_mended_is_named_again_by_runs_that_look_at_little(field: Field) -> None:
+    before = settled(field)
+    again = reconcile(field.settings, grace=SECOND)
+    assert of(before) == of(again) == sorted(field.planted)
+    assert again.events < 60, "only the open ones' events"
+    assert of(reconcile(field.settings, grace=SECOND, full=True)) == sorted(field.planted)
+
+
+def test_two_runs_beside_each_other_are_one(field: Field) -> None:
+    engine = state.engine_of(field.settings)
+    with engine.connect() as connection:
+        state.alone(connection)
+        with pytest.raises(Refused, match="another reconcile"):
+            reconcile(field.settings)
+    engine.dispose()
+
+
+def test_ops_writes_its_own_rows_and_nobody_elses(field: Field) -> None:
+    engine = state.engine_of(field.settings)
+    names = [
+        row.name
+        for row in rows(
+            field,
+            """SELECT n.nspname || '.' || c.relname AS name FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+               WHERE relkind IN ('r', 'p') AND n.nspname NOT IN ('pg_catalog', 'information_schema')""",
+        )
+    ]
+    assert {name.split(".")[0] for name in names} >= {*SERVICES, "reconcile", "connect"}
+    refused = set()
+    for name in names:
+        for statement in (f"INSERT INTO {name} DEFAULT VALUES", f"DELETE FROM {name}", f"TRUNCATE {name}"):
+            with engine.connect() as connection, pytest.raises(DBAPIError) as error:
+                connection.execute(text(statement))
+                connection.rollback()
+                raise DBAPIError(statement, None, Exception("was done"))
+            if getattr(error.value.orig, "sqlstate", "") == "42501":
+                refused.add((name, statement.split(" ", maxsplit=1)[0]))
+    engine.dispose()
+    own = {"reconcile.checkpoint", "reconcile.finding"}
+    assert refused >= {(name, verb) for name in set(names) - own for verb in ("INSERT", "DELETE", "TRUNCATE")}
+    assert refused >= {(name, "DELETE") for name in own}
+
+
+@contextmanager
+def transaction(field: Field) -> Generator[Any]:
+    """A transaction of payments, open for as long as the caller wants; it has written."""
+    with field.engine("payments").connect() as connection:
+        yield connection
+
+
+def test_what_commits_late_does_not_slip_past_the_checkpoint(field: Field) -> None:
+    """An order is settled, and nobody told, in a transaction that is open while two runs pass."""
+    event = field._settled("late")
+    with transaction(field) as late:
+        field._write(late, [event])
+        [begun] = late.execute(text("SELECT now()")).scalars()
+        eventually(lambda: utc_now() - begun > 3 * SECOND, what="it is older than the grace")
+        for _ in range(2):
+            report = reconcile(field.settings, grace=SECOND)
+            assert report.upto is not None
+            assert report.upto <= begun
+        late.commit()
+    new: Named = ("unrecorded", "", event.key)
+    eventually(lambda: new in of(reconcile(field.settings, grace=SECOND)), what="it is named")
+    field.planted.add(new)
+
+
+def test_beside_live_payments_nothing_false_is_named(field: Field) -> None:
+    stop = threading.Event()
+    paid = 0
+
+    def pay() -> None:
+        nonlocal paid
+        while not stop.is_set():
+            field.pay(20)
+            paid += 20
+            stop.wait(0.1)
+
+    with field.workers(list(PROCESSORS)):
+        thread = threading.Thread(target=pay)
+        thread.start()
+        try:
+            seen = [reconcile(field.settings, grace=SECOND) for _ in range(6)]
+        finally:
+            stop.set()
+            thread.join(30)
+        field.drained()
+    assert paid > 0
+    for report in seen:
+        assert {one for one in of(report) if one[0] != "untold"} <= field.planted, "no notifier runs"
+    field.answer_all(but="untold")
+    assert of(settled(field)) == sorted(field.planted)
+
+
+def test_the_command_counts_names_and_plans(field: Field, command: Any) -> None:
+    code, told, said = command("-o", "json")
+    assert (code, len(told["findings"])) == (1, len(field.planted))
+    mends = {one["kind"]: one["mend"] for one in told["findings"]}
+    assert mends["undelivered"].startswith("payrelay replay redeliver --consumer ")
+    assert mends["unpublished"].startswith("payrelay connect snapshot --event ")
+    assert mends["parked"].startswith("payrelay parked retry funds:")
+    code, table, said = command("--limit", "1")
+    assert code == 1
+    assert f"{len(field.planted)} findings" in said
+    assert "named: --limit, or -o json for all" in said
+    assert "no_effect" in table
+    code, _, said = command("--fix")
+    assert code == 1, "nobody has said yes"
+    assert "redeliver the event" in said
+    assert of(reconcile(field.settings, grace=SECOND)) == sorted(field.planted)
+
+
+def test_fix_mends_all_that_can_be_and_says_what_cannot_killed_or_not(field: Field, command: Any) -> None:
+    """Killed after three single mends, then whole. What is left is mended by hand, and a full run finds nothing."""
+    with field.workers(list(PROCESSORS)):
+        killed(field, "3", "--fix", "--yes")
+        code, told, said = command("--fix", "--yes", "-o", "json")
+        left = {(one["kind"], one["consumer"]) for one in told["findings"]}
+        assert left == {("contradicted", ""), ("stray_effect", "notification"), ("untold", "notification")}, said
+        assert code == 1
+        field.drained()
+        field.mend_by_hand()
+        field.answer_all()
+        end = settled(field, full=True)
+    assert of(end) == []
+    assert end.is_clean
+    assert check(reader_engine(field.settings), before=utc_now()) == []
+    assert reconcile(field.settings, grace=SECOND).events == 0
