@@ -33,6 +33,7 @@ _VARYING = [
     (re.compile(r"\b[PB][0-9a-f]{32}\b"), "NO"),
     (re.compile(r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?"), "TIME"),
     (re.compile(r"\b\d{8}T\d{6}\.\d+Z"), "TIME"),
+    (re.compile(r"(?<!\S)[\w+/-]{22}(?!\S)"), "TOPIC-ID"),
     (re.compile(r"\blsn [0-9A-F]+/[0-9A-F]+"), "LSN"),
     (re.compile(r"\b(\w+\.\w+/)\d+@\d+"), r"\1PLACE"),
     (re.compile(r"-?\b\d+\.\d+\b"), "FLOAT"),

@@ -37,7 +37,6 @@ LINES_EACH = 25_000
 COUNTS = ("applied", "superseded", "known", "resent", "parked", "waiting", "refused", "failed", "unreadable", "outside")
 
 
-@app.callback()
 @app.command("redeliver")
 def redeliver(
     consumer: Annotated[str, typer.Option("--consumer", help="e.g. accounting")],

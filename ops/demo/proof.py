@@ -40,7 +40,7 @@ class Facts:
     points: list[Any]
     points_balances: dict[str, int]
     vouchers: list[Any]
-    """business_no, account, side, amount"""
+    """Of those that stand: business_no, account, side, amount"""
     deposited: dict[str, int]
     """What accounting holds of each payer's deposits, by payer."""
     records: list[Any]
@@ -108,7 +108,8 @@ def read_facts(connection: Connection, journal: Journal) -> Facts:
         points=rows("SELECT payment_no, account_no, points AS amount FROM points.entry WHERE account_no LIKE :like"),
         points_balances=balances("SELECT account_no, balance FROM points.account WHERE account_no LIKE :like"),
         vouchers=rows("""SELECT business_no, account, side, amount_fen AS amount FROM accounting.voucher
-                         JOIN accounting.entry USING (voucher_no) WHERE kind = 'settlement'
+                         JOIN accounting.entry USING (voucher_no) WHERE kind IN ('settlement', 'correction')
+                         AND NOT EXISTS (SELECT FROM accounting.voucher r WHERE r.reverses = voucher.voucher_no)
                          AND business_no IN (SELECT v.business_no FROM accounting.voucher v
                                              JOIN accounting.entry e USING (voucher_no)
                                              WHERE e.account LIKE 'merchant_payable:' || :like)"""),

@@ -317,6 +317,6 @@ def _lsn(position: int) -> str:
     """Return a WAL position as PostgreSQL writes it.
 
     >>> _lsn(23_000_000_000)
-    '5/5AE6E600'
+    '5/5AE82600'
     """
     return f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
@@ -12,6 +14,7 @@ from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import text
 
 from connect.client import ConnectClient
+from consumers.accounting.ledger import correct_voucher, find_voucher, reverse_voucher
 from ops.doctor import plan_repair
 from ops.records import bounds
 from ops.stack.control import down, stop, up
@@ -21,7 +24,7 @@ from ops.topics import admin_client
 from outbox.clock import utc_now
 from schemas.topics import PAYMENT_ORDER, TOPICS
 from tests.howto import PAGES, ROOT, Terminal, follow
-from tests.pipeline import engine_of, fresh_id
+from tests.pipeline import Pipeline, engine_of, fresh_id
 from tests.shopping import Shopping, shopping
 from tests.waiting import eventually
 from tests.warm import warm_commands
@@ -175,3 +178,64 @@ def test_a_consumers_database_was_restored_from_an_older_backup(folder: StackFol
             answered=answered,
         )
         shop.holds()
+
+
+def test_a_topic_was_deleted(folder: StackFolder, follow_page: Follow) -> None:
+    with shopping(folder, "topic") as shop:
+
+        def deleted() -> None:
+            shop.pay(6)
+            shop.holds()
+            stop(folder, ["worker:accounting"])
+            shop.pay(8)
+            published(shop)
+            admin = admin_client(shop.settings)
+            admin.delete_topics([PAYMENT_ORDER.name])[PAYMENT_ORDER.name].result(20)
+            shop.pay(4)
+
+        def meanwhile() -> None:
+            shop.pay(4)
+            eventually(lambda: shop.count(VOUCHERS) > 6, within_s=90, what="what is recorded now flows")
+
+        follow_page("recover-topic", deleted=deleted, meanwhile=meanwhile, settled=shop.holds)
+
+
+def test_a_handler_had_a_bug_for_an_hour(folder: StackFolder, follow_page: Follow, tmp_path: Path) -> None:
+    with shopping(folder, "bug") as shop, ThreadPoolExecutor(1) as beside:
+        paying: list[Future[object]] = []
+
+        def bug() -> None:
+            shop.pay(6)
+            shop.holds()
+            reverse_by_mistake(shop)
+            stop(folder, ["worker:accounting"])
+            hour = Pipeline(shop.settings, tmp_path)
+            worker = hour.ready(hour.start(entry=["tests.faults.buggy_worker"]))
+            shop.pay(10)
+            published(shop)
+            eventually(lambda: shop.count(APPLIED) == shop.count(RECORDED), what="the worker has applied everything")
+            assert worker.end() == 0
+
+        def settled() -> None:
+            paying[0].result(60)
+            shop.holds()
+
+        follow_page("recover-bug", bug=bug, traffic=lambda: paying.append(beside.submit(shop.pay, 12)), settled=settled)
+
+
+RECORDED = "SELECT count(*) FROM payments.outbox WHERE correlation LIKE :like"
+APPLIED = """
+    SELECT count(*) FROM accounting.inbox WHERE consumer = 'accounting' AND topic = 'payment.order' AND event_id IN (
+      SELECT id FROM payments.outbox WHERE correlation LIKE :like)"""
+
+
+def reverse_by_mistake(shop: Shopping) -> None:
+    """A voucher was reversed by hand, and what is right posted in its place."""
+    with engine_of(shop.settings, "accounting").begin() as connection:
+        number = connection.execute(
+            text("SELECT min(voucher_no) FROM entry WHERE account LIKE 'merchant_payable:' || :like"),
+            {"like": f"{shop.name}-%"},
+        ).scalar_one()
+        how: Any = {"reason": "taken for another", "actor": "test", "at": utc_now()}
+        reverse_voucher(connection, number, **how)
+        correct_voucher(connection, number, find_voucher(connection, number).entries, **how)
