@@ -19,7 +19,7 @@ from ops.reconcile.effects import BUSINESS_NO, COMMITTED, FOLLOWERS, NOTHING, Fo
 from ops.reconcile.facts import kept_from, still_unrecorded, unrecorded
 from ops.reconcile.findings import Finding, Kind
 from ops.reconcile.published import Published, spot_of
-from ops.reconcile.scan import CHUNK, FINDINGS_MAX, Outcome, Scan, Told, beside, recorded, standing, told_of
+from ops.reconcile.scan import CHUNK, CONNECTOR, FINDINGS_MAX, Outcome, Scan, Told, beside, recorded, standing, told_of
 from outbox.clock import first_id_at, time_of
 from outbox.rows import as_json
 from outbox.settings import Settings
@@ -209,7 +209,7 @@ class Run:
                 rows = recorded(reading, service, "id >= :low AND id < :high", about)
                 scan.look(beside(service, rows, published.in_order()), neighbours=True)
                 self._again(scan, service, published, again)
-                self._still_unpublished(service, published)
+                self._still_unpublished(scan, service, published)
         return scan.met
 
     def _exists(self, service: str, about: dict[str, UUID]) -> bool:
@@ -229,7 +229,7 @@ class Run:
 
         scan.look(told(), neighbours=False)
 
-    def _still_unpublished(self, service: str, published: Published) -> None:
+    def _still_unpublished(self, scan: Scan, service: str, published: Published) -> None:
         """What has come onto its topic meanwhile was on its way."""
         missing = {
             one.event_id: one
@@ -240,7 +240,7 @@ class Run:
             published.look(self._settings, since=None, wanted=missing.keys())
         for identity in missing.keys() & published.spots.keys():
             del self._outcome.findings[missing[identity].identity]
-            self._outcome.waits(identity, "the connector")
+            scan.waits(identity, CONNECTOR)
 
     def _finish(self, looked: set[UUID], before: datetime | None) -> Report:
         """What was found, and what of earlier findings could not be looked at, is open; the checkpoint is as far as it may be."""

@@ -26,6 +26,7 @@ from schemas.codec import Envelope, Undecodable, decode_body
 from schemas.events import EVENTS
 
 CHUNK = 4_000
+CONNECTOR = "the connector"
 FINDINGS_MAX = 50_000
 """With so many, a run ends early, and its checkpoint before what it has not looked at."""
 
@@ -104,7 +105,7 @@ class Scan:
         self._published_lsn = published_lsn
         self._wanted = wanted
         self.met: set[UUID] = set()
-        """Of the wanted events, those that were looked at."""
+        """Of the wanted events, those that were looked at and are nowhere on their way: the checkpoint may be past them."""
         self.outcome = outcome
 
     def look(self, events: Iterable[Told], *, neighbours: bool) -> None:
@@ -124,16 +125,21 @@ class Scan:
                     for finding in at_consumer.findings:
                         self.outcome.add(finding)
                     for identity in at_consumer.waiting:
-                        self.outcome.waits(identity, at_consumer.consumer)
+                        self.waits(identity, at_consumer.consumer)
                 for finding in facts.result():
                     self.outcome.add(finding)
+
+    def waits(self, identity: UUID, what: str) -> None:
+        """The event is on its way, and what was found of it stays open."""
+        self.outcome.waits(identity, what)
+        self.met.discard(identity)
 
     def _published(self, chunk: Sequence[Told]) -> None:
         for told in chunk:
             if told.spots is None or told.spots:
                 continue
             if told.lsn > self._published_lsn:
-                self.outcome.waits(told.id, "the connector")
+                self.waits(told.id, CONNECTOR)
             else:
                 self.outcome.add(_finding(told, Kind.UNPUBLISHED, found=f"no record of it on {told.topic}"))
 
