@@ -70,6 +70,15 @@ class Settings(BaseSettings):
     metrics_host: str = "127.0.0.1"
     metrics_port: Port = 0
 
+    # Console
+    console_host: str = "127.0.0.1"
+    console_port: Port = 8610
+    """0: any free one, which the command tells."""
+    console_https: bool = False
+    """Whether browsers reach it through a proxy that speaks HTTPS; without one it listens on this machine only."""
+    console_users: dict[str, SecretStr] = {}
+    """Who may sign in: role:hash of each name, as payrelay console user prints them."""
+
     # Processors
     batch_max: Annotated[int, Field(ge=1, le=10_000)] = 500
     session_timeout_s: Annotated[float, Field(ge=1, le=300)] = 10.0

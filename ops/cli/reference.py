@@ -21,10 +21,9 @@ def rendered() -> str:
         "`-o table|json|csv` wherever rows are printed. The stack is the local one, unless `PAYRELAY_KAFKA_BOOTSTRAP` names another.",
     ]
     for name, command in root.commands.items():  # type: ignore[attr-defined]
-        children = getattr(command, "commands", None)
-        for path, one in (
-            [(f"{name} {child}", item) for child, item in children.items()] if children else [(name, command)]
-        ):
+        children = getattr(command, "commands", {})
+        itself = [(name, command)] if not children or getattr(command, "invoke_without_command", False) else []
+        for path, one in [*itself, *((f"{name} {child}", item) for child, item in children.items())]:
             lines += ["", f"## payrelay {path}", "", (one.help or "").strip().replace("\n\n", "\n"), ""]
             for parameter in one.params:
                 names = (
