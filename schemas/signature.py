@@ -32,10 +32,13 @@ def can_sign(secret: str) -> bool:
     return True
 
 
-def signed_headers(secret: str, *, message_id: str, at: datetime, body: bytes) -> dict[str, str]:
-    """Return the three headers that prove a body's origin and time."""
-    signature = Webhook(secret).sign(message_id, at, body.decode())
-    return {ID: message_id, TIMESTAMP: str(int(at.timestamp())), SIGNATURE: signature}
+def signed_headers(
+    secret: str, *, message_id: str, at: datetime, body: bytes, old_secret: str | None = None
+) -> dict[str, str]:
+    """Return the three headers that prove a body's origin and time. While secrets rotate both have signed: either verifies."""
+    secrets = [secret] if old_secret is None else [secret, old_secret]
+    signatures = [Webhook(one).sign(message_id, at, body.decode()) for one in secrets]
+    return {ID: message_id, TIMESTAMP: str(int(at.timestamp())), SIGNATURE: " ".join(signatures)}
 
 
 def signed_at(secret: str, headers: Mapping[str, str], body: bytes) -> datetime | None:

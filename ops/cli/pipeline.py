@@ -89,6 +89,7 @@ def worker(
     ] = None,
 ) -> None:
     """Run processors in one process, until SIGTERM or Ctrl-C."""
+    from consumers.notification.sender import SERVED
     from consumers.notification.sender import run as run_sender
     from consumers.worker import PROCESSORS, run
 
@@ -98,7 +99,7 @@ def worker(
     if NOTIFIER in wanted:
         if wanted != [NOTIFIER]:
             raise typer.BadParameter(f"{NOTIFIER} runs in a process of its own")
-        run_sender(current_settings())
+        run_sender(current_settings(), list(SERVED))
     else:
         run([PROCESSORS[name] for name in wanted], current_settings())
 

@@ -7,7 +7,7 @@ import pytest
 
 MODULES = ["schemas.money", "outbox.clock", "outbox.condition", "outbox.retry", "outbox.partitions", "connect.client",
            "connect.connector", "producers.payments.orders", "producers.payments.fees", "consumers.accounting.entries",
-           "consumers.funds.funds", "consumers.notification.guard", "ops.demo.latency", "ops.upkeep"]  # fmt: skip
+           "consumers.funds.funds", "consumers.notification.guard", "consumers.notification.rules", "consumers.notification.lanes", "consumers.notification.sender", "ops.demo.latency", "ops.upkeep"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MODULES)
