@@ -22,8 +22,8 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from consumers.metrics import ATTEMPT, ATTEMPTS, LATENESS, expose
-from consumers.notification.claims import Claimed, Ended, claim, finish, queue_of, release_expired, take_wakes
-from consumers.notification.guard import GuardedResolver, check_url, open_socket
+from consumers.notification.claims import LEASE_S, Claimed, Ended, claim, finish, queue_of, release_expired, take_wakes
+from consumers.notification.guard import ForbiddenAddress, GuardedResolver, check_url, open_socket
 from consumers.notification.lanes import Queue, Result
 from outbox.clock import utc_now
 from outbox.condition import Condition
@@ -38,8 +38,8 @@ GATHER_S = 0.005
 """What ends within it is written down together."""
 RELEASE_S = 1.0
 TIMEOUT = aiohttp.ClientTimeout(total=15, connect=3, sock_connect=3, sock_read=10)
-LEASE_LEFT_S = 18.0
-"""What must be left of a lease for an attempt to begin."""
+BEGIN_WITHIN = timedelta(seconds=LEASE_S - 20)
+"""Of the claim: so that an attempt's longest time, and its writing down, lie within the lease."""
 ANSWER_BYTES_MAX = 64 * 1024
 HEADERS = {"content-type": "application/json", "accept-encoding": "identity", "user-agent": "payrelay-notifier"}
 WAITING_STATUSES = (429, 503)
@@ -121,7 +121,7 @@ class Sender:
             return claim(connection, self._queue, limit=room, now=utc_now())
 
     async def _attempt(self, session: aiohttp.ClientSession, record: Claimed) -> None:
-        if (record.leased_until - utc_now()).total_seconds() < LEASE_LEFT_S:
+        if utc_now() - record.leased_until + timedelta(seconds=LEASE_S) > BEGIN_WITHIN:
             return  # frozen since the claim: it is claimed again when the lease ends
         ended = await attempt(session, record, self._queue.success_word, allow_private=self._allows_private)
         count(ended)
@@ -199,7 +199,16 @@ async def attempt(session: aiohttp.ClientSession, record: Claimed, word: str, *,
                 retry_after=retry_after(answer.status, answer.headers, now=utc_now()),
             )
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one receiver, the others are served
-        return ended(Result.HTTP_REQUEST_FAILED, f"{type(error).__name__}: {error}")
+        return ended(Result.HTTP_REQUEST_FAILED, told(error))
+
+
+def told(error: BaseException) -> str:
+    """Return an error in a line: of a forbidden address, that, and not what the HTTP client made of it."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ForbiddenAddress):
+        cause = cause.__cause__
+    told_of = cause or error
+    return f"{type(told_of).__name__}: {told_of}"
 
 
 def result_of(status: int, content: bytes, word: str) -> Result:
@@ -251,25 +260,26 @@ async def _beginning(answer: aiohttp.ClientResponse) -> bytes:
     return bytes(body)
 
 
-SERVED: dict[str, str] = {"merchant": "notification"}
-"""Queues and whose they are: the service whose role, schema and database they live in."""
+SERVED = {"merchant": "notification"}
+"""Queues, and the service whose role, schema and database each lives in."""
 
 
-def run(settings: Settings, queues: Sequence[str]) -> None:
-    """Run the notifier for these queues until SIGTERM or Ctrl-C: what is in flight is finished and written down."""
+def run(settings: Settings, queues: Mapping[str, str]) -> None:
+    """Run the notifier for these queues of these services until SIGTERM or Ctrl-C: what is under way is finished and written down."""
     logging.basicConfig(
         stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
     condition = Condition(Environment().payrelay_condition_file, "notifier")
     serve_metrics(settings)
     expose(condition)
-    engines = [engine_for(settings.dsn_of(SERVED[queue]), name=f"notifier {queue}", pool_size=1) for queue in queues]
+    engines = {
+        queue: engine_for(settings.dsn_of(service), name=f"notifier {queue}", pool_size=1)
+        for queue, service in queues.items()
+    }
 
     async def until_told() -> None:
-        senders = [
-            Sender(engine, condition, queue, allow_private=settings.allow_private_receivers)
-            for engine, queue in zip(engines, queues, strict=True)
-        ]
+        allow_private = settings.allow_private_receivers
+        senders = [Sender(engine, condition, queue, allow_private=allow_private) for queue, engine in engines.items()]
 
         def end() -> None:
             for sender in senders:

@@ -85,7 +85,8 @@ def topics_apply(
 
 def worker(
     names: Annotated[
-        list[str] | None, typer.Argument(help="processors, and `notifier`; all processors without it")
+        list[str] | None,
+        typer.Argument(help="processors, or `notifier` or `notifier:QUEUE`; all processors without it"),
     ] = None,
 ) -> None:
     """Run processors in one process, until SIGTERM or Ctrl-C."""
@@ -94,12 +95,13 @@ def worker(
     from consumers.worker import PROCESSORS, run
 
     wanted = names or list(PROCESSORS)
-    if unknown := [name for name in wanted if name not in (*PROCESSORS, NOTIFIER)]:
-        raise typer.BadParameter(f"{', '.join(unknown)}; there are: {', '.join((*PROCESSORS, NOTIFIER))}")
-    if NOTIFIER in wanted:
-        if wanted != [NOTIFIER]:
+    notifiers = {NOTIFIER: SERVED} | {f"{NOTIFIER}:{queue}": {queue: service} for queue, service in SERVED.items()}
+    if unknown := [name for name in wanted if name not in (*PROCESSORS, *notifiers)]:
+        raise typer.BadParameter(f"{', '.join(unknown)}; there are: {', '.join((*PROCESSORS, *notifiers))}")
+    if asked := [notifiers[name] for name in wanted if name in notifiers]:
+        if len(asked) != len(wanted):
             raise typer.BadParameter(f"{NOTIFIER} runs in a process of its own")
-        run_sender(current_settings(), list(SERVED))
+        run_sender(current_settings(), {queue: service for one in asked for queue, service in one.items()})
     else:
         run([PROCESSORS[name] for name in wanted], current_settings())
 
