@@ -115,6 +115,10 @@ class Screen:
     def text(self) -> str:
         return self.browser.find_element(By.TAG_NAME, "body").text
 
+    def at(self, path: str) -> None:
+        """The browser comes to show that address."""
+        self.eventually(lambda: self.browser.current_url == self.address + path, what=f"the browser at {path}")
+
     def sign_in(self, name: str) -> None:
         """That user is signed in, and nobody else was."""
         self.browser.delete_all_cookies()

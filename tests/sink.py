@@ -38,6 +38,8 @@ class Sink:
     delay_s: float = 0.0
     refuse: set[str] = field(default_factory=set)
     """Ids answered with 500."""
+    told: tuple[int, str] = (200, "success")
+    """What /told answers: a status and a body."""
 
     def times(self) -> Counter[str]:
         return Counter(one.id for one in self.came)
@@ -52,6 +54,9 @@ class Sink:
             return web.Response(status=500, text="not now")
         answer = getattr(self, "_" + request.path.strip("/").split("/")[0], None)
         return await answer(request) if answer else web.Response(text=" success\n")
+
+    async def _told(self, _: web.Request) -> web.Response:
+        return web.Response(status=self.told[0], text=self.told[1])
 
     async def _almost(self, _: web.Request) -> web.Response:
         return web.Response(text="SUCCESS")

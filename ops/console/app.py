@@ -17,28 +17,33 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
-from ops.console import overview, sign_in
+from ops.console import acts, notifications, overview, receivers, sign_in
 from ops.console.edge import STATIC, Console, Headers, SignInFirst, go, page
+from ops.console.runner import Runner
 from ops.console.users import User
 from outbox.errors import Refused
 from outbox.settings import READER, Settings
 from producers.http import Database, HttpError, Server
 
-ROUTERS = (sign_in.router, overview.router)
+ROUTERS = (sign_in.router, overview.router, notifications.router, receivers.router, acts.router)
 
 
 def create_app(settings: Settings, users: Mapping[str, User]) -> FastAPI:
     """Return the application. It reads as `ops`, and acts by the services' own functions as the service."""
+    notification = Database(settings.dsn_of("notification"), name="console notification")
     console = Console(
         settings=settings,
         users=dict(users),
         reader=Database(settings.dsn_of(READER), name="console reader"),
-        notification=Database(settings.dsn_of("notification"), name="console notification"),
+        notification=notification,
+        runner=Runner(notification),
     )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        running = asyncio.create_task(console.runner.run())
         yield
+        running.cancel()
         console.reader.close()
         console.notification.close()
 
@@ -121,9 +126,15 @@ def serve(settings: Settings, users: Mapping[str, User], listening: socket.socke
         )
     )
 
+    console: Console = app.state.console
+
+    def end() -> None:
+        console.feed.end()
+        server.should_exit = True
+
     async def until_told() -> None:
         for signum in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(signum, lambda: setattr(server, "should_exit", True))
+            asyncio.get_running_loop().add_signal_handler(signum, end)
         ready()
         await server.serve(sockets=[listening])
 

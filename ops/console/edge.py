@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
+from zoneinfo import ZoneInfo
 
+import msgspec
 from fastapi import Depends, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ops.console.live import Feed
+from ops.console.runner import Runner
 from ops.console.sessions import Session, Sessions, Tries
 from ops.console.users import User
 from outbox.settings import Settings
 from producers.http import Database, HttpError, read_body
+
+T = TypeVar("T")
 
 HERE = Path(__file__).resolve().parent
 STATIC = HERE / "static"
@@ -43,7 +50,12 @@ HEADERS = {
 }
 FIELDS_MAX = 50
 
-PAGES = (("Overview", "/", "o"),)
+PAGES = (
+    ("Overview", "/", "o"),
+    ("Notifications", "/notifications", "n"),
+    ("Receivers", "/receivers", "r"),
+    ("Acts", "/acts", "a"),
+)
 """What the navigation shows: name, address, and the key that follows g."""
 
 
@@ -72,23 +84,31 @@ def _version() -> str:
     return sha256(content).hexdigest()[:12]
 
 
-def _environment() -> Environment:
+def _environment(zone: str) -> Environment:
     made = Environment(
         loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     made.globals.update(version=_version(), PAGES=PAGES)
-    made.filters.update(at=_at, number=_number, duration=_duration)
+    made.filters.update(at=partial(_at, zone=ZoneInfo(zone)), number=_number, duration=_duration, pretty=_pretty)
     return made
 
 
-def _at(moment: datetime | None) -> str:
-    """Return a time as tables show it, with its zone."""
-    return (
-        ""
-        if moment is None
-        else moment.astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] + moment.astimezone().strftime(" %z")
-    )
+def _at(moment: datetime | None, *, zone: ZoneInfo) -> str:
+    """Return a time as tables show it, in the settings' zone.
+
+    >>> _at(datetime.fromisoformat("2026-01-01T00:00:00.123456+00:00"), zone=ZoneInfo("Asia/Shanghai"))
+    '2026-01-01 08:00:00.123'
+    """
+    return "" if moment is None else moment.astimezone(zone).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+
+
+def _pretty(content: str) -> str:
+    """Return JSON with a line for each field, numbers as they were; anything else as it is."""
+    try:
+        return msgspec.json.format(content.encode(), indent=2).decode()
+    except msgspec.DecodeError:
+        return content
 
 
 def _number(number: int) -> str:
@@ -119,11 +139,16 @@ class Console:
     users: dict[str, User]
     reader: Database
     notification: Database
+    runner: Runner
     sessions: Sessions = field(default_factory=lambda: Sessions(time.monotonic))
     tries: Tries = field(default_factory=lambda: Tries(time.monotonic))
     hashing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
     """One password at a time is looked at: a flood of them takes no more than 32 MiB and one core."""
-    pages: Environment = field(default_factory=_environment)
+    feed: Feed = field(default_factory=Feed)
+    pages: Environment = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pages = _environment(self.settings.zone)
 
     @property
     def cookie(self) -> str:
@@ -201,7 +226,8 @@ def page(
 ) -> HTMLResponse:
     """Return a rendered page; everything in it is escaped."""
     session = session_of(request)
-    shared = {"request": request, "session": session, "path": request.url.path, **content}
+    zone = console_of(request).settings.zone
+    shared = {"session": session, "path": request.url.path, "zone": zone, **content}
     content_html = console_of(request).pages.get_template(template).render(shared)
     return HTMLResponse(content_html, status_code=status, headers=headers)
 
@@ -210,6 +236,18 @@ def fragment(request: Request, template: str, **content: Any) -> str:
     """Return a rendered part of a page, escaped."""
     shared = {"session": session_of(request), **content}
     return console_of(request).pages.get_template(template).render(shared)
+
+
+async def followed(
+    request: Request, subject: Hashable, read: Callable[[], Awaitable[T]], *, every_s: float
+) -> AsyncGenerator[T]:
+    """Give what is read of a subject for as long as who looks on is signed in."""
+    console = console_of(request)
+    token = request.cookies.get(console.cookie, "")
+    async for found in console.feed.follow(subject, read, every_s=every_s):
+        if not console.sessions.holds(token):
+            return
+        yield found
 
 
 def go(to: str) -> Response:

@@ -62,22 +62,30 @@ class Sessions:
 
     def find(self, token: str) -> Session | None:
         """Return the token's session, used now; None where there is none any more."""
-        now, digest = self._now(), _digest(token)
+        digest = _digest(token)
         with self._lock:
-            session = self._kept.get(digest)
-            if session is None:
-                return None
-            if now - session.seen > IDLE_S or now - session.began > LIFE_S:
-                del self._kept[digest]
-                return None
-            session.seen = now
-            self._kept.move_to_end(digest)
+            session = self._live(digest)
+            if session is not None:
+                session.seen = self._now()
+                self._kept.move_to_end(digest)
             return session
+
+    def holds(self, token: str) -> bool:
+        """Return whether the token is good; this is no use of it: a page left open does not keep anybody signed in."""
+        with self._lock:
+            return self._live(_digest(token)) is not None
 
     def close(self, token: str) -> None:
         """The token is good for nothing any more."""
         with self._lock:
             self._kept.pop(_digest(token), None)
+
+    def _live(self, digest: bytes) -> Session | None:
+        now, session = self._now(), self._kept.get(digest)
+        if session is not None and (now - session.seen > IDLE_S or now - session.began > LIFE_S):
+            del self._kept[digest]
+            return None
+        return session
 
 
 class Tries:
