@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -78,20 +78,33 @@ _WRITE = text("""
 
 
 def resend(
-    connection: Connection, event_ids: Sequence[UUID], *, reason: str = "redelivered", actor: str = "payrelay"
-) -> list[UUID]:
-    """The events' records are due now, under the ids they had, their rules beginning anew; returns the records' ids.
+    connection: Connection, event_ids: Collection[UUID], *, reason: str = "redelivered", actor: str = "payrelay"
+) -> int:
+    """Receivers will be told once more, under the same ids, of those of these events that they were told of; returns of how many.
+
+    Or that were given up: of the others they are yet to be told anyway. Transaction: the caller's. May be repeated.
+    """
+    ids = connection.execute(_FINISHED, {"events": list(event_ids)}).scalars().all()
+    return len(resend_records(connection, ids, reason=reason, actor=actor))
+
+
+_FINISHED = text("""
+    SELECT id FROM notify_record WHERE event_id = ANY (CAST(:events AS uuid[])) AND finished_at IS NOT NULL""")
+
+
+def resend_records(connection: Connection, ids: Collection[UUID], *, reason: str, actor: str) -> list[UUID]:
+    """The records are due now, under the ids they had, their rules beginning anew; returns their ids.
 
     Whatever their status, but for those being sent just now. Each has a row in the audit table. Transaction: the caller's.
     May be repeated: each call sends once more.
     """
-    asked = {"events": list(event_ids), "reason": reason, "actor": actor}
+    asked = {"ids": list(ids), "reason": reason, "actor": actor}
     return list(connection.execute(_RESEND, asked).scalars())
 
 
 _RESEND = text("""
     WITH chosen AS (
-      SELECT id, planned_at FROM notify_record WHERE event_id = ANY (CAST(:events AS uuid[])) AND leased_until IS NULL
+      SELECT id, planned_at FROM notify_record WHERE id = ANY (CAST(:ids AS uuid[])) AND leased_until IS NULL
       ORDER BY id FOR UPDATE),
     due AS (
       UPDATE notify_record AS record

@@ -90,12 +90,12 @@ def worker(
     ] = None,
 ) -> None:
     """Run processors in one process, until SIGTERM or Ctrl-C."""
-    from consumers.notification.sender import SERVED
+    from consumers.notification.queues import QUEUES
     from consumers.notification.sender import run as run_sender
     from consumers.worker import PROCESSORS, run
 
     wanted = names or list(PROCESSORS)
-    notifiers = {NOTIFIER: SERVED} | {f"{NOTIFIER}:{queue}": {queue: service} for queue, service in SERVED.items()}
+    notifiers = {NOTIFIER: QUEUES} | {f"{NOTIFIER}:{queue}": {queue: service} for queue, service in QUEUES.items()}
     if unknown := [name for name in wanted if name not in (*PROCESSORS, *notifiers)]:
         raise typer.BadParameter(f"{', '.join(unknown)}; there are: {', '.join((*PROCESSORS, *notifiers))}")
     if asked := [notifiers[name] for name in wanted if name in notifiers]:
