@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import Connection, text
 
-COUNTED_MAX = 100_000
-"""What there is more of than this is not counted further."""
+from consumers.notification.acts import COUNTED_MAX
+from ops.notify import SERVICES
+
 SLOWEST = timedelta(seconds=60)
 """No attempt takes longer: what started before is not looked at."""
 
-_ATTEMPTS = text("""
+_ATTEMPTS = """
     SELECT (floor(extract(epoch FROM ended_at) / :step_s) * :step_s)::bigint AS at,
            count(*) FILTER (WHERE result = 'SUCCESS') AS sent,
            count(*) FILTER (WHERE result <> 'SUCCESS') AS failed,
@@ -21,22 +23,22 @@ _ATTEMPTS = text("""
              FILTER (WHERE NOT postponed) AS late_p50_s,
            percentile_cont(0.99) WITHIN GROUP (ORDER BY extract(epoch FROM started_at - planned_at))
              FILTER (WHERE NOT postponed) AS late_p99_s
-    FROM notification.notify_record_log
+    FROM {service}.notify_record_log
     WHERE started_at >= CAST(:begin AS timestamptz) - CAST(:slowest AS interval) AND ended_at >= :begin AND ended_at < :end
-    GROUP BY 1 ORDER BY 1""")
+    GROUP BY 1 ORDER BY 1"""
 
-_WAITING = text("""
+_WAITING = """
     SELECT count(*) AS waiting, count(*) FILTER (WHERE planned_at <= clock_timestamp()) AS due,
            extract(epoch FROM clock_timestamp() - min(planned_at)) AS oldest_due_s
-    FROM (SELECT planned_at FROM notification.notify_record WHERE finished_at IS NULL LIMIT :most) AS record""")
+    FROM (SELECT planned_at FROM {service}.notify_record WHERE finished_at IS NULL LIMIT :most) AS record"""
 
-_FAILED = text("""
-    SELECT count(*) FROM (SELECT FROM notification.notify_record WHERE status = 'FAILED' LIMIT :most) AS record""")
+_FAILED = """
+    SELECT count(*) FROM (SELECT FROM {service}.notify_record WHERE status = 'FAILED' LIMIT :most) AS record"""
 
-_RECEIVERS = text("""
+_RECEIVERS = """
     SELECT count(*) FILTER (WHERE paused_at IS NOT NULL) AS paused,
            count(*) FILTER (WHERE blocked_until > clock_timestamp()) AS blocked
-    FROM notification.notify_lane""")
+    FROM {service}.notify_lane"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """What is there just now. Counts stop at 100,000."""
+    """What is there just now. Counts stop at 100,000 of a service."""
 
     waiting: int
     due: int
@@ -69,23 +71,47 @@ class Standing:
 
 
 def attempts_by_step(connection: Connection, *, begin: datetime, end: datetime, step_s: int) -> list[Step]:
-    """Return the steps that had attempts, in order."""
-    rows = connection.execute(_ATTEMPTS, {"begin": begin, "end": end, "step_s": step_s, "slowest": SLOWEST})
-    return [Step(row.at, row.sent, row.failed, _seconds(row.late_p50_s), _seconds(row.late_p99_s)) for row in rows]
+    """Return the steps that had attempts, in order; of several services, the later one's lateness."""
+    given = {"begin": begin, "end": end, "step_s": step_s, "slowest": SLOWEST}
+    found: dict[int, Step] = {}
+    for row in _each(connection, _ATTEMPTS, **given):
+        step = Step(row.at, row.sent, row.failed, _seconds(row.late_p50_s), _seconds(row.late_p99_s))
+        found[row.at] = together(found[row.at], step) if row.at in found else step
+    return [found[at] for at in sorted(found)]
+
+
+def together(one: Step, other: Step) -> Step:
+    """Return two services' attempts of one step as one.
+
+    >>> together(Step(5, 1, 0, 0.1, 0.2), Step(5, 2, 3, None, 0.4))
+    Step(at=5, sent=3, failed=3, late_p50_s=0.1, late_p99_s=0.4)
+    """
+    return Step(
+        one.at,
+        one.sent + other.sent,
+        one.failed + other.failed,
+        max((late for late in (one.late_p50_s, other.late_p50_s) if late is not None), default=None),
+        max((late for late in (one.late_p99_s, other.late_p99_s) if late is not None), default=None),
+    )
 
 
 def standing(connection: Connection) -> Standing:
     """Return what waits, failed and is held up just now."""
-    waiting = connection.execute(_WAITING, {"most": COUNTED_MAX}).one()
-    receivers = connection.execute(_RECEIVERS).one()
+    waiting = list(_each(connection, _WAITING, most=COUNTED_MAX))
+    receivers = list(_each(connection, _RECEIVERS))
     return Standing(
-        waiting=waiting.waiting,
-        due=waiting.due,
-        oldest_due_s=max(0.0, float(waiting.oldest_due_s or 0)),
-        failed=connection.execute(_FAILED, {"most": COUNTED_MAX}).scalar_one(),
-        paused=receivers.paused,
-        blocked=receivers.blocked,
+        waiting=sum(row.waiting for row in waiting),
+        due=sum(row.due for row in waiting),
+        oldest_due_s=max(0.0, *(float(row.oldest_due_s or 0) for row in waiting)),
+        failed=sum(row.count for row in _each(connection, _FAILED, most=COUNTED_MAX)),
+        paused=sum(row.paused for row in receivers),
+        blocked=sum(row.blocked for row in receivers),
     )
+
+
+def _each(connection: Connection, statement: str, **given: object) -> Iterator[Any]:
+    for service in SERVICES:
+        yield from connection.execute(text(statement.format(service=service)), given)
 
 
 def joined(before: Sequence[Step], fresh: Sequence[Step], *, since: int, begin: int) -> list[Step]:

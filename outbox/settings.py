@@ -54,6 +54,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     payments_port: Port = 8601
     bank_port: Port = 8602
+    notification_port: Port = 8603
     payments_url: str = "http://127.0.0.1:8601"
     bank_url: str = "http://127.0.0.1:8602"
     bank_notify_secret: SecretStr = SecretStr("")

@@ -12,8 +12,9 @@ from sqlalchemy import Engine, create_engine, text
 
 from consumers.notification.claims import Claimed, Ended, claim, finish, release_expired, take_wakes
 from consumers.notification.lanes import Queue, Result
-from consumers.notification.records import register_receiver, resend, write
+from consumers.notification.records import _WRITE, register_receiver, resend_records, write
 from outbox.database import driver_url
+from outbox.rows import as_json
 from outbox.settings import Settings
 from tests.pipeline import engine_of, fresh_id
 
@@ -26,11 +27,21 @@ class Desk:
     """One queue; its merchants bear its name, so that nothing of it meets another test's."""
 
     def __init__(
-        self, settings: Settings, engine: Engine, name: str, *, rule: str = '{"1":0,"2":1}', **limits: Any
+        self,
+        settings: Settings,
+        engine: Engine,
+        name: str,
+        *,
+        rule: str = '{"1":0,"2":1}',
+        lives_in: str = "",
+        **limits: Any,
     ) -> None:
-        self.settings = settings
+        """`lives_in` names a queue that is there already: then only the merchants are the desk's own."""
+        self.settings, self.engine, self.name = settings, engine, name
+        if lives_in:
+            self.queue = Queue(queue=lives_in)
+            return
         self.queue = Queue(queue=name, **limits)
-        self.engine = engine
         columns = {"queue": name, "rule": rule, **limits}
         names = ", ".join(columns)
         with self.engine.begin() as connection:
@@ -38,21 +49,25 @@ class Desk:
             connection.execute(text(f"INSERT INTO notify_queue ({names}) VALUES ({values})"), columns)
 
     def merchant(self, number: int = 0) -> str:
-        return f"{self.queue.queue}M{number}"
+        return f"{self.name}M{number}"
 
     def register(self, url: str, number: int = 0, secret: str = SECRET) -> None:
         with self.engine.begin() as connection:
             register_receiver(connection, self.merchant(number), url=url, secret=secret)
 
-    def write(self, count: int = 1, number: int = 0, body: str = '{"a": 1}') -> list[UUID]:
-        """Return the event ids of new records."""
+    def write(self, count: int = 1, number: int = 0, body: str = '{"a": 1}', rule: str = "") -> list[UUID]:
+        """Return the event ids of new records, by another rule than the queue's if one is given."""
         rows = [
-            {"event_id": fresh_id(), "merchant_no": self.merchant(number), "payment_no": f"{self.queue.queue}P{index}",
-             "order_no": f"{self.queue.queue}O{index}", "body": body}
+            {"event_id": fresh_id(), "merchant_no": self.merchant(number), "payment_no": f"{self.name}P{index}",
+             "order_no": f"{self.name}O{index}", "body": body}
             for index in range(count)
         ]  # fmt: skip
         with self.engine.begin() as connection:
-            write(connection, self.queue.queue, rows)
+            if rule:
+                asked = {"queue": self.queue.queue, "rule": rule, "first_s": 0.0, "rows": as_json(rows)}
+                connection.execute(_WRITE, asked)
+            else:
+                write(connection, self.queue.queue, rows)
         return [row["event_id"] for row in rows]  # type: ignore[misc]
 
     def claim(self, now: datetime, limit: int = 100) -> list[Claimed]:
@@ -71,14 +86,18 @@ class Desk:
 
     def resend(self, event_ids: Sequence[UUID]) -> list[UUID]:
         with self.engine.begin() as connection:
-            return resend(connection, event_ids, reason="test", actor="test")
+            statement = text("SELECT id FROM notify_record WHERE event_id = ANY (CAST(:events AS uuid[]))")
+            ids = connection.execute(statement, {"events": list(event_ids)}).scalars().all()
+            return resend_records(connection, ids, reason="test", actor="test")
 
     def rows(self, statement: str, **given: Any) -> list[Any]:
         with self.engine.connect() as connection:
-            return list(connection.execute(text(statement), {"queue": self.queue.queue, **given}))
+            return list(
+                connection.execute(text(statement), {"queue": self.queue.queue, "merchants": f"{self.name}%", **given})
+            )
 
     def records(self) -> list[Any]:
-        return self.rows("SELECT * FROM notify_record WHERE queue = :queue ORDER BY id")
+        return self.rows("SELECT * FROM notify_record WHERE queue = :queue AND merchant_no LIKE :merchants ORDER BY id")
 
     def record(self) -> Any:
         [found] = self.records()

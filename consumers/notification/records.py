@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -78,20 +78,36 @@ _WRITE = text("""
 
 
 def resend(
-    connection: Connection, event_ids: Sequence[UUID], *, reason: str = "redelivered", actor: str = "payrelay"
-) -> list[UUID]:
-    """The events' records are due now, under the ids they had, their rules beginning anew; returns the records' ids.
+    connection: Connection, event_ids: Collection[UUID], *, reason: str = "redelivered", actor: str = "payrelay"
+) -> int:
+    """Receivers will be told once more, under the same ids, of those of these events that they were told of; returns of how many.
 
-    Whatever their status, but for those being sent just now. Each has a row in the audit table. Transaction: the caller's.
-    May be repeated: each call sends once more.
+    Or that were given up: of the others they are yet to be told anyway. Transaction: the caller's. May be repeated.
     """
-    asked = {"events": list(event_ids), "reason": reason, "actor": actor}
+    ids = connection.execute(_FINISHED, {"events": list(event_ids)}).scalars().all()
+    return len(resend_records(connection, ids, reason=reason, actor=actor))
+
+
+_FINISHED = text("""
+    SELECT id FROM notify_record WHERE event_id = ANY (CAST(:events AS uuid[])) AND finished_at IS NOT NULL""")
+
+
+def resend_records(
+    connection: Connection, ids: Collection[UUID], *, reason: str, actor: str, act_id: UUID | None = None
+) -> list[UUID]:
+    """The records are due now, under the ids they had, their rules beginning anew; returns their ids.
+
+    Whatever their status, but for those being sent just now. Each has a row in the audit table, what was left too, which
+    names the act that it is an item of. Transaction: the caller's. May be repeated: each call sends once more.
+    """
+    asked = {"ids": list(ids), "reason": reason, "actor": actor, "act_id": act_id}
     return list(connection.execute(_RESEND, asked).scalars())
 
 
+# What is under a lease is not locked: its sender updates it in an order of its own.
 _RESEND = text("""
     WITH chosen AS (
-      SELECT id, planned_at FROM notify_record WHERE event_id = ANY (CAST(:events AS uuid[])) AND leased_until IS NULL
+      SELECT id, planned_at FROM notify_record WHERE id = ANY (CAST(:ids AS uuid[])) AND leased_until IS NULL
       ORDER BY id FOR UPDATE),
     due AS (
       UPDATE notify_record AS record
@@ -105,8 +121,10 @@ _RESEND = text("""
       INSERT INTO notify_postponement (record_id, attempt, cause, planned_at, postponed_to)
       SELECT id, attempts + 1, 'RESEND', was, planned_at FROM due),
     audited AS (
-      INSERT INTO notify_audit (action, queue, merchant_no, record_id, outcome, reason, actor)
-      SELECT 'RESEND', queue, merchant_no, id, 'DUE', :reason, :actor FROM due)
+      INSERT INTO notify_audit (action, queue, merchant_no, record_id, outcome, reason, actor, act_id)
+      SELECT 'RESEND', record.queue, record.merchant_no, record.id, CASE WHEN due.id IS NULL THEN 'UNDER_WAY' ELSE 'DUE' END,
+             :reason, :actor, CAST(:act_id AS uuid)
+      FROM notify_record AS record LEFT JOIN due USING (id) WHERE record.id = ANY (CAST(:ids AS uuid[])))
     SELECT id FROM due ORDER BY id""")
 
 

@@ -6,13 +6,14 @@ import re
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from outbox.clock import first_id_at
 from outbox.errors import Refused
 
-WAITING = "waiting"
+WAITING = "WAITING"
 """Not finished, whatever came of the last attempt."""
-STATES = (WAITING, "CREATED", "HTTP_REQUEST_FAILED", "HTTP_REQUEST_SUCCESS", "SUCCESS", "FAILED")
+STATUSES = (WAITING, "CREATED", "HTTP_REQUEST_FAILED", "HTTP_REQUEST_SUCCESS", "SUCCESS", "FAILED")
 NO_ANSWER = "none"
 
 _HTTP = re.compile(r"[1-5]\d\d|[1-5]xx|none", re.ASCII)
@@ -22,12 +23,14 @@ _HTTP = re.compile(r"[1-5]\d\d|[1-5]xx|none", re.ASCII)
 class Filter:
     """Which records are meant; what is empty leaves all in. Raises Refused for what can match nothing."""
 
-    state: str = ""
-    """One of STATES."""
+    id: UUID | None = None
     queue: str = ""
+    status: str = ""
+    """One of STATUSES."""
     merchant_no: str = ""
     order_no: str = ""
-    http: str = ""
+    payment_no: str = ""
+    http_status: str = ""
     """Of the last attempt: 503, 5xx, or none where nothing was answered."""
     begin: datetime | None = None
     """Made from then on."""
@@ -35,10 +38,12 @@ class Filter:
     """Made before then."""
 
     def __post_init__(self) -> None:
-        if self.state and self.state not in STATES:
-            raise Refused(f"{self.state!r} is no state; there are: {', '.join(STATES)}")
-        if self.http and not _HTTP.fullmatch(self.http):
-            raise Refused(f"{self.http!r} is no HTTP status: such as 503, 5xx, or none where nothing was answered")
+        if self.status and self.status not in STATUSES:
+            raise Refused(f"{self.status!r} is no status; there are: {', '.join(STATUSES)}")
+        if self.http_status and not _HTTP.fullmatch(self.http_status):
+            raise Refused(
+                f"{self.http_status!r} is no HTTP status: such as 503, 5xx, or none where nothing was answered"
+            )
         for moment in (self.begin, self.end):
             if moment is not None and moment.tzinfo is None:
                 raise Refused(f"{moment.isoformat()} has no zone")
@@ -46,7 +51,7 @@ class Filter:
     def given(self) -> dict[str, str]:
         """Return what is not empty, as text that `parsed` takes."""
         return {
-            name: said.isoformat() if isinstance(said, datetime) else said
+            name: said.isoformat() if isinstance(said, datetime) else str(said)
             for name, said in asdict(self).items()
             if said
         }
@@ -55,35 +60,39 @@ class Filter:
 def parsed(given: dict[str, str]) -> Filter:
     """Return the filter of such text.
 
-    >>> parsed({"state": "FAILED", "begin": "2026-01-01T00:00:00+00:00"}).given()
-    {'state': 'FAILED', 'begin': '2026-01-01T00:00:00+00:00'}
+    >>> parsed({"status": "FAILED", "begin": "2026-01-01T00:00:00+00:00"}).given()
+    {'status': 'FAILED', 'begin': '2026-01-01T00:00:00+00:00'}
     """
-    moments = {name: datetime.fromisoformat(given[name]) for name in ("begin", "end") if given.get(name)}
-    return Filter(**{**given, **moments})  # type: ignore[arg-type]
+    found: dict[str, Any] = dict(given)
+    found |= {name: datetime.fromisoformat(given[name]) for name in ("begin", "end") if name in given}
+    found |= {"id": UUID(given["id"])} if "id" in given else {}
+    return Filter(**found)
 
 
 def conditions(wanted: Filter) -> tuple[str, dict[str, Any]]:
     """Return the filter as conditions on `notify_record`, and their parameters. A record's id tells when it was made.
 
-    >>> conditions(Filter(state="waiting", http="5xx"))
+    >>> conditions(Filter(status="WAITING", http_status="5xx"))
     ('finished_at IS NULL AND http_status BETWEEN :http_low AND :http_high', {'http_low': 500, 'http_high': 599})
     >>> conditions(Filter())
     ('true', {})
     """
     found: list[str] = []
     given: dict[str, Any] = {}
-    if wanted.state:
-        found.append("finished_at IS NULL" if wanted.state == WAITING else f"status = '{wanted.state}'")
-    for column in ("queue", "merchant_no", "order_no"):
+    if wanted.status == WAITING:
+        found.append("finished_at IS NULL")
+    elif wanted.status:
+        found.append(f"status = '{wanted.status}'")  # written out: partial indexes are by it
+    for column in ("id", "queue", "merchant_no", "order_no", "payment_no"):
         if said := getattr(wanted, column):
             found.append(f"{column} = :{column}")
             given[column] = said
-    if wanted.http == NO_ANSWER:
+    if wanted.http_status == NO_ANSWER:
         found.append("http_status IS NULL AND attempts > 0")
-    elif wanted.http:
-        low = int(wanted.http.replace("x", "0"))
+    elif wanted.http_status:
+        low = int(wanted.http_status.replace("x", "0"))
         found.append("http_status BETWEEN :http_low AND :http_high")
-        given |= {"http_low": low, "http_high": low + (99 if "x" in wanted.http else 0)}
+        given |= {"http_low": low, "http_high": low + (99 if "x" in wanted.http_status else 0)}
     for name, condition in (("begin", "id >= :begin"), ("end", "id < :end")):
         if (moment := getattr(wanted, name)) is not None:
             found.append(condition)

@@ -260,10 +260,6 @@ async def _beginning(answer: aiohttp.ClientResponse) -> bytes:
     return bytes(body)
 
 
-SERVED = {"merchant": "notification"}
-"""Queues, and the service whose role, schema and database each lives in."""
-
-
 def run(settings: Settings, queues: Mapping[str, str]) -> None:
     """Run the notifier for these queues of these services until SIGTERM or Ctrl-C: what is under way is finished and written down."""
     logging.basicConfig(

@@ -7,10 +7,12 @@ notify_lane          a receiver's part of a queue: when it is worth a look, its 
 notify_wake          something of a lane is due then; the next claim takes it in
 notify_record_log    every attempt, as it went
 notify_postponement  why an attempt was not made when it was planned, and its new time
+notify_act           what is to be done with everything that matches, and how far that has come
 notify_audit         who sent again, paused, resumed or changed a rule, and why; insert-only
 """
 
 from sqlalchemy import BigInteger, Boolean, Column, DateTime, Double, Integer, MetaData, Table, Text, Uuid
+from sqlalchemy.dialects.postgresql import JSONB
 
 metadata = MetaData()
 
@@ -118,6 +120,25 @@ notify_postponement = Table(
     Column("made_at", DateTime(timezone=True), nullable=False),
 )
 
+notify_act = Table(
+    "notify_act",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("action", Text, nullable=False),
+    Column("wanted", JSONB, nullable=False),
+    Column("matched", Integer, nullable=False),
+    Column("newest", Uuid, nullable=False),
+    Column("last", Uuid),
+    Column("done", Integer, nullable=False),
+    Column("busy", Integer, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("began_at", DateTime(timezone=True), nullable=False),
+    Column("ended_at", DateTime(timezone=True)),
+    Column("stopped_by", Text),
+)
+
 notify_audit = Table(
     "notify_audit",
     metadata,
@@ -131,4 +152,5 @@ notify_audit = Table(
     Column("actor", Text, nullable=False),
     Column("role", Text, nullable=False),
     Column("acted_at", DateTime(timezone=True), nullable=False),
+    Column("act_id", Uuid),
 )

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from ops.cli import bench, connect, console, demo, doctor, ledger, local, parked, pipeline
+from ops.cli import bench, connect, console, demo, doctor, ledger, local, notify, parked, pipeline
 from ops.cli.output import say
 from outbox.errors import PayrelayError, Unreachable
 
@@ -24,6 +24,7 @@ app.add_typer(pipeline.topics, name="topics")
 app.add_typer(connect.app, name="connect")
 app.add_typer(console.app, name="console")
 app.add_typer(ledger.app, name="ledger")
+app.add_typer(notify.app, name="notify")
 app.add_typer(parked.app, name="parked")
 
 

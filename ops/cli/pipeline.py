@@ -90,12 +90,12 @@ def worker(
     ] = None,
 ) -> None:
     """Run processors in one process, until SIGTERM or Ctrl-C."""
-    from consumers.notification.sender import SERVED
+    from consumers.notification.queues import QUEUES
     from consumers.notification.sender import run as run_sender
     from consumers.worker import PROCESSORS, run
 
     wanted = names or list(PROCESSORS)
-    notifiers = {NOTIFIER: SERVED} | {f"{NOTIFIER}:{queue}": {queue: service} for queue, service in SERVED.items()}
+    notifiers = {NOTIFIER: QUEUES} | {f"{NOTIFIER}:{queue}": {queue: service} for queue, service in QUEUES.items()}
     if unknown := [name for name in wanted if name not in (*PROCESSORS, *notifiers)]:
         raise typer.BadParameter(f"{', '.join(unknown)}; there are: {', '.join((*PROCESSORS, *notifiers))}")
     if asked := [notifiers[name] for name in wanted if name in notifiers]:
@@ -110,12 +110,17 @@ def serve(
     names: Annotated[list[str] | None, typer.Argument(help="services; all without it")] = None,
 ) -> None:
     """Run HTTP services in one process, until SIGTERM or Ctrl-C."""
+    from consumers.notification.api import create_app as create_notification
     from producers.bank.api import create_app as create_bank
     from producers.http import serve as serve_apps
     from producers.payments.api import create_app as create_payments
 
     settings = current_settings()
-    services = {"payments": (create_payments, settings.payments_port), "bank": (create_bank, settings.bank_port)}
+    services = {
+        "payments": (create_payments, settings.payments_port),
+        "bank": (create_bank, settings.bank_port),
+        "notification": (create_notification, settings.notification_port),
+    }
     wanted = names or list(services)
     if unknown := [name for name in wanted if name not in services]:
         raise typer.BadParameter(f"{', '.join(unknown)}; there are: {', '.join(services)}")

@@ -21,6 +21,7 @@ from ops.console import acts, notifications, overview, receivers, sign_in
 from ops.console.edge import STATIC, Console, Headers, SignInFirst, go, page
 from ops.console.runner import Runner
 from ops.console.users import User
+from ops.notify import SERVICES
 from outbox.errors import Refused
 from outbox.settings import READER, Settings
 from producers.http import Database, HttpError, Server
@@ -30,13 +31,13 @@ ROUTERS = (sign_in.router, overview.router, notifications.router, receivers.rout
 
 def create_app(settings: Settings, users: Mapping[str, User]) -> FastAPI:
     """Return the application. It reads as `ops`, and acts by the services' own functions as the service."""
-    notification = Database(settings.dsn_of("notification"), name="console notification")
+    services = {name: Database(settings.dsn_of(name), name=f"console {name}") for name in SERVICES}
     console = Console(
         settings=settings,
         users=dict(users),
         reader=Database(settings.dsn_of(READER), name="console reader"),
-        notification=notification,
-        runner=Runner(notification),
+        services=services,
+        runner=Runner(services),
     )
 
     @asynccontextmanager
@@ -44,8 +45,8 @@ def create_app(settings: Settings, users: Mapping[str, User]) -> FastAPI:
         running = asyncio.create_task(console.runner.run())
         yield
         running.cancel()
-        console.reader.close()
-        console.notification.close()
+        for database in (console.reader, *services.values()):
+            database.close()
 
     app = FastAPI(title="payrelay console", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.console = console

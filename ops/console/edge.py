@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ import msgspec
 from fastapi import Depends, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,10 +27,13 @@ from ops.console.live import Feed
 from ops.console.runner import Runner
 from ops.console.sessions import Session, Sessions, Tries
 from ops.console.users import User
+from outbox.errors import Refused
 from outbox.settings import Settings
 from producers.http import Database, HttpError, read_body
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 HERE = Path(__file__).resolve().parent
 STATIC = HERE / "static"
@@ -49,6 +54,8 @@ HEADERS = {
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
 FIELDS_MAX = 50
+TEXT_MAX = 200
+"""Characters of a filter's field, and of a reason."""
 
 PAGES = (
     ("Overview", "/", "o"),
@@ -138,7 +145,8 @@ class Console:
     settings: Settings
     users: dict[str, User]
     reader: Database
-    notification: Database
+    services: Mapping[str, Database]
+    """Those that notify, each as its own role."""
     runner: Runner
     sessions: Sessions = field(default_factory=lambda: Sessions(time.monotonic))
     tries: Tries = field(default_factory=lambda: Tries(time.monotonic))
@@ -149,6 +157,14 @@ class Console:
 
     def __post_init__(self) -> None:
         self.pages = _environment(self.settings.zone)
+
+    async def act(self, act: Callable[[], T]) -> T:
+        """Return what an act of `ops` returns, which sees to its own transactions. Raises HttpError 503 as `transact` does."""
+        try:
+            return await asyncio.to_thread(act)
+        except SQLAlchemyError as error:
+            log.warning("act failed: %s %s", type(error).__name__, getattr(error, "orig", ""))
+            raise HttpError(503, "unavailable", "the database does not answer; ask again, the same way") from error
 
     @property
     def cookie(self) -> str:
@@ -209,6 +225,14 @@ async def form_of(request: Request) -> dict[str, str]:
         request.state.form = {name: values[-1].replace("\0", "") for name, values in fields.items()}
     form: dict[str, str] = request.state.form
     return form
+
+
+async def reason_of(request: Request) -> str:
+    """Return why something is done; raises Refused for no reason."""
+    reason = (await form_of(request)).get("reason", "").strip()
+    if not reason or len(reason) > TEXT_MAX:
+        raise Refused(f"say why, in at most {TEXT_MAX} characters: it is kept in the audit table")
+    return reason
 
 
 def refuse_elsewhere(request: Request) -> None:

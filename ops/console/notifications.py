@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlencode
-from uuid import UUID
+from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from sqlalchemy import Connection
 
-from consumers.notification.acts import begin_resend, resend_records
-from consumers.notification.search import STATES, Filter
-from ops.console.edge import SEEN, Acting, console_of, form_of, go, page
-from ops.notify_records import COUNTED_MAX, PAGE, Found, RecordRow, found, queues, record, records, timeline
+from consumers.notification.acts import COUNTED_MAX, begin_resend
+from consumers.notification.search import STATUSES, Filter
+from ops.console.edge import SEEN, TEXT_MAX, Acting, console_of, form_of, go, page, reason_of
+from ops.notify import Found, RecordRow, found, queues, record, records, resend
+from outbox.clock import first_id_at, utc_now
 from outbox.errors import Refused
 
 router = APIRouter(dependencies=[SEEN])
 
-TEXT_MAX = 200
+PAGE_ROWS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +41,8 @@ class Asked:
     def filter(self, zone: str) -> Filter:
         """Return what is meant; raises Refused for what can match nothing."""
         return Filter(
-            state=self.state, queue=self.queue.strip(), merchant_no=self.merchant.strip(), order_no=self.order.strip(),
-            http=self.http.strip().lower(), begin=_moment(self.begin, zone), end=_moment(self.end, zone),
+            status=self.state, queue=self.queue.strip(), merchant_no=self.merchant.strip(), order_no=self.order.strip(),
+            http_status=self.http.strip().lower(), begin=_moment(self.begin, zone), end=_moment(self.end, zone),
         )  # fmt: skip
 
     @property
@@ -73,13 +75,14 @@ async def show_list(request: Request, asked: Annotated[Asked, Depends()], before
     wanted = asked.filter(console.settings.zone)
 
     def read(connection: Connection) -> tuple[list[RecordRow], Found, list[str]]:
-        return records(connection, wanted, before=before), found(connection, wanted), queues(connection)
+        names = [one["queue"] for one in queues(connection)]
+        return records(connection, wanted, limit=PAGE_ROWS, before=before), found(connection, wanted), names
 
     rows, all_found, names = await console.reader.transact(read)
     headers = {"hx-push-url": "/notifications" + ("?" + asked.address if asked.address else "")}
     return page(
         request, "notifications.html", headers=headers, asked=asked, rows=rows, found=all_found, queues=names,
-        states=STATES, before=before, more=rows[-1].id if len(rows) == PAGE else None, counted_max=COUNTED_MAX,
+        states=STATUSES, before=before, more=rows[-1].id if len(rows) == PAGE_ROWS else None, counted_max=COUNTED_MAX,
     )  # fmt: skip
 
 
@@ -90,40 +93,45 @@ async def show_one(request: Request, identity: UUID) -> Response:
     return page(request, "notification.html", one=whole, timeline=timeline(whole))
 
 
+def timeline(whole: dict[str, Any]) -> Sequence[dict[str, Any]]:
+    """Return a record's history in order: attempts as they went, postponements, acts."""
+    lines = [{"kind": "attempt", "when": one["started_at"], **one} for one in whole["log"]]
+    lines += [{"kind": "postponed", "when": one["made_at"], **one} for one in whole["postponements"]]
+    lines += [{"kind": "act", "when": one["acted_at"], **one} for one in whole["audit"]]
+    return sorted(lines, key=lambda line: line["when"])
+
+
 @router.post("/notifications/{identity}/resend")
 async def resend_one(request: Request, identity: UUID, session: Acting) -> Response:
     """It is due now."""
-    reason = await reason_of(request)
-    act = partial(resend_records, ids=[identity], reason=reason, actor=session.user.name)
-    if not await console_of(request).notification.transact(act):
+    console, reason = console_of(request), await reason_of(request)
+    chosen = await console.reader.transact(partial(records, wanted=Filter(id=identity), limit=1))
+    act = partial(resend, console.settings, chosen, reason=reason, actor=session.user.name)
+    done = await console.act(lambda: list(act()))
+    if not any(due for _, due in done):
         raise Refused(f"notification {identity} is not there, or just being sent: look again in a moment")
     return go(f"/notifications/{identity}")
 
 
 @router.post("/notifications/resend")
 async def resend_matching(request: Request, session: Acting) -> Response:
-    """Everything that matches, as it was counted, is being sent again; the answer is where that is followed."""
-    form, console = await form_of(request), console_of(request)
+    """Everything that matches and was there when it was counted is being sent again; the answer is where to follow that."""
+    form, console, reason = await form_of(request), console_of(request), await reason_of(request)
     asked = Asked(
         state=form.get("state", ""), queue=form.get("queue", ""), merchant=form.get("merchant", ""),
         order=form.get("order", ""), http=form.get("http", ""), begin=form.get("from", ""), end=form.get("to", ""),
     )  # fmt: skip
     try:
-        matched, newest = int(form.get("matched", "")), UUID(form.get("newest", ""))
+        newest = UUID(form.get("newest", ""))
     except ValueError:
         raise Refused("nothing was counted: look at the list first") from None
+    identity = UUID(int=first_id_at(utc_now()).int | 7 << 76 | 2 << 62 | uuid4().int & (1 << 62) - 1)
     begin = partial(
-        begin_resend, wanted=asked.filter(console.settings.zone), matched=matched, newest=newest,
-        reason=await reason_of(request), actor=session.user.name,
+        begin_resend, identity=identity, wanted=asked.filter(console.settings.zone), newest=newest, reason=reason,
+        actor=session.user.name,
     )  # fmt: skip
-    number = await console.notification.transact(begin)
+    matched = sum([await database.transact(begin) for database in console.services.values()])
+    if not matched:
+        raise Refused("nothing matches any more: look at the list again")
     console.runner.wake()
-    return go(f"/acts/{number}")
-
-
-async def reason_of(request: Request) -> str:
-    """Return why something is done; raises Refused for no reason."""
-    reason = (await form_of(request)).get("reason", "").strip()
-    if not reason or len(reason) > TEXT_MAX:
-        raise Refused(f"say why, in at most {TEXT_MAX} characters: it is kept in the audit table")
-    return reason
+    return go(f"/acts/{identity}")

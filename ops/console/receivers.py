@@ -7,11 +7,9 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
-from consumers.notification.records import pause, resume
-from ops.console.edge import SEEN, Acting, console_of, form_of, go, page
-from ops.console.notifications import TEXT_MAX, reason_of
-from ops.notify_records import RECEIVER_STATES, RECEIVERS_MAX, queues, receivers
-from outbox.clock import utc_now
+from ops.console.edge import SEEN, TEXT_MAX, Acting, console_of, form_of, go, page, reason_of
+from ops.notify import pause_receiver, queues, resume_receiver
+from ops.notify_receivers import RECEIVERS_MAX, STATES, receivers
 from outbox.errors import Refused
 
 router = APIRouter(dependencies=[SEEN])
@@ -25,9 +23,9 @@ async def show(request: Request, queue: Words = "", merchant: Words = "", state:
     reader = console_of(request).reader
     wanted = {"queue": queue, "merchant_no": merchant.strip(), "state": state}
     rows = await reader.transact(lambda connection: receivers(connection, **wanted, limit=RECEIVERS_MAX + 1))
-    names = await reader.transact(queues)
+    names = [one["queue"] for one in await reader.transact(queues)]
     return page(
-        request, "receivers.html", asked={"queue": queue, "merchant": merchant, "state": state}, states=RECEIVER_STATES,
+        request, "receivers.html", asked={"queue": queue, "merchant": merchant, "state": state}, states=STATES,
         rows=rows[:RECEIVERS_MAX], more=len(rows) > RECEIVERS_MAX, queues=names,
     )  # fmt: skip
 
@@ -44,11 +42,9 @@ async def act(request: Request, action: Literal["pause", "resume"], session: Act
     rows = await console.reader.transact(lambda connection: receivers(connection, **wanted, limit=RECEIVERS_MAX + 1))
     if str(len(rows)) != form.get("matched") or len(rows) > RECEIVERS_MAX:
         raise Refused(f"{len(rows)} receivers match now, not those that were shown: look again")
-    change = pause if action == "pause" else resume
+    change = pause_receiver if action == "pause" else resume_receiver
     for row in rows:
-        done = partial(
-            change, queue=row.queue, merchant_no=row.merchant_no, reason=reason, actor=session.user.name, now=utc_now()
-        )
-        await console.notification.transact(done)
+        given = {"reason": reason, "actor": session.user.name}
+        await console.act(partial(change, console.settings, row.queue, row.merchant_no, **given))
     back = form.get("back", "")
     return go(back if back.startswith("/receivers?") else "/receivers")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 
@@ -20,8 +21,8 @@ log = logging.getLogger(__name__)
 class Runner:
     """Takes unfinished acts by turns, a step each, so that a small one does not wait for a large one."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, services: Mapping[str, Database]) -> None:
+        self._services = services
         self._wake = asyncio.Event()
 
     def wake(self) -> None:
@@ -32,24 +33,17 @@ class Runner:
         """Acts are carried out until this is cancelled; cut off anywhere, nothing is done twice or left out."""
         while True:
             self._wake.clear()
-            went_on = False
-            for number in await self._unfinished():
-                went_on |= await self._step(number)
-            if not went_on:
+            goes_on = [await self._turn(database) for database in self._services.values()]
+            if not any(goes_on):
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), IDLE_S)
 
-    async def _unfinished(self) -> list[int]:
+    async def _turn(self, database: Database) -> bool:
+        """Each unfinished act of a service is a step further; returns whether one has more to do, and can."""
+        goes_on = False
         try:
-            return await self._database.transact(unfinished)
-        except HttpError as error:
-            log.warning("acts not read: %s", error.message)
-            return []
-
-    async def _step(self, number: int) -> bool:
-        """Return whether the act has more to do and can."""
-        try:
-            return not (await self._database.transact(partial(step, number=number))).ended
+            for identity in await database.transact(unfinished):
+                goes_on |= not (await database.transact(partial(step, identity=identity))).ended
         except (HttpError, PayrelayError) as error:
-            log.warning("act %s waits: %s", number, error)
-            return False
+            log.warning("acts wait: %s", error)
+        return goes_on

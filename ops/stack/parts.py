@@ -24,7 +24,7 @@ from ops.stack.state import StackFolder
 TIE = Path(tie.__file__)
 KAFKA_CLUSTER = "payrelay-local-kafka00"  # 22 characters, as Kafka wants it
 
-SERVICES = ("payments", "bank")
+SERVICES = ("payments", "bank", "notification")
 WORKERS = ("funds", "points", "accounting", "notification", "settlement", "notifier")
 
 

@@ -6,9 +6,12 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from ops.cli.main import app
@@ -55,15 +58,15 @@ def test_every_command_has_help_and_is_in_the_reference() -> None:
 
 
 def commands() -> list[list[str]]:
-    found = [[info.name or (info.callback.__name__ if info.callback else "")] for info in app.registered_commands]
-    for group in app.registered_groups:
-        assert group.name
-        assert group.typer_instance
-        found += [
-            [group.name, info.name or (info.callback.__name__ if info.callback else "")]
-            for info in group.typer_instance.registered_commands
-        ]
-    return found
+    return list(paths(typer.main.get_command(app), []))
+
+
+def paths(command: Any, path: list[str]) -> Iterator[list[str]]:
+    children = getattr(command, "commands", None)
+    if children is None:
+        yield path
+    for name, child in (children or {}).items():
+        yield from paths(child, [*path, name])
 
 
 def test_make_help_lists_every_target() -> None:

@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from consumers.notification import claims
 from consumers.notification.lanes import Cause, Result
-from consumers.notification.records import pause, resume, rotate_secret, set_rule
+from consumers.notification.records import pause, resend, resume, rotate_secret, set_rule
 from outbox.errors import Refused
 from outbox.settings import Settings
 from tests.notifier import PATIENT, Desk, desks, ended
@@ -162,7 +162,24 @@ def test_resending_begins_the_rule_anew_under_the_same_id(open_desk: Any, prefix
     assert desk.resend([event, event]) == [record.id]
     assert desk.record().status == "CREATED"
     assert [row.cause for row in desk.postponements()] == ["RESEND", "RESEND"]
-    assert [(row.action, row.outcome, row.actor) for row in desk.audit()] == [("RESEND", "DUE", "test")] * 2
+    assert [(row.action, row.outcome, row.actor) for row in desk.audit()] == [
+        ("RESEND", outcome, "test") for outcome in ("DUE", "UNDER_WAY", "DUE")
+    ]
+
+
+def test_redelivered_events_are_told_once_more_where_they_were_told_or_given_up(open_desk: Any) -> None:
+    desk = open_desk()
+    events = desk.write(3)
+    now = max(record.planned_at for record in desk.records())
+    first, second, third = desk.claim(now)
+    desk.finish([ended(first, now, SUCCESS), ended(second, now), ended(third, now)], now)
+    [again] = desk.claim(now + MINUTE, limit=1)
+    desk.finish([ended(again, now + MINUTE)], now + MINUTE)
+    assert sorted(record.status for record in desk.records()) == ["FAILED", "HTTP_REQUEST_FAILED", "SUCCESS"]
+    for expected in (2, 0):
+        with desk.engine.begin() as connection:
+            assert resend(connection, events) == expected
+    assert len(desk.claim(now + MINUTE)) == 3
 
 
 def test_a_lost_lease_costs_no_attempt_and_its_late_end_changes_nothing(open_desk: Any, prefix: str) -> None:

@@ -1,0 +1,3 @@
+"""Which queues there are, and the service whose role, schema and database each lives in."""
+
+QUEUES = {"merchant": "notification"}
