@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from outbox.clock import first_id_at
+from outbox.clock import EPOCH, first_id_at
 from outbox.errors import Refused
 
 WAITING = "WAITING"
@@ -47,6 +47,8 @@ class Filter:
         for moment in (self.begin, self.end):
             if moment is not None and moment.tzinfo is None:
                 raise Refused(f"{moment.isoformat()} has no zone")
+            if moment is not None and moment < EPOCH:
+                raise Refused(f"{moment.isoformat()} is before 1970: nothing was made then")
 
     def given(self) -> dict[str, str]:
         """Return what is not empty, as text that `parsed` takes."""
