@@ -36,9 +36,17 @@ FLAGS = (
 )  # fmt: skip
 
 
+@dataclass
+class Served:
+    """A console's process and its address."""
+
+    process: subprocess.Popen[bytes]
+    address: str
+
+
 @contextmanager
-def console_process(settings: Settings, folder: Path) -> Generator[str]:
-    """Give the address of a console that `payrelay console` serves; it ends with the block."""
+def console_process(settings: Settings, folder: Path) -> Generator[Served]:
+    """Give a console that `payrelay console` serves; it ends in order with the block, unless the test has killed it."""
     users = {f"PAYRELAY_CONSOLE_USERS__{name.upper()}": said for name, said in USERS.items()}
     log = folder / "console.log"
     with log.open("ab") as out:
@@ -52,12 +60,15 @@ def console_process(settings: Settings, folder: Path) -> Generator[str]:
         )
     try:
         told = eventually(
-            lambda: re.search(r"the console is at (\S+)", log.read_text()) or process.poll(), what="the console"
+            lambda: re.search(r"the console is at (\S+)", log.read_text()) or process.poll(),
+            within_s=60,
+            what="the console",
         )
         assert isinstance(told, re.Match), log.read_text()[-3000:]
-        yield told.group(1)
-        process.terminate()
-        assert process.wait(10) == 0, log.read_text()[-3000:]
+        yield Served(process, told.group(1))
+        if process.poll() is None:
+            process.terminate()
+            assert process.wait(10) == 0, log.read_text()[-3000:]
     finally:
         if process.poll() is None:
             process.kill()
@@ -107,7 +118,7 @@ class Screen:
 
     def eventually(self, condition: Callable[[], Any], *, what: str) -> Any:
         try:
-            return eventually(condition, within_s=15, what=what)
+            return eventually(condition, within_s=30, what=what)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.browser.current_url}\n{self.text[:3000]}") from None
 

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Generator
 from datetime import timedelta
+from itertools import product
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 from uuid import UUID
 
 import pytest
 import requests
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 from sqlalchemy import text
 
+from consumers.notification.acts import STEP
 from consumers.notification.records import write
+from ops.notify import pause_receiver
+from ops.notify_receivers import receivers
 from outbox.clock import utc_now
 from outbox.settings import Settings
 from tests.browser import PASSWORDS, Screen, chromium, console_process
@@ -43,8 +51,8 @@ HOSTILE = [
 
 @pytest.fixture(scope="module")
 def address(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
-    with console_process(stack.settings, tmp_path_factory.mktemp("console")) as address:
-        yield address
+    with console_process(stack.settings, tmp_path_factory.mktemp("console")) as served:
+        yield served.address
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +144,181 @@ def test_find_failed_resend_all_that_match_and_watch_them_succeed(
         ("RESEND", "DUE", "their night is over", "olga")
     }
     assert screen.complaints() == []
+
+
+def test_everything_is_worked_by_keys(screen: Screen, settings: Settings, desk: Desk, receiver: Sink) -> None:
+    receiver.told = 503, "not now"
+    failed(desk, settings, 3)
+    screen.sign_in("olga")
+
+    def press(*keys: str) -> None:
+        """Press keys where the focus is."""
+        ActionChains(screen.browser).send_keys(*keys).perform()
+
+    press("?")
+    screen.find("dialog", text="these keys")
+    press(Keys.ESCAPE)
+    screen.eventually(lambda: not screen.browser.find_elements(By.CSS_SELECTOR, "dialog[open]"), what="no dialog")
+    press("g", "n")
+    screen.at("/notifications")
+    press("/")
+    assert focus(screen) == "state"
+    press("F", Keys.TAB, Keys.TAB, desk.merchant(), Keys.ENTER)
+    screen.at(f"/notifications?state=FAILED&merchant={desk.merchant()}")
+    screen.find("p[role=status]", text="3 match")
+    screen.browser.execute_script("document.activeElement.blur()")
+    press("j", "j", "k", Keys.ENTER)
+    newest = desk.records()[-1]
+    screen.at(f"/notifications/{newest.id}")
+    while focus(screen) != "Resend now…":
+        press(Keys.TAB)
+    press(Keys.ENTER, Keys.TAB, "by keys", Keys.ENTER)
+    screen.find("#timeline tr", text="RESEND by olga")
+    assert desk.audit()[0].reason == "by keys"
+    assert screen.complaints() == []
+
+
+def focus(screen: Screen) -> str:
+    """Return the name, or the text, of what has the focus."""
+    one = screen.browser.switch_to.active_element
+    return one.get_attribute("name") or one.text
+
+
+def test_a_viewer_looks_and_has_nothing_to_act_with(
+    screen: Screen, settings: Settings, desk: Desk, receiver: Sink
+) -> None:
+    receiver.told = 503, "not now"
+    failed(desk, settings, 2)
+    own = f"queue={desk.queue.queue}"
+    paths = (f"/notifications?{own}", f"/notifications/{desk.records()[0].id}", f"/receivers?{own}")
+    for name, forms in (("olga", 1), ("viktor", 0)):
+        screen.sign_in(name)
+        for path in paths:
+            screen.go(path)
+            screen.find("main", text=desk.merchant())
+            found = screen.browser.find_elements(By.CSS_SELECTOR, "main form[method=post]")
+            assert len(found) == forms, (name, path)
+
+
+def test_figures_are_live_and_nothing_is_read_while_the_page_is_hidden(
+    screen: Screen, settings: Settings, desk: Desk, receiver: Sink
+) -> None:
+    screen.sign_in("viktor")
+    screen.go("/")
+    screen.eventually(lambda: len(screen.browser.find_elements(By.CSS_SELECTOR, ".chart canvas")) == 3, what="charts")
+
+    def sent() -> int:
+        tile = next(
+            one for one in screen.browser.find_elements(By.CSS_SELECTOR, "#tiles article") if "sent" in one.text
+        )
+        return int(tile.find_element(By.TAG_NAME, "strong").text.replace(",", ""))
+
+    def drawn() -> float:
+        """Return what the chart shows as sent in the last full minute."""
+        series = json.loads(screen.find("#charts").get_attribute("data-series") or "")
+        return float(sum(series["sent"][-12:]) * 5)
+
+    screen.eventually(lambda: sent() < 300 and drawn() < 300, what="a quiet minute")
+    desk.write(300)
+    with running(settings, desk):
+        screen.eventually(lambda: sent() >= 300, what="300 sent in the figures")
+        screen.eventually(lambda: drawn() >= 300, what="300 sent in the chart")
+    screen.browser.execute_script(HIDE, True)
+    idle = "SELECT extract(epoch FROM clock_timestamp() - max(query_start)) FROM pg_stat_activity WHERE application_name LIKE '%console reader'"
+
+    def idle_s() -> float:
+        with engine_of(settings, "ops").connect() as connection:
+            return float(connection.execute(text(idle)).scalar_one())
+
+    screen.eventually(lambda: idle_s() > 4, what="no reading for 4 s, where there was one a second")
+    screen.browser.execute_script(HIDE, False)
+    screen.eventually(lambda: idle_s() < 2, what="reading again")
+    assert screen.complaints() == []
+
+
+HIDE = """
+  const hidden = arguments[0];
+  Object.defineProperty(document, "hidden", { configurable: true, get: () => hidden });
+  document.dispatchEvent(new Event("visibilitychange"));
+"""
+
+
+def test_receivers_that_match_are_paused_and_resumed(address: str, settings: Settings, prefix: str) -> None:
+    """In the merchants' own queue, which the command line knows too."""
+    merchants = [f"{prefix}M{number}" for number in range(2)]
+    for merchant in merchants:
+        pause_receiver(settings, "merchant", merchant, reason="made", actor="test")
+    session, csrf = signed_in(address)
+
+    def states() -> list[str]:
+        with engine_of(settings, "ops").connect() as connection:
+            return [row.state for merchant in merchants for row in receivers(connection, merchant_no=merchant)]
+
+    def act(action: str, merchant: str, matched: int) -> int:
+        form = {"csrf": csrf, "reason": "a visit", "queue": "merchant", "merchant": merchant, "matched": matched}
+        return session.post(
+            f"{address}/receivers/{action}", data={**form, "back": f"/receivers?merchant={merchant}"}
+        ).status_code
+
+    assert states() == ["paused", "paused"]
+    assert act("resume", merchants[0], 2) == 400, "not what was shown"
+    assert act("resume", merchants[0], 1) == 200
+    assert states() == ["sending", "paused"]
+    assert act("pause", merchants[0], 1) == 200
+    assert act("pause", merchants[0], 1) == 200, "as it was"
+    assert states() == ["paused", "paused"]
+    assert act("burn", merchants[0], 1) == 400
+    assert (
+        session.post(f"{address}/receivers/pause", data={"csrf": csrf, "reason": " ", "matched": 1}).status_code == 400
+    )
+    shown = session.get(f"{address}/acts").text
+    assert "a visit" in shown
+    listed = f'href="/notifications?queue=merchant&amp;merchant={merchants[0]}"'
+    for state, shows in (("paused", True), ("sending", False), ("", True)):
+        answer = session.get(f"{address}/receivers", params={"merchant": merchants[0], "state": state})
+        assert (listed in answer.text) == shows, state
+
+
+def test_a_console_killed_in_an_act_leaves_it_to_the_next(
+    settings: Settings, desk: Desk, receiver: Sink, tmp_path: Path
+) -> None:
+    """It is killed while it waits for a record of its second step, with the first one done."""
+    desk.write(STEP + 10)
+    last = desk.records()[-1]
+    with console_process(settings, tmp_path) as served:
+        session, csrf = signed_in(served.address)
+        with engine_of(settings, "notification").begin() as holder:
+            holder.execute(text("SELECT FROM notify_record WHERE id = :id FOR UPDATE"), {"id": last.id})
+            form = {"csrf": csrf, "reason": "killed", "queue": desk.queue.queue, "newest": str(last.id)}
+            assert session.post(f"{served.address}/notifications/resend", data=form).status_code == 200
+            eventually(lambda: len(desk.audit()) == STEP, what="the first step")
+            waits = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE '%console notification' AND wait_event_type = 'Lock'"
+            with engine_of(settings, "ops").connect() as connection:
+                eventually(lambda: connection.execute(text(waits)).scalar_one(), what="the second step waits")
+            served.process.kill()
+            served.process.wait()
+    (tmp_path / "next").mkdir()
+    with console_process(settings, tmp_path / "next"):
+        eventually(lambda: len(desk.audit()) == STEP + 10, what="the rest")
+    assert sorted(row.record_id for row in desk.audit()) == [record.id for record in desk.records()]
+    assert {(row.outcome, row.actor) for row in desk.audit()} == {("DUE", "olga")}
+
+
+def test_no_filter_is_an_error_of_ours(address: str) -> None:
+    session, _ = signed_in(address)
+    for path, fields in FILTERS.items():
+        for field, said in product(fields, NASTY):
+            answer = session.get(address + path, params={field: said})
+            assert answer.status_code in (200, 400), (path, field, said, answer.status_code)
+            assert HOSTILE[0] not in answer.text
+
+
+FILTERS = {"/notifications": ("state", "merchant", "http", "from", "before"), "/receivers": ("state", "merchant")}
+
+NASTY = [
+    *HOSTILE, "' OR 1=1 --", "%", "\\", "{service}", ":queue", "1e400", "-1", "9" * 40, "0001-01-01T00:00", "9999-12-31T23:59:59",
+    "2026-01-01T00:00:00+14:00", "1969-12-31T23:59", "\U0001f600", "ü" * 200, "x" * 201, "5xx", "NONE", "WAITING", "00000000-0000-0000-0000-000000000000",
+]  # fmt: skip
 
 
 def test_a_hostile_answer_runs_nowhere(screen: Screen, settings: Settings, desk: Desk, receiver: Sink) -> None:
