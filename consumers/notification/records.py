@@ -10,14 +10,17 @@ import msgspec
 from sqlalchemy import Connection, text
 
 from consumers.delivery import DuplicateFact
+from consumers.notification.queues import PLATFORM
 from consumers.notification.rules import parse_rule
 from outbox.errors import Refused
 from outbox.rows import as_json
+from schemas.bank import BankNotification
 from schemas.codec import Envelope
-from schemas.events import Event, PaymentFailed, PaymentSettled
+from schemas.events import BankTransactionExecuted, Event, PaymentFailed, PaymentSettled
 from schemas.signature import can_sign
 
 MERCHANT = "merchant"
+BANK = "bank"
 
 
 def body_of(event: Event) -> str | None:
@@ -47,6 +50,35 @@ def write_records(connection: Connection, events: Sequence[Envelope]) -> None:
         if (body := body_of(envelope.event))
     ]
     write(connection, MERCHANT, rows)
+
+
+def bank_body_of(event: BankTransactionExecuted) -> str:
+    """Return what the platform is told of the bank's transaction."""
+    told = BankNotification(
+        transaction_no=event.transaction_no,
+        payment_no=event.payment_no,
+        amount_fen=event.amount_fen,
+        currency=event.currency,
+        status=event.status,
+        reason=event.reason,
+    )
+    return msgspec.json.encode(told).decode()
+
+
+def write_bank_records(connection: Connection, events: Sequence[Envelope]) -> None:
+    """Each transaction of the bank has a record to be sent to the platform. Transaction: the caller's. Raises DuplicateFact."""
+    rows = [
+        {
+            "event_id": envelope.id,
+            "merchant_no": PLATFORM,
+            "payment_no": envelope.event.payment_no,
+            "order_no": envelope.correlation,
+            "body": bank_body_of(envelope.event),
+        }
+        for envelope in events
+        if isinstance(envelope.event, BankTransactionExecuted)
+    ]
+    write(connection, BANK, rows)
 
 
 def write(connection: Connection, queue: str, rows: Sequence[dict[str, object]]) -> None:

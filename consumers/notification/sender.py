@@ -12,27 +12,33 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 import aiohttp
 import uvloop
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import SQLAlchemyError
 
 from consumers.metrics import ATTEMPT, ATTEMPTS, LATENESS, expose
 from consumers.notification.claims import LEASE_S, Claimed, Ended, claim, finish, queue_of, release_expired, take_wakes
 from consumers.notification.guard import ForbiddenAddress, GuardedResolver, check_url, open_socket
 from consumers.notification.lanes import Queue, Result
+from consumers.notification.queues import PLATFORM
+from consumers.notification.records import BANK, register_receiver
 from outbox.clock import utc_now
 from outbox.condition import Condition
 from outbox.database import engine_for
+from outbox.errors import Refused
 from outbox.metrics import serve_metrics
 from outbox.retry import backoff_s
 from outbox.settings import Environment, Settings
-from schemas.signature import signed_headers
+from schemas.signature import can_sign, signed_headers
 
+SWITCH_S = 0.0005
+"""Python's 5 ms would make the database's thread wait for the loop's at each of its round trips."""
 IDLE_S = 0.05
 GATHER_S = 0.005
 """What ends within it is written down together."""
@@ -51,13 +57,23 @@ log = logging.getLogger(__name__)
 class Sender:
     """Sends a queue's due records until told to end."""
 
-    def __init__(self, engine: Engine, condition: Condition, queue: str, *, allow_private: bool) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        condition: Condition,
+        queue: str,
+        *,
+        allow_private: bool,
+        prepare: Callable[[Connection], None] = lambda _: None,
+    ) -> None:
         self.ending = asyncio.Event()
         self._engine = engine
         self._condition = condition
         self._name = queue
         self._queue = Queue(queue=queue)
         self._allow_private = allow_private
+        self._prepare = prepare
+        """What is done before the first claim, in a transaction; may be repeated."""
         self._ended: list[Ended] = []
         self._under_way: set[asyncio.Task[None]] = set()
         self._news = asyncio.Event()
@@ -98,6 +114,7 @@ class Sender:
 
     def _read_queue(self) -> Queue:
         with self._engine.begin() as connection:
+            self._prepare(connection)
             return queue_of(connection, self._name)
 
     async def _turn(self) -> list[Claimed]:
@@ -260,6 +277,30 @@ async def _beginning(answer: aiohttp.ClientResponse) -> bytes:
     return bytes(body)
 
 
+def sender_engine(settings: Settings, queue: str, service: str) -> Engine:
+    """Return the engine of a queue's sender. Its statements go by indexes from the first day on: a plan that was made while the table
+    was small, and is kept, would read all of it once it is large.
+    """
+    engine = engine_for(settings.dsn_of(service), name=f"notifier {queue}", pool_size=1)
+
+    def by_indexes(connection: Any, _: object) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SET enable_seqscan = off")
+        connection.commit()
+
+    event.listen(engine, "connect", by_indexes)
+    return engine
+
+
+def platform_as_receiver(settings: Settings) -> Callable[[Connection], None]:
+    """Return what makes the platform the bank's receiver, at the address and with the secret that the settings name."""
+    secret = settings.bank_notify_secret.get_secret_value()
+    if not can_sign(secret):
+        raise Refused("PAYRELAY_BANK_NOTIFY_SECRET must be set to whsec_ and 24 to 64 bytes in base64")
+    url = f"{settings.payments_url}/bank/notifications"
+    return lambda connection: register_receiver(connection, PLATFORM, url=url, secret=secret)
+
+
 def run(settings: Settings, queues: Mapping[str, str]) -> None:
     """Run the notifier for these queues of these services until SIGTERM or Ctrl-C: what is under way is finished and written down."""
     logging.basicConfig(
@@ -268,14 +309,18 @@ def run(settings: Settings, queues: Mapping[str, str]) -> None:
     condition = Condition(Environment().payrelay_condition_file, "notifier")
     serve_metrics(settings)
     expose(condition)
-    engines = {
-        queue: engine_for(settings.dsn_of(service), name=f"notifier {queue}", pool_size=1)
-        for queue, service in queues.items()
-    }
+    engines = {queue: sender_engine(settings, queue, service) for queue, service in queues.items()}
+    sys.setswitchinterval(SWITCH_S)
+    preparations = {BANK: platform_as_receiver(settings)} if BANK in queues else {}
 
     async def until_told() -> None:
         allow_private = settings.allow_private_receivers
-        senders = [Sender(engine, condition, queue, allow_private=allow_private) for queue, engine in engines.items()]
+        senders = [
+            Sender(
+                engine, condition, queue, allow_private=allow_private, prepare=preparations.get(queue, lambda _: None)
+            )
+            for queue, engine in engines.items()
+        ]
 
         def end() -> None:
             for sender in senders:

@@ -11,7 +11,9 @@ from ops.cli.output import Format, Output, print_json, print_rows, say
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help="startup, latency, throughput, repair, delivery, ledger or poison")],
+    name: Annotated[
+        str, typer.Argument(help="startup, latency, throughput, repair, delivery, ledger, poison or notifier")
+    ],
     output: Output = Format.TABLE,
 ) -> None:
     """Run a benchmark on a stack of its own. Exit code 1 if a target is not met or the run is not valid."""

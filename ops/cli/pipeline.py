@@ -91,7 +91,6 @@ def worker(
 ) -> None:
     """Run processors in one process, until SIGTERM or Ctrl-C."""
     from consumers.notification.queues import QUEUES
-    from consumers.notification.sender import run as run_sender
     from consumers.worker import PROCESSORS, run
 
     wanted = names or list(PROCESSORS)
@@ -101,6 +100,8 @@ def worker(
     if asked := [notifiers[name] for name in wanted if name in notifiers]:
         if len(asked) != len(wanted):
             raise typer.BadParameter(f"{NOTIFIER} runs in a process of its own")
+        from consumers.notification.sender import run as run_sender
+
         run_sender(current_settings(), {queue: service for one in asked for queue, service in one.items()})
     else:
         run([PROCESSORS[name] for name in wanted], current_settings())

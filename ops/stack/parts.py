@@ -25,7 +25,7 @@ TIE = Path(tie.__file__)
 KAFKA_CLUSTER = "payrelay-local-kafka00"  # 22 characters, as Kafka wants it
 
 SERVICES = ("payments", "bank", "notification")
-WORKERS = ("funds", "points", "accounting", "notification", "settlement", "notifier")
+WORKERS = ("funds", "points", "accounting", "notification", "settlement", "bank_notification", "notifier")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,7 @@ METERED = (
     "worker:accounting",
     "worker:notification",
     "worker:settlement",
+    "worker:bank_notification",
     "worker:notifier",
     "exporter",
 )

@@ -18,10 +18,9 @@ import pytest
 from sqlalchemy import text
 
 from consumers.notification import sender as sending
-from consumers.notification.sender import Sender
+from consumers.notification.sender import Sender, sender_engine
 from ops.stack.parts import tied
 from outbox.condition import Condition
-from outbox.database import engine_for
 from outbox.settings import Settings
 from tests.notifier import PATIENT, Desk, desks
 from tests.pipeline import ROOT, engine_of, environment
@@ -46,7 +45,7 @@ def sink() -> Iterator[Sink]:
 @contextmanager
 def running(settings: Settings, desk: Desk) -> Iterator[Sender]:
     """A notifier of the desk's queue runs meanwhile, and is told to end."""
-    engine = engine_for(settings.dsn_of("notification"), name=f"notifier {desk.queue.queue}", pool_size=1)
+    engine = sender_engine(settings, desk.queue.queue, "notification")
     sender: Any = None
     loop: Any = None
     begun = threading.Event()
