@@ -31,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--seeds", type=int, help="also the long random fault runs: seeds 1 to this one, and the kept ones"
     )
     parser.addoption("--write-pages", action="store_true", help="write the pages that show real output again")
+    parser.addoption("--screenshots", action="store_true", help="write the pictures of docs/images again")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
