@@ -338,12 +338,12 @@ class Field:
 
     @contextmanager
     def workers(self, names: Sequence[str]) -> Iterator[None]:
-        """Worker processes run meanwhile, one for each name."""
+        """Worker processes run meanwhile, one for each of the names, or for several with blanks between them."""
         environment = {**os.environ, "PAYRELAY_HOME": str(self.folder.home), "PAYRELAY_STACK": self.folder.name}
         log = (self.folder.path / "holes.log").open("ab")
         processes = [
             subprocess.Popen(
-                tied([sys.executable, "-m", "ops.cli.main", "worker", name]),
+                tied([sys.executable, "-m", "ops.cli.main", "worker", *name.split()]),
                 env=environment, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )
             for name in names

@@ -57,9 +57,7 @@ def _rebuilt(settings: Settings, prefix: str) -> Rebuilt:
     """Return the outcome of a rebuild of the consumer that the live worker ran under."""
     with reader_engine(settings).connect() as connection:
         consumer = connection.execute(text("SELECT DISTINCT consumer FROM accounting.progress")).scalar_one()
-    own = settings.model_copy(
-        update={"topic_prefix": prefix, "group_prefix": consumer.removesuffix(PROCESSOR.name)}
-    )  # fmt: skip
+    own = settings.model_copy(update={"topic_prefix": prefix, "group_prefix": consumer.removesuffix(PROCESSOR.name)})
     return rebuild(own, consumer, anew=True)
 
 

@@ -95,6 +95,7 @@ def planted(folder: StackFolder, payments: int, holes: int) -> Field:
         with field.workers(["settlement"]):
             field.drained()
     field.finish()
+    time.sleep(2 * GRACE.total_seconds())  # so that all of it is older than the grace
     return field
 
 

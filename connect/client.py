@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -132,6 +133,19 @@ class ConnectClient:
     def resume(self, name: str) -> None:
         """A paused or stopped connector is told to go on."""
         self._call("PUT", f"/connectors/{quote(name)}/resume")
+
+    def offsets(self, name: str) -> list[dict[str, Any]]:
+        """Return what Kafka Connect has noted of how far a connector has read: partition and offset, as `put_offsets` takes them."""
+        found: list[dict[str, Any]] = self._call("GET", f"/connectors/{quote(name)}/offsets")["offsets"]
+        return found
+
+    def put_offsets(self, name: str, offsets: Sequence[Mapping[str, Any]]) -> None:
+        """Kafka Connect has noted these offsets of a stopped connector; a partition without an offset is forgotten."""
+        self._call("PATCH", f"/connectors/{quote(name)}/offsets", {"offsets": list(offsets)})
+
+    def delete_offsets(self, name: str) -> None:
+        """Kafka Connect has nothing noted of how far a stopped connector has read."""
+        self._call("DELETE", f"/connectors/{quote(name)}/offsets")
 
     def wait_running(self, name: str, *, timeout_s: float = 60.0) -> ConnectorStatus:
         """Return the status once connector and tasks run; raises NotReady with the first cause otherwise."""

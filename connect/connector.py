@@ -141,7 +141,7 @@ def connector_config(
 def headers_of_row(row: Mapping[str, Any]) -> list[tuple[str, bytes | None]]:
     """Return the headers of the record that the connector makes of an outbox row.
 
-    >>> row = dict.fromkeys(_HEADERS) | {"id": 7, "created_at": datetime(2026, 1, 1, 8, tzinfo=timezone(timedelta(hours=8)))}
+    >>> row = dict.fromkeys(_HEADERS) | {"id": 7, "created_at": datetime(2026, 1, 1, tzinfo=UTC)}
     >>> [(name, value) for name, value in headers_of_row(row) if value]
     [('ce_id', b'7'), ('ce_time', b'2026-01-01T00:00:00.000000Z'), ('ce_specversion', b'1'), ('ce_source', b'payrelay')]
     """

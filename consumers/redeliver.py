@@ -31,7 +31,7 @@ from sqlalchemy import Connection, Engine
 
 from consumers.delivery import Delivery, Opened, headers_of, is_transient, told
 from consumers.retry import transact
-from outbox.inbox import Log, positions
+from outbox.inbox import Log, applied_before, positions
 from outbox.parking import lock_keys, parked_from
 from schemas.codec import ID
 
@@ -172,6 +172,7 @@ def sort_out(
     `failing` names keys with an event of them that has failed. The caller has locked the keys, or looks only.
     """
     outcome, chosen = Redelivered(), []
+    held_back: dict[UUID, UUID] = {}
     parked = parked_from(connection, delivery.consumer, {one.key for one in part if one.key is not None})
     logs = {one.log for one in part if one.log.partition != FROM_OUTBOX}
     begun = positions(connection, delivery.consumer, list(logs))
@@ -187,9 +188,14 @@ def sort_out(
         elif key in parked and envelope.version >= parked[key]:
             outcome.parked += 1
         elif failing and key in failing:
-            outcome.failed[envelope.id] = f"an earlier event of its key has failed: {failing[key]}"
+            held_back[envelope.id] = failing[key]
         else:
             chosen.append(opened)
+    known = applied_before(connection, delivery.consumer, held_back) if held_back else set()
+    outcome.known += len(known)
+    for identity in held_back.keys() - known:
+        if identity != held_back[identity]:
+            outcome.failed[identity] = f"an earlier event of its key has failed: {held_back[identity]}"
     return outcome, chosen
 
 

@@ -15,20 +15,13 @@ from typing import Any
 import faust
 import uvloop
 
-from consumers.accounting.agent import PROCESSOR as ACCOUNTING
 from consumers.app import PipelineApp, wait_for_broker
 from consumers.delivery import Processor
-from consumers.funds.agent import PROCESSOR as FUNDS
 from consumers.metrics import expose
-from consumers.notification.agent import PROCESSOR as NOTIFICATION
-from consumers.points.agent import PROCESSOR as POINTS
-from consumers.settlement.agent import PROCESSOR as SETTLEMENT
 from consumers.transport import FAILED
 from outbox.condition import Condition
 from outbox.metrics import serve_metrics
 from outbox.settings import Environment, Settings
-
-PROCESSORS = {processor.name: processor for processor in (FUNDS, POINTS, ACCOUNTING, NOTIFICATION, SETTLEMENT)}
 
 SWITCH_S = 0.0005
 """Python's 5 ms would make the database's thread wait for the loop's at each of its round trips."""

@@ -284,6 +284,14 @@ def repair_slot(settings: Settings, repair: Repair, *, say: Callable[[str], None
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         ensure_slot(connection, settings.slot)
     say(f"slot and publication are new; emitting again from {min(repair.since.values())} on")
+    emit_missing(client, settings, repair, say=say)
+
+
+def emit_missing(client: ConnectClient, settings: Settings, repair: Repair, *, say: Callable[[str], None]) -> None:
+    """The connector, stopped and about to take a snapshot, has emitted what was missing, and streams. May be repeated.
+
+    It is resumed with the snapshot bounded, then without the bound.
+    """
     apply_connector(client, settings, since={table: str(bound) for table, bound in repair.since.items()})
     client.resume(settings.connector)
     client.wait_running(settings.connector)

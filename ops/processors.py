@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from consumers.delivery import Processor
+from consumers.processors import PROCESSORS
 from outbox.errors import Refused
 from outbox.settings import Settings
 
@@ -18,8 +19,6 @@ def processor_of(settings: Settings, consumer: str) -> Processor:
 
 def known_processors(settings: Settings) -> dict[str, Processor]:
     """Return every processor of this version by its consumer's name, which is its Kafka group too."""
-    from consumers.worker import PROCESSORS  # Faust, which the reading commands do without
-
     return {settings.group_prefix + name: processor for name, processor in PROCESSORS.items()}
 
 

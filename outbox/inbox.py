@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from uuid import UUID
@@ -219,6 +219,12 @@ def arrive(connection: Connection, consumer: str, arrivals: Sequence[Arrival]) -
         for arrival in arrivals
     ]
     return set(connection.execute(_ARRIVE, {"consumer": consumer, "rows": as_json(rows)}).scalars())
+
+
+def applied_before(connection: Connection, consumer: str, ids: Collection[UUID]) -> set[UUID]:
+    """Return which of the events this consumer has applied, or an operator has skipped. Reads only."""
+    statement = text("SELECT event_id FROM inbox WHERE consumer = :consumer AND event_id = ANY(:ids)")
+    return set(connection.execute(statement, {"consumer": consumer, "ids": list(ids)}).scalars())
 
 
 def horizon(connection: Connection, service: str) -> tuple[UUID, UUID]:

@@ -1,7 +1,8 @@
 """The kernel's tables. Every service schema has the same five, found through the role's search_path.
 
 outbox        what the service tells others; insert-only, one partition a UTC day by the id's own time
-inbox         which events a consumer has applied; same days
+inbox         which events a consumer has applied, and where they lay; same days. Partition and offset -1: handed over from the
+              outbox (payrelay replay redeliver --from-outbox), wherever the event may lie on the topic
 progress      how far a consumer has come in each log: the truth, of which Kafka's committed offset is the mirror
 parked        events a consumer could not apply, and the later events of their keys, in order
 parked_audit  who retried or skipped which of them, why, and what came of it; insert-only

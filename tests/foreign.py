@@ -12,7 +12,7 @@ from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Producer, To
 from confluent_kafka.admin import AdminClient, NewTopic
 from typer.testing import CliRunner
 
-from ops.cli.main import app
+from ops.cli.offsets import app
 from outbox.errors import PayrelayError
 from outbox.settings import Settings
 from tests.pipeline import environment
@@ -109,7 +109,7 @@ class Command:
 
     def text(self, *arguments: object) -> tuple[int, str, str]:
         """Return exit code, standard output and what was said; an error of ours as `main` would tell it."""
-        result = CliRunner().invoke(app, ["offsets", *map(str, arguments)])
+        result = CliRunner().invoke(app, [*map(str, arguments)])
         if isinstance(result.exception, PayrelayError):
             return result.exception.exit_code, result.stdout, f"{result.stderr}payrelay: {result.exception}\n"
         if result.exception is not None and not isinstance(result.exception, SystemExit):

@@ -161,6 +161,7 @@ class Shop:
         tables = {
             "accounting": ("voucher", "entry", "balance"),
             "points": ("account", "entry"),
+            "payments": ("payment", "suspense"),
             "funds": ("account", "entry", "balance_payment", "deposit", "outbox"),
         }
         with self.tampering() as connection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated
 from uuid import UUID
 
@@ -12,6 +13,7 @@ from connect.apply import apply_connector
 from connect.client import ConnectClient, ConnectorStatus
 from ops.cli.output import Format, Output, print_rows, say
 from ops.cli.pipeline import FORMATS, Zone, current_settings, instant
+from outbox.clock import utc_now
 from outbox.settings import Settings
 
 app = typer.Typer(help="The outbox connector on Kafka Connect.", no_args_is_help=True)
@@ -99,6 +101,64 @@ def stop(timeout: Timeout = 60.0) -> None:
     client.stop(settings.connector)
     client.wait_stopped(settings.connector, timeout_s=timeout)
     say("stopped: payrelay connect resume")
+
+
+offsets = typer.Typer(help="What Kafka Connect has noted of how far the connector has read.", no_args_is_help=True)
+app.add_typer(offsets, name="offsets")
+
+
+@offsets.command("get")
+def offsets_get() -> None:
+    """Print Connect's note as JSON, as `reset --from-file` takes it, and say where the slot stands, which is what counts."""
+    from ops.source_offsets import standing
+
+    found = standing(current_settings())
+    typer.echo(found.noted.as_text(), nl=False)
+    say(found.told())
+
+
+@offsets.command("reset")
+def offsets_reset(
+    from_file: Annotated[
+        Path | None,
+        typer.Option("--from-file", exists=True, dir_okay=False, help="what `get` has printed; without it, forget"),
+    ] = None,
+    export: Annotated[
+        Path | None, typer.Option("--export", dir_okay=False, help="where what is noted now is kept first")
+    ] = None,
+    execute: Annotated[bool, typer.Option("--execute", help="without it, only show what would be done")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+) -> None:
+    """Forget Connect's note, or set it: stop, change, resume. The connector then reads on from the replication slot's position.
+
+    No way to read anything again: PostgreSQL's slot does not go back. For that: payrelay connect snapshot.
+    """
+    from connect.source_offsets import exported_from
+    from ops.source_offsets import plan_reset, require_harmless, standing
+    from ops.source_offsets import reset as reset_offsets
+
+    settings = current_settings()
+    found = standing(settings)
+    say(found.told())
+    wanted = exported_from(from_file.read_text(), connector=settings.connector) if from_file else None
+    if wanted is not None:
+        require_harmless(settings, found, wanted, at=utc_now())
+        say("the connector would be stopped, would read on from the file's position, and lose nothing")
+    else:
+        repair = plan_reset(settings, at=utc_now())
+        say(f"the connector would be stopped and would emit {repair.rows} rows of the last {repair.minutes:.0f} minutes again, "
+            f"{len(repair.missing)} of them for the first time; those known already are dropped")  # fmt: skip
+    if not execute:
+        say("nothing was done: --execute does it")
+        return
+    if not yes:
+        typer.confirm("stop, change and resume the connector?", abort=True, err=True)
+    target = export or Path(f"{settings.connector}-offsets-{utc_now():%Y%m%dT%H%M%SZ}.json")
+    with target.open("x") as file:  # never over an earlier one
+        file.write(found.noted.as_text())
+    say(f"what was noted is kept in {target}")
+    reset_offsets(settings, wanted, clock=utc_now, say=say)
+    say(standing(settings).told())
 
 
 @app.command()

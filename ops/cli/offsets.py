@@ -48,7 +48,7 @@ UndoFile = Annotated[
 CountLimit = Annotated[
     int, typer.Option("--count-limit", min=0, max=100_000_000, help="of a longer way, events are not counted")
 ]
-COUNT_LIMIT = 1_000_000
+COUNT_LIMIT = 200_000
 WATCH_S = 2.0
 
 
@@ -325,16 +325,17 @@ def _plan_and_move(settings: Settings, group: str, asked: Asked, scope: Scope | 
         return
     if not how.yes:
         typer.confirm(f"move {group}?", abort=True, err=True)
+        require_inactive(settings, group, how=_how_to_stop(settings, group))
     undo_path = _undo_path(settings, group, how.undo_file)
     differences = execute(settings, made, undo_path)
     _tell_outcome(group, made, undo_path, differences)
 
 
 def _tell_outcome(group: str, made: Plan, undo_path: Path, differences: list[Any]) -> None:
-    without = len(made.moves) - len(made.seen)
-    if without:
-        say(f"{without} partitions had no position: undo leaves them where they are now")
-    say(f"payrelay offsets undo {group} moves it back ({undo_path})")
+    if without := len(made.moves) - len(made.seen):
+        say(f"{without} partitions had no position, and undo leaves them: payrelay offsets delete {group} forgets them")
+    if made.seen:
+        say(f"payrelay offsets undo {group} moves it back ({undo_path})")
     if differences:
         for one in differences:
             say(f"{one.place[0]}/{one.place[1]}: {one.where} was to be {one.wanted}, and is {one.found}")
@@ -353,8 +354,10 @@ def _workers_stopped(settings: Settings, group: str) -> Iterator[None]:
         raise Refused(f"no part of the local stack is a worker of {group}: stop what runs it yourself")
     say(f"stopping {', '.join(parts)}")
     with stopped(folder, parts, reason=f"payrelay offsets moves {group}"):
-        yield
-        say(f"starting {', '.join(parts)}")
+        try:
+            yield
+        finally:
+            say(f"starting {', '.join(parts)}")
 
 
 def _local_parts(settings: Settings, group: str) -> list[str]:

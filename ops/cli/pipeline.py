@@ -105,7 +105,8 @@ def worker(
 ) -> None:
     """Run processors in one process, until SIGTERM or Ctrl-C."""
     from consumers.notification.sender import run as run_sender
-    from consumers.worker import PROCESSORS, run
+    from consumers.processors import PROCESSORS
+    from consumers.worker import run
 
     wanted = names or list(PROCESSORS)
     if unknown := [name for name in wanted if name not in (*PROCESSORS, NOTIFIER)]:

@@ -47,12 +47,14 @@ def execute(settings: Settings, plan: Plan, undo: Path) -> list[Difference]:
     """
     name, known = plan.view.group.name, plan.view.ours
     write_undo(undo, name, plan.seen)
-    if known is not None:
-        move_progress(settings, name, known, plan.targets, seen=plan.seen)
-    else:
-        found = committed(settings, name)
-        if moved := {place for place in plan.targets if found.get(place) != plan.seen.get(place)}:
-            raise Refused(f"{_listed(moved)} was moved since the plan was made: plan again")
+    try:
+        if known is not None:
+            move_progress(settings, name, known, plan.targets, seen=plan.seen)
+        else:
+            _require_unmoved(settings, plan)
+    except Refused:
+        undo.unlink()  # there is nothing to undo
+        raise
     try:
         commit(settings, name, plan.targets)
     except PayrelayError as error:
@@ -62,6 +64,17 @@ def execute(settings: Settings, plan: Plan, undo: Path) -> list[Difference]:
     if known is not None:
         note_mirror(settings, name, known, plan.targets)
     return read_back(settings, plan)
+
+
+def _require_unmoved(settings: Settings, plan: Plan) -> None:
+    found = committed(settings, plan.view.group.name)
+    moved = [
+        f"{topic}/{number}"
+        for topic, number in plan.targets
+        if found.get((topic, number)) != plan.seen.get((topic, number))
+    ]
+    if moved:
+        raise Refused(f"{', '.join(moved)} was moved since the plan was made: plan again")
 
 
 def read_back(settings: Settings, plan: Plan) -> list[Difference]:
@@ -76,7 +89,3 @@ def read_back(settings: Settings, plan: Plan) -> list[Difference]:
         for place, wanted in plan.targets.items()
         if truth.get(place) != wanted
     ]
-
-
-def _listed(places: set[Place]) -> str:
-    return ", ".join(f"{topic}/{partition}" for topic, partition in sorted(places))

@@ -35,18 +35,20 @@ def look(settings: Settings, name: str, scope: Scope | None = None) -> View:
     Raises Refused where a topic or partition does not exist, or where a group of ours hides its progress; Unreachable.
     """
     known, one, found = ours(settings, name), group(settings, name), committed(settings, name)
+    assigned = {place for member in one.members for place in member.places}
     if scope is None:
-        assigned = {place for member in one.members for place in member.places}
-        topics = {topic for topic, _ in found.keys() | assigned} | set(known.topics if known else ())
+        topics = set(known.topics) if known else {topic for topic, _ in found.keys() | assigned}
     else:
         topics = set(scope)
     ends = bounds(settings, topics)
+    if known is not None:
+        ends = {place: span for place, span in ends.items() if place in known.logs}
     if scope is None:
-        wanted = [place for place in ends if place in found or place in assigned or (known and place in known.logs)]
+        wanted = [place for place in ends if known or place in found or place in assigned]
     else:
-        wanted = _scoped(scope, ends)
         if known and (others := topics - set(known.topics)):
             raise Refused(f"{name} does not read {', '.join(sorted(others))}, but {', '.join(known.topics)}")
+        wanted = _scoped(scope, ends)
     return View(
         group=one,
         ours=known,
@@ -57,7 +59,7 @@ def look(settings: Settings, name: str, scope: Scope | None = None) -> View:
                 high=ends[place][1],
                 committed=found.get(place),
                 progress=known.progress.get(place) if known else None,
-                is_ours=known is not None and place in known.logs,
+                is_ours=known is not None,
                 note=_note(known, place, found.get(place)),
             )
             for place in sorted(wanted)

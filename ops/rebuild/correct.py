@@ -16,7 +16,7 @@ from consumers.accounting.entries import Voucher
 from consumers.accounting.ledger import correct_voucher, find_voucher, post_vouchers, reverse_voucher
 from consumers.delivery import DuplicateFact
 from consumers.retry import remember
-from ops.rebuild.difference import Finding, What
+from ops.rebuild.difference import REVERSED, Finding, What
 from ops.rebuild.rebuild import Rebuilt
 from outbox.database import engine_for
 from outbox.errors import Refused
@@ -29,7 +29,7 @@ class Correction:
     """What is to be posted about a finding."""
 
     action: str
-    """post, reverse, or reverse and correct."""
+    """post, reverse, correct (what people have reversed), or reverse and correct."""
     finding: Finding
 
 
@@ -42,7 +42,7 @@ def corrections_of(rebuilt: Rebuilt) -> list[Correction]:
         raise Refused(f"{rebuilt.consumer} has no vouchers to correct by: --correct is for the ledger")
     actions = {What.MISSING: "post", What.EXTRA: "reverse", What.DIFFERENT: "reverse and correct"}
     return [
-        Correction(action=actions[finding.what], finding=finding)
+        Correction(action="correct" if finding.live == REVERSED else actions[finding.what], finding=finding)
         for finding in rebuilt.difference.findings
         if finding.kind == rebuilt.subject.kind and finding.what in actions and finding.is_met
     ]
@@ -85,11 +85,13 @@ def _corrected(
                     remember(connection, consumer, arrival)
                 post_vouchers(connection, [wanted])
                 return "posted"
-            told = f"reversed by {reverse_voucher(connection, number, reason=reason, actor=actor, at=at)}"
+            done = []
+            if one.action != "correct":
+                done.append(f"reversed by {reverse_voucher(connection, number, reason=reason, actor=actor, at=at)}")
             if wanted is not None:
                 corrected = correct_voucher(connection, number, wanted.entries, reason=reason, actor=actor, at=at)
-                told += f", corrected by {corrected}"
-            return told
+                done.append(f"corrected by {corrected}")
+            return ", ".join(done)
     except DuplicateFact:
         return "nothing: it was posted meanwhile"
     except Refused as error:

@@ -33,6 +33,8 @@ class What(StrEnum):
     """People have reversed, or corrected to something else, what an event had told: theirs stands."""
 
 
+REVERSED = "reversed by hand"
+
 IS_DIFFERENCE = (What.MISSING, What.EXTRA, What.DIFFERENT)
 
 
@@ -115,22 +117,25 @@ def compare(subject: Subject, live: Side, rebuilt: Side) -> Difference:
     Both stand at the same positions; `live` is one transaction that sees one state. What people posted is taken as it stands.
     """
     standing = _standing(live) if subject.corrects else {}
+    skipped = _skipped(live)
     found = Difference()
     adjust: Counter[str] = Counter()
     for pairs in batched(_unequal(subject, live, rebuilt, found), 2_000):
-        open_pairs = []
-        for pair in pairs:
-            if pair.live is not None and pair.live.number in standing:
-                _by_hand(subject, pair, standing[pair.live.number], found)
-                _adjust(subject, adjust, live, [pair.live.event_id])
-                _adjust(subject, adjust, rebuilt, [pair.rebuilt.event_id] if pair.rebuilt else [], sign=-1)
-            else:
-                open_pairs.append(pair)
-        judged = _judged(subject, open_pairs, live, rebuilt)
-        for finding in judged:
-            found.add(finding)
-        excused = [one.event_id for one in judged if one.what in (What.PARKED, What.SKIPPED) and one.event_id]
-        _adjust(subject, adjust, rebuilt, excused, sign=-1)
+        touched = [pair for pair in pairs if pair.live is not None and pair.live.number in standing]
+        others = [pair for pair in pairs if pair.live is None or pair.live.number not in standing]
+        by_hand = [_by_hand(subject, pair, standing[pair.live.number]) for pair in touched]
+        judged = _judged(subject, others, live, rebuilt, skipped)
+        for finding in (*by_hand, *judged):
+            if finding is not None:
+                found.add(finding)
+        # What people did is in live's balances on top of what the event had told; what is excused is in neither side's.
+        _adjust(subject, adjust, live, [pair.live for pair in touched])
+        stands = [
+            pair.rebuilt for pair, one in zip(touched, by_hand, strict=True) if one is None or one.what is What.BY_HAND
+        ]
+        excused = {one.subject for one in judged if one.what in (What.PARKED, What.SKIPPED)}
+        stands += [pair.rebuilt for pair in others if pair.row.subject in excused]
+        _adjust(subject, adjust, rebuilt, [row for row in stands if row is not None], sign=-1)
     if subject.decided:
         adjust.update(sums(live.connection, subject.decided, live.schema))
         adjust.subtract(sums(rebuilt.connection, subject.decided, rebuilt.schema))
@@ -147,10 +152,11 @@ def _unequal(subject: Subject, live: Side, rebuilt: Side, found: Difference) -> 
             yield _Pair(left, right)
 
 
-def _adjust(subject: Subject, adjust: Counter[str], side: Side, ids: Sequence[UUID], *, sign: int = 1) -> None:
-    """What these events did on that side counts towards what live should have, or against it."""
-    if ids:
-        for account, amount in sums(side.connection, subject.effects, side.schema, ids=list(ids)).items():
+def _adjust(subject: Subject, adjust: Counter[str], side: Side, rows: Sequence[Any], *, sign: int = 1) -> None:
+    """What these rows did on that side counts towards what live should have, or against it."""
+    if rows:
+        which = {"ids": [row.event_id for row in rows], "numbers": [row.number for row in rows]}
+        for account, amount in sums(side.connection, subject.effects, side.schema, **which).items():
             adjust[account] += sign * amount
 
 
@@ -175,31 +181,36 @@ def _standing(live: Side) -> dict[int, str | None]:
     return {number: standing(number) for number in reversed_}
 
 
-def _by_hand(subject: Subject, pair: _Pair, stands: str | None, found: Difference) -> None:
-    """What people did with a voucher that differs stands; it is a finding only if it is not what was rebuilt either."""
+def _by_hand(subject: Subject, pair: _Pair, stands: str | None) -> Finding | None:
+    """Return what is to be said of a voucher that differs and that people have reversed; None where they have put right what it was.
+
+    What they put in its place stands, and so does nothing where that resolves it. Else the fact has no voucher: a difference.
+    """
     wanted = pair.rebuilt.content if pair.rebuilt is not None else None
-    if stands != wanted:
-        found.add(
-            Finding(
-                what=What.BY_HAND,
-                kind=subject.kind,
-                subject=pair.row.subject,
-                live=stands or "reversed",
-                rebuilt=wanted or "",
-                mend=f"payrelay ledger correct {pair.live.number}" if wanted and not stands else "",
-                event_id=pair.row.event_id,
-                number=pair.live.number,
-            )
-        )
+    if stands == wanted:
+        return None
+    is_open = wanted is not None and stands is None and pair.row.subject.split()[0] not in subject.resolved
+    return Finding(
+        what=What.DIFFERENT if is_open else What.BY_HAND,
+        kind=subject.kind,
+        subject=pair.row.subject,
+        live=stands or REVERSED,
+        rebuilt=wanted or "",
+        mend="--correct" if is_open else "",
+        event_id=pair.row.event_id,
+        number=pair.live.number,
+        rebuilt_number=pair.rebuilt.number if pair.rebuilt is not None else None,
+    )
 
 
-def _judged(subject: Subject, pairs: Sequence[_Pair], live: Side, rebuilt: Side) -> list[Finding]:
+def _judged(
+    subject: Subject, pairs: Sequence[_Pair], live: Side, rebuilt: Side, skipped: Collection[UUID]
+) -> list[Finding]:
     """Return what each unequal pair is, and what mends it."""
     missing = {pair.rebuilt.event_id for pair in pairs if pair.live is None}
     extra = {pair.live.event_id for pair in pairs if pair.rebuilt is None}
     parked, applied = live.holding("parked", missing), live.holding("inbox", missing)
     rejected, met = rebuilt.holding("parked", extra), rebuilt.holding("inbox", extra)
-    skipped = _skipped(live) if applied else set()
     return [_judge(subject, pair, live.consumer, parked, applied, skipped, rejected, met) for pair in pairs]
 
 

@@ -85,9 +85,10 @@ def logs_of(settings: Settings, processor: Processor) -> dict[Log, range]:
 def progress_of(connection: Connection, schema: str, consumer: str) -> dict[Log, int]:
     """Return how far a consumer is in each log, as a schema's rows say."""
     rows = connection.execute(
-        text(f"SELECT cluster_id, topic, topic_id, partition, next_offset FROM {schema}.progress WHERE consumer = :consumer"),  # noqa: S608
+        text(f"""SELECT cluster_id, topic, topic_id, partition, next_offset FROM {schema}.progress
+                 WHERE consumer = :consumer"""),  # noqa: S608 - a schema of ours
         {"consumer": consumer},
-    )  # fmt: skip
+    )
     return {
         Log(cluster_id=row.cluster_id, topic=row.topic, topic_id=row.topic_id, partition=row.partition): row.next_offset
         for row in rows

@@ -78,9 +78,7 @@ def rebuild(
         shadow, was_resumed = _shadow(settings, live, chosen, consumer, subject, anew=anew, checkpoint=checkpoint)
         skipped = skipped_of(live, chosen.service, consumer)
         live.commit()
-        feeder = Feeder(
-            settings, repeatable(chosen, subject), consumer, shadow.name, skipped=skipped, told=told
-        )  # fmt: skip
+        feeder = Feeder(settings, repeatable(chosen, subject), consumer, shadow.name, skipped=skipped, told=told)
         try:
             begun = time.monotonic()
             _near(live, chosen, feeder)
@@ -228,7 +226,7 @@ def _near(live: Connection, processor: Processor, feeder: Feeder) -> None:
         with live.begin():
             end = progress_of(live, processor.service, feeder.consumer)
             begin = progress_of(live, shadow_of(processor.service), feeder.consumer)
-        left = {log: stop for log, stop in end.items() if stop > begin.get(log, 0)}
+        left = {log: stop for log, stop in end.items() if log in begin and stop > begin[log]}
         if sum(stop - begin[log] for log, stop in left.items()) <= NEAR:
             return
         feeder.feed(begin, left)

@@ -20,7 +20,8 @@ class Subject:
 
     Statements name `{schema}`. `rows` gives subject, event_id, number, content and about, by subject in the order of its
     bytes: two rows of a subject agree where content and about do. `balances` gives account and amount in that order; `entries`
-    what they should be, by account, `effects` how much of it the events `:ids` did, and `decided` what no event of its topics tells.
+    what they should be, by account, `effects` how much of it the rows of the events `:ids`, or of the `:numbers`, did, and `decided` what
+    no event of its topics tells.
     """
 
     kind: str
@@ -44,6 +45,8 @@ class Subject:
     """What the rebuilt tables `{schema}` take over from the live ones `{live}` before a switch: when their rows were first made."""
     corrects: bool = False
     """Whether differences can be corrected by vouchers."""
+    resolved: tuple[str, ...] = ()
+    """Kinds of vouchers that people are done with once they are reversed: of others, something must stand."""
 
 
 def _only_settled(connection: Connection, events: Sequence[Envelope]) -> None:
@@ -71,10 +74,11 @@ ACCOUNTING = Subject(
         SELECT account || ' ' || currency AS account, CAST(sum(debit_fen - credit_fen) AS bigint) AS amount
         FROM {schema}.balance GROUP BY account, currency ORDER BY account || ' ' || currency COLLATE "C" """,
     entries=f"{_NET} GROUP BY 1",
-    effects=f"{_NET} WHERE event_id = ANY(CAST(:ids AS uuid[])) GROUP BY 1",
+    effects=f"{_NET} WHERE voucher_no = ANY(CAST(:numbers AS bigint[])) GROUP BY 1",
     decided=f"{_NET} WHERE event_id IS NULL GROUP BY 1",
     aside="vouchers posted by hand",
     corrects=True,
+    resolved=("suspense",),
 )
 
 _POINTS = "SELECT account_no AS account, CAST(sum(points) AS bigint) AS amount FROM {schema}.entry"

@@ -86,8 +86,13 @@ def switch(
         if skipped.count != rebuilt.shadow.skips:
             raise Refused("events were skipped since the rebuild began, which has applied them: run it again")
         feeder = Feeder(
-            settings, repeatable(chosen, rebuilt.subject), rebuilt.consumer, rebuilt.shadow.name, skipped=skipped, told=told
-        )  # fmt: skip
+            settings,
+            repeatable(chosen, rebuilt.subject),
+            rebuilt.consumer,
+            rebuilt.shadow.name,
+            skipped=skipped,
+            told=told,
+        )
         try:
             switched = _patiently(engine, feeder, rebuilt)
         finally:

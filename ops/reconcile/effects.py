@@ -44,7 +44,7 @@ class Follower:
 
     processor: Processor
     rows: str
-    """business_no, effect, value, event_id of the rows that `{where}` leaves, and the status of a notification."""
+    """business_no, effect, value of the rows that `{where}` leaves, and the status of a notification."""
     looked_up: str
     """Of some events: their :numbers, or their :ids."""
     named: str = "payment_no = ANY(:numbers)"
@@ -122,10 +122,10 @@ FOLLOWERS = (
         rows="""
             SELECT payment_no AS business_no, account_no AS effect,
                    CAST(sum(CASE kind WHEN 'debit' THEN -amount_fen ELSE amount_fen END) AS text) AS value,
-                   (array_agg(event_id ORDER BY created_at))[1] AS event_id, NULL AS status
+                   NULL AS status
             FROM funds.entry WHERE {where} GROUP BY payment_no, account_no
             UNION ALL
-            SELECT payment_no, 'decision', CASE WHEN paid THEN 'paid' ELSE 'refused' END, event_id, NULL
+            SELECT payment_no, 'decision', CASE WHEN paid THEN 'paid' ELSE 'refused' END, NULL
             FROM funds.balance_payment WHERE {where}""",
         looked_up="payment_no = ANY(:numbers)",
         changed="""SELECT payment_no AS business_no, account_no AS effect, event_id
@@ -135,8 +135,7 @@ FOLLOWERS = (
     Follower(
         processor=POINTS,
         rows="""
-            SELECT payment_no AS business_no, account_no AS effect, CAST(sum(points) AS text) AS value,
-                   (array_agg(event_id ORDER BY created_at))[1] AS event_id, NULL AS status
+            SELECT payment_no AS business_no, account_no AS effect, CAST(sum(points) AS text) AS value, NULL AS status
             FROM points.entry WHERE {where} GROUP BY payment_no, account_no""",
         looked_up="payment_no = ANY(:numbers)",
         changed="SELECT payment_no AS business_no, account_no AS effect, event_id FROM points.entry WHERE {committed}",
@@ -158,8 +157,7 @@ FOLLOWERS = (
                                                       WHERE reversal.reverses = instead.voucher_no)), 'reversed')
                    ELSE currency || (SELECT string_agg(' ' || account || ' ' || side || amount_fen, '' ORDER BY line)
                                      FROM accounting.entry WHERE entry.voucher_no = voucher.voucher_no)
-                   END AS value,
-                   event_id, NULL AS status
+                   END AS value, NULL AS status
             FROM accounting.voucher WHERE event_id IS NOT NULL AND {where}""",
         looked_up="business_no = ANY(:numbers)",
         named="business_no = ANY(:numbers)",
@@ -170,7 +168,7 @@ FOLLOWERS = (
     # What is read of a notification, here and nowhere else.
     Follower(
         processor=NOTIFICATION,
-        rows="""SELECT payment_no AS business_no, queue AS effect, '' AS value, event_id, status
+        rows="""SELECT payment_no AS business_no, queue AS effect, '' AS value, status
                 FROM notification.notify_record WHERE queue = 'merchant' AND {where}""",
         looked_up="event_id = ANY(:ids)",
         changed="""SELECT payment_no AS business_no, queue AS effect, event_id FROM notification.notify_record
@@ -179,7 +177,7 @@ FOLLOWERS = (
     ),
     Follower(
         processor=SETTLEMENT,
-        rows="""SELECT payment_no AS business_no, 'order' AS effect, status AS value, NULL AS event_id, NULL AS status
+        rows="""SELECT payment_no AS business_no, 'order' AS effect, status AS value, NULL AS status
                 FROM payments.payment WHERE method = 'balance' AND status IN ('SETTLED', 'FAILED') AND {where}""",
         looked_up="payment_no = ANY(:numbers)",
         expected=_settlement,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 
 from sqlalchemy import Connection, Row, text
@@ -151,6 +152,15 @@ _TOLD_OF = {
     "funds.deposit": (FundsDeposited,),
 }
 
+_COLUMNS = {
+    "payments.payment": (
+        "payment_no", "order_no", "merchant_no", "payer_no", "amount_fen", "currency", "status", "method", "fee_fen", "points",
+        "cost_fen", "bank_transaction_no",
+    ),
+    "payments.suspense": ("bank_transaction_no", "payment_no", "amount_fen", "currency"),
+    "funds.deposit": ("deposit_no", "payer_no", "amount_fen", "currency"),
+}  # fmt: skip
+
 _NUMBERS = {
     "payments.payment": "payment_no",
     "payments.suspense": "bank_transaction_no",
@@ -162,19 +172,20 @@ def contradictions(connection: Connection, events: Sequence[Event]) -> dict[Even
     """Return how the facts' own rows say otherwise than events of one service do."""
     found: dict[Event, str] = {}
     for table, types in _TOLD_OF.items():
-        told = {business_no(event): event for event in events if isinstance(event, types)}
+        told = [event for event in events if isinstance(event, types)]
         if not told:
             continue
         number = _NUMBERS[table]
         rows = connection.execute(
-            text(f"SELECT * FROM {table} WHERE {number} = ANY(:numbers)"),  # noqa: S608 - names of ours
-            {"numbers": list(told)},
+            text(f"SELECT {', '.join(_COLUMNS[table])} FROM {table} WHERE {number} = ANY(:numbers)"),  # noqa: S608
+            {"numbers": list({business_no(event) for event in told})},
         )
-        facts: dict[str, Any] = {row[number]: row for row in rows.mappings()}
-        for event in (event for event in events if isinstance(event, types)):
+        facts: dict[str, Any] = {row[0]: row for row in rows}
+        for event in told:
             fact = facts.get(business_no(event))
-            problem = contradiction(event, fact) if fact is not None else f"there is no such row in {table}"
-            if problem:
+            if fact is None:
+                found[event] = f"there is no such row in {table}"
+            elif problem := contradiction(event, fact._mapping):
                 found[event] = problem
     return found
 
@@ -185,7 +196,7 @@ _STATUS = {
     BalancePaymentRequested: ("PAYING", "SETTLED", "FAILED"),
 }
 
-_NOT_KEPT = (
+_NOT_COMPARED = (
     "fee_rule",
     "cost_rule",
     "reason",
@@ -198,6 +209,13 @@ _NOT_KEPT = (
 """What an event says beside what its row holds, or in another precision."""
 
 
+@cache
+def _compared(event: type[Event]) -> list[str]:
+    """Return what an event and its row both say. A request's fee and points stand in the row once it is paid, with the event of that."""
+    left_out = {*_NOT_COMPARED, *(("fee_fen", "points") if event is BalancePaymentRequested else ())}
+    return [name for name in event.__struct_fields__ if name not in left_out]
+
+
 def contradiction(event: Event, fact: Mapping[str, Any]) -> str:
     """Return where an event and its fact's row differ; empty where they agree. Pure.
 
@@ -207,9 +225,7 @@ def contradiction(event: Event, fact: Mapping[str, Any]) -> str:
     """
     if (allowed := _STATUS.get(type(event))) and fact["status"] not in allowed:
         return f"status: the event says {allowed[0]}, the row {fact['status']}"
-    for name in event.__struct_fields__:
-        if name in _NOT_KEPT or (isinstance(event, BalancePaymentRequested) and name in ("fee_fen", "points")):
-            continue
+    for name in _compared(type(event)):
         said, has = getattr(event, name), fact[name]
         if name == "bank_transaction_no" and has is None:  # a balance payment's is its own number
             has = fact["payment_no"]

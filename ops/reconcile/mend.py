@@ -297,7 +297,7 @@ def _wanted(reader: Engine, follower: Follower, finding: Finding, envelope: Enve
     """Return what an event calls for of one effect, as things stand."""
     with reader.connect() as connection:
         under = standing(connection, follower, numbers=[finding.business_no]).get(finding.business_no, {})
-    return follower.expected(envelope, {effect: one.value for effect, one in under.items()}).get(finding.effect, "")
+    return follower.expected(envelope, under).get(finding.effect, "")
 
 
 def _arrival(finding: Finding, envelope: Envelope) -> Arrival:

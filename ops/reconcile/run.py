@@ -19,7 +19,7 @@ from ops.reconcile.effects import BUSINESS_NO, COMMITTED, FOLLOWERS, NOTHING, Fo
 from ops.reconcile.facts import kept_from, still_unrecorded, unrecorded
 from ops.reconcile.findings import Finding, Kind
 from ops.reconcile.published import Published, spot_of
-from ops.reconcile.scan import CHUNK, FINDINGS_MAX, Outcome, Scan, Told, beside, recorded, standing, told_of
+from ops.reconcile.scan import CHUNK, CONNECTOR, FINDINGS_MAX, Outcome, Scan, Told, beside, recorded, standing, told_of
 from outbox.clock import first_id_at, time_of
 from outbox.rows import as_json
 from outbox.settings import Settings
@@ -30,6 +30,14 @@ CLOCKS = timedelta(minutes=5)
 """How far the broker's clock may be behind the database's."""
 
 LSN_MAX = 2**63 - 1
+
+# Rows as JSON, some thousands together: another service's statement takes them as they are.
+_PARTS = """
+    SELECT CAST(json_agg(json_build_object('event_id', event_id, 'business_no', business_no, 'effect', effect)) AS text)
+    FROM (SELECT changed.*, row_number() OVER () / :size AS part FROM ({changed}) AS changed WHERE event_id >= :kept) AS numbered
+    GROUP BY part"""
+
+_TOUCHED = "SELECT DISTINCT event_id FROM ({changed}) AS changed WHERE event_id < :low"
 
 _STRANGE = f"""
     SELECT written.* FROM json_to_recordset(CAST(:rows AS json)) AS written (event_id uuid, business_no text, effect text)
@@ -125,16 +133,17 @@ class Run:
         strays: list[Finding] = []
         touched: set[UUID] = set()
         low = first_id_at(begin) if begin is not None else UUID(int=0)
-        kept = min(first_id_at(kept_from(self._connection, service)) for service in self._services)
-        about = {"since": begin or "-infinity", "before": before}
+        kept = max(first_id_at(kept_from(self._connection, service)) for service in self._services)
+        about = {"since": begin or "-infinity", "before": before, "low": low, "kept": kept}
         for follower in (one for one in FOLLOWERS if one.changed):
-            statement = text(follower.changed.format(committed=COMMITTED))
+            changed = follower.changed.format(committed=COMMITTED)
             with self._engine.connect() as reading:
-                written = reading.execute(statement, about, execution_options={"yield_per": CHUNK})
-                for rows in batched(written, CHUNK):
-                    strange = self._strange([row for row in rows if row.event_id >= kept])
-                    touched |= {row.event_id for row in rows if row.event_id < low}
-                    strays += self._standing_strays(follower, strange)
+                touched |= set(reading.execute(text(_TOUCHED.format(changed=changed)), about).scalars())
+                parts = reading.execute(
+                    text(_PARTS.format(changed=changed)), {**about, "size": CHUNK}, execution_options={"yield_per": 1}
+                )
+                for part in parts.scalars():
+                    strays += self._standing_strays(follower, self._strange(follower, part))
         for follower in FOLLOWERS:
             earlier = [
                 one for one in self._open if one.kind is Kind.STRAY_EFFECT and one.consumer == self._consumer(follower)
@@ -142,13 +151,14 @@ class Run:
             strays += self._standing_strays(follower, earlier)
         return strays, touched
 
-    def _strange(self, rows: Sequence[Any]) -> Sequence[Any]:
-        """Return the effects whose event is in no outbox, or is another's."""
-        for service in self._services:
+    def _strange(self, follower: Follower, part: str) -> Sequence[Any]:
+        """Return those effects (JSON) whose event is in no outbox that the consumer follows, or is another's."""
+        rows: Sequence[Any] = ()
+        for service in dict.fromkeys(topic.service for topic in follower.processor.topics):
+            rows = self._connection.execute(text(_STRANGE.format(service=service)), {"rows": part}).all()
             if not rows:
                 break
-            wanted = [{"event_id": row.event_id, "business_no": row.business_no, "effect": row.effect} for row in rows]
-            rows = self._connection.execute(text(_STRANGE.format(service=service)), {"rows": as_json(wanted)}).all()
+            part = as_json([dict(row._mapping) for row in rows])
         return rows
 
     def _standing_strays(self, follower: Follower, effects: Sequence[Any]) -> list[Finding]:
@@ -165,10 +175,10 @@ class Run:
                 key=one.business_no,
                 business_no=one.business_no,
                 effect=one.effect,
-                found=f"there is {stands.value or 'a record'}, and no event calls for it",
+                found=f"there is {stands or 'a record'}, and no event calls for it",
             )
             for one in effects
-            if (stands := under.get(one.business_no, {}).get(one.effect)) is not None and stands.value not in NOTHING
+            if (stands := under.get(one.business_no, {}).get(one.effect)) is not None and stands not in NOTHING
         ]
 
     def _consumer(self, follower: Follower) -> str:
@@ -197,9 +207,9 @@ class Run:
             with Published(topics) as published, self._engine.connect() as reading:
                 published.look(self._settings, since=begin and begin - CLOCKS, wanted=again)
                 rows = recorded(reading, service, "id >= :low AND id < :high", about)
-                scan.look(beside(service, rows, published.in_order()))
+                scan.look(beside(service, rows, published.in_order()), neighbours=True)
                 self._again(scan, service, published, again)
-                self._still_unpublished(service, published)
+                self._still_unpublished(scan, service, published)
         return scan.met
 
     def _exists(self, service: str, about: dict[str, UUID]) -> bool:
@@ -217,9 +227,9 @@ class Run:
                     spots = published.spots.get(row.id) or known.get(row.id)
                     yield told_of(service, row, spots or ([] if row.id in missing else None))
 
-        scan.look(told())
+        scan.look(told(), neighbours=False)
 
-    def _still_unpublished(self, service: str, published: Published) -> None:
+    def _still_unpublished(self, scan: Scan, service: str, published: Published) -> None:
         """What has come onto its topic meanwhile was on its way."""
         missing = {
             one.event_id: one
@@ -230,7 +240,7 @@ class Run:
             published.look(self._settings, since=None, wanted=missing.keys())
         for identity in missing.keys() & published.spots.keys():
             del self._outcome.findings[missing[identity].identity]
-            self._outcome.waits(identity, "the connector")
+            scan.waits(identity, CONNECTOR)
 
     def _finish(self, looked: set[UUID], before: datetime | None) -> Report:
         """What was found, and what of earlier findings could not be looked at, is open; the checkpoint is as far as it may be."""

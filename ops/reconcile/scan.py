@@ -16,16 +16,17 @@ from uuid import UUID
 from sqlalchemy import Connection, Engine, Row, text
 
 from ops.applied import batched
-from ops.reconcile.effects import FOLLOWERS, Effects, Follower, business_no
+from ops.reconcile.effects import FOLLOWERS, Follower, business_no
 from ops.reconcile.facts import contradictions
 from ops.reconcile.findings import Finding, Kind
 from ops.reconcile.published import Spot
-from ops.reconcile.verdict import Seen, Standing, judge
+from ops.reconcile.verdict import SENT, Hole, Seen, judge
 from outbox.settings import Settings
 from schemas.codec import Envelope, Undecodable, decode_body
 from schemas.events import EVENTS
 
 CHUNK = 4_000
+CONNECTOR = "the connector"
 FINDINGS_MAX = 50_000
 """With so many, a run ends early, and its checkpoint before what it has not looked at."""
 
@@ -45,9 +46,8 @@ class Told:
     spots: Sequence[Spot] | None
     """None: an earlier run has seen them, and not kept where."""
 
-    @property
-    def number(self) -> str:
-        return business_no(self.envelope.event) if self.envelope is not None else self.key
+    number: str
+    """The business number."""
 
 
 @dataclass(kw_only=True)
@@ -75,6 +75,16 @@ class Outcome:
             self.first_waiting = identity
 
 
+@dataclass(slots=True, kw_only=True)
+class AtConsumer:
+    """What has become of some events at a consumer."""
+
+    consumer: str
+    findings: list[Finding] = field(default_factory=list)
+    waiting: list[UUID] = field(default_factory=list)
+    skipped: int = 0
+
+
 class Scan:
     """Looks at events chunk by chunk."""
 
@@ -95,11 +105,11 @@ class Scan:
         self._published_lsn = published_lsn
         self._wanted = wanted
         self.met: set[UUID] = set()
-        """Of the wanted events, those that were looked at."""
+        """Of the wanted events, those that were looked at and are nowhere on their way: the checkpoint may be past them."""
         self.outcome = outcome
 
-    def look(self, events: Iterable[Told]) -> None:
-        """Every hole of the events is among the findings."""
+    def look(self, events: Iterable[Told], *, neighbours: bool) -> None:
+        """Every hole of the events, which come in order, is among the findings. Neighbours: there are no others in between."""
         with ThreadPoolExecutor(len(FOLLOWERS) + 1) as pool:
             for chunk in batched(events, CHUNK):
                 if len(self.outcome.findings) > FINDINGS_MAX:
@@ -107,23 +117,29 @@ class Scan:
                     return
                 self.outcome.events += len(chunk)
                 self.met |= {told.id for told in chunk if told.id in self._wanted}
-                looks = [pool.submit(self._follow, follower, chunk) for follower in FOLLOWERS]
+                looks = [pool.submit(self._follow, follower, chunk, neighbours) for follower in FOLLOWERS]
                 facts = pool.submit(self._compare, chunk)
                 self._published(chunk)
-                for told, findings, waits in [one for look in looks for one in look.result()]:
-                    for finding in findings:
+                for at_consumer in [look.result() for look in looks]:
+                    self.outcome.skipped += at_consumer.skipped
+                    for finding in at_consumer.findings:
                         self.outcome.add(finding)
-                    for what in waits:
-                        self.outcome.waits(told.id, what)
+                    for identity in at_consumer.waiting:
+                        self.waits(identity, at_consumer.consumer)
                 for finding in facts.result():
                     self.outcome.add(finding)
+
+    def waits(self, identity: UUID, what: str) -> None:
+        """The event is on its way, and what was found of it stays open."""
+        self.outcome.waits(identity, what)
+        self.met.discard(identity)
 
     def _published(self, chunk: Sequence[Told]) -> None:
         for told in chunk:
             if told.spots is None or told.spots:
                 continue
             if told.lsn > self._published_lsn:
-                self.outcome.waits(told.id, "the connector")
+                self.waits(told.id, CONNECTOR)
             else:
                 self.outcome.add(_finding(told, Kind.UNPUBLISHED, found=f"no record of it on {told.topic}"))
 
@@ -133,54 +149,52 @@ class Scan:
             found = contradictions(connection, [event for _, event in events])
         return [_finding(told, Kind.CONTRADICTED, found=found[event]) for told, event in events if event in found]
 
-    def _follow(self, follower: Follower, chunk: Sequence[Told]) -> list[tuple[Told, list[Finding], list[str]]]:
+    def _follow(self, follower: Follower, chunk: Sequence[Told], neighbours: bool) -> AtConsumer:
         """Return what is wrong with the events at one consumer, and what waits for it."""
         topics = {topic.name for topic in follower.processor.topics}
         events = [told for told in chunk if told.topic in topics]
-        if not events:
-            return []
         service, consumer = follower.processor.service, self._settings.group_prefix + follower.processor.name
+        seen_there = AtConsumer(consumer=consumer)
+        if not events:
+            return seen_there
+        holes: dict[UUID, tuple[Told, list[Hole]]] = {}
         with self._engine.connect() as connection:
             connection.execution_options(isolation_level="REPEATABLE READ")
-            unknown = _unknown(connection, service, consumer, events)
+            unknown = _unknown(connection, service, consumer, events, neighbours=neighbours)
             parked = _parked(connection, service, consumer, unknown) if unknown else {}
             found = standing(connection, follower, events)
-            told_of = []
             for told in events:
-                under = found.get(told.number, {})
-                calls_for = _calls_for(follower, told, under)
+                under = found.get(told.number, NOTHING_THERE)
+                calls_for = follower.expected(told.envelope, under) if told.envelope is not None else {}
+                if (
+                    calls_for == under and told.id not in unknown and told.number not in found.unsent
+                ):  # as it should be: nearly all
+                    continue
                 seen = Seen(
                     known=told.id not in unknown,
                     parked=parked.get(told.id, ""),
                     on_topic=told.spots is None or bool(told.spots),
                     passed=all(self._has_passed(consumer, spot) for spot in told.spots or ()),
                     found=under,
+                    status=found.unsent.get(told.number, SENT),
                 )
-                holes = judge(calls_for, seen)
-                if holes is None or holes:
-                    told_of.append((told, holes))
-            suspects = [told.id for told, holes in told_of if holes and told.id not in unknown]
-            skipped = _skipped(connection, service, consumer, suspects) if suspects else set()
-        self.outcome.skipped += len(skipped)
-        return [
-            (
-                told,
-                [_finding(told, kind, service, consumer, effect, text_) for kind, effect, text_ in holes or []],
-                [consumer] if holes is None else [],
-            )
-            for told, holes in told_of
+                if (there := judge(calls_for, seen)) is None:
+                    seen_there.waiting.append(told.id)
+                elif there:
+                    holes[told.id] = (told, there)
+            skipped = _skipped(connection, service, consumer, list(holes)) if holes else set()
+        seen_there.skipped = len(skipped)
+        seen_there.findings = [
+            _finding(told, kind, service, consumer, effect, what)
+            for told, there in holes.values()
             if told.id not in skipped
+            for kind, effect, what in there
         ]
+        return seen_there
 
     def _has_passed(self, consumer: str, spot: Spot) -> bool:
         topic, partition, offset = spot
         return offset < self._positions.get((consumer, topic, partition), 0)
-
-
-def _calls_for(follower: Follower, told: Told, under: Mapping[str, Standing]) -> Effects:
-    if told.envelope is None:
-        return {}
-    return follower.expected(told.envelope, {effect: one.value for effect, one in under.items()})
 
 
 def _finding(
@@ -203,20 +217,29 @@ def _finding(
 
 _UNKNOWN = """
     SELECT wanted.id FROM unnest(CAST(:ids AS uuid[])) AS wanted (id)
-    WHERE NOT EXISTS (SELECT FROM {service}.inbox WHERE inbox.event_id = wanted.id AND consumer = :consumer)"""
+    EXCEPT
+    SELECT event_id FROM {service}.inbox WHERE consumer = :consumer AND {among}"""
 
 
-def _unknown(connection: Connection, service: str, consumer: str, events: Sequence[Told]) -> set[UUID]:
-    """Return which events the consumer's inbox does not know."""
-    wanted = {"consumer": consumer, "ids": [told.id for told in events]}
-    return set(connection.execute(text(_UNKNOWN.format(service=service)), wanted).scalars())
+def _unknown(
+    connection: Connection, service: str, consumer: str, events: Sequence[Told], *, neighbours: bool
+) -> set[UUID]:
+    """Return which events the consumer's inbox does not know. Of neighbours it has the rows together: one stretch is read."""
+    ids = [told.id for told in events]
+    wanted = {"consumer": consumer, "ids": ids, "first": ids[0], "last": ids[-1]}
+    among = "event_id BETWEEN :first AND :last" if neighbours else "event_id = ANY(:ids)"
+    return set(connection.execute(text(_UNKNOWN.format(service=service, among=among)), wanted).scalars())
 
 
 def _parked(connection: Connection, service: str, consumer: str, ids: Iterable[UUID]) -> dict[UUID, str]:
+    """Return id and cause of the events that the consumer has parked; one that it could not read is known by its header."""
+    wanted = list(ids)
     rows = connection.execute(
-        text(f"""SELECT event_id, '{service}:' || id || ' ' || cause || ' ' || left(error, 200) AS parked
-                 FROM {service}.parked WHERE consumer = :consumer AND event_id = ANY(:ids)"""),  # noqa: S608
-        {"consumer": consumer, "ids": list(ids)},
+        text(f"""SELECT coalesce(event_id, CAST(headers ->> 'ce_id' AS uuid)) AS event_id,
+                        '{service}:' || id || ' ' || cause || ' ' || left(error, 200) AS parked
+                 FROM {service}.parked WHERE consumer = :consumer
+                   AND (event_id = ANY(:ids) OR event_id IS NULL AND lower(headers ->> 'ce_id') = ANY(:texts))"""),  # noqa: S608
+        {"consumer": consumer, "ids": wanted, "texts": [str(identity) for identity in wanted]},
     )
     return {row.event_id: row.parked for row in rows}
 
@@ -224,27 +247,43 @@ def _parked(connection: Connection, service: str, consumer: str, ids: Iterable[U
 def _skipped(connection: Connection, service: str, consumer: str, ids: Sequence[UUID]) -> set[UUID]:
     """Return which events an operator has taken out of the consumer's parking lot without applying them."""
     rows = connection.execute(
-        text(f"""SELECT CAST(event ->> 'event_id' AS uuid) FROM {service}.parked_audit
-                 WHERE outcome = 'SKIPPED' AND event ->> 'consumer' = :consumer
-                   AND event ->> 'event_id' = ANY(:ids)"""),  # noqa: S608
+        text(f"""SELECT id FROM (
+                   SELECT lower(coalesce(event ->> 'event_id', event -> 'headers' ->> 'ce_id')) AS id
+                   FROM {service}.parked_audit WHERE outcome = 'SKIPPED' AND event ->> 'consumer' = :consumer) AS skipped
+                 WHERE id = ANY(:ids)"""),  # noqa: S608
         {"consumer": consumer, "ids": [str(identity) for identity in ids]},
     )
-    return set(rows.scalars())
+    return {UUID(identity) for identity in rows.scalars()}
+
+
+class Found(dict[str, dict[str, str]]):
+    """What stands under each business number: each effect, and what it amounts to."""
+
+    unsent: dict[str, str]
+    """Of the notifications that were not answered, the status."""
+
+
+NOTHING_THERE: dict[str, str] = {}
 
 
 def standing(
     connection: Connection, follower: Follower, events: Sequence[Told] = (), numbers: Sequence[str] = ()
-) -> dict[str, dict[str, Standing]]:
-    """Return what stands under each business number at a consumer, by effect."""
+) -> Found:
+    """Return what stands at a consumer under the business numbers of events, or under these."""
     wanted = {
         "numbers": list(numbers) or list({told.number for told in events}),
         "ids": [told.id for told in events],
     }
     where = follower.looked_up if events else follower.named
-    found: dict[str, dict[str, Standing]] = {}
-    for row in connection.execute(text(follower.rows.format(where=where)), wanted):
-        one = Standing(value=row.value, event_id=row.event_id, status=row.status or "")
-        found.setdefault(row.business_no, {})[row.effect] = one
+    found = Found()
+    found.unsent = {}
+    for number, effect, value, status in connection.execute(text(follower.rows.format(where=where)), wanted):
+        if number in found:
+            found[number][effect] = value
+        else:
+            found[number] = {effect: value}
+        if status is not None and status != SENT:
+            found.unsent[number] = status
     return found
 
 
@@ -257,6 +296,7 @@ def recorded(connection: Connection, service: str, condition: str, about: Mappin
 
 def told_of(service: str, row: Row[Any], spots: Sequence[Spot] | None) -> Told:
     """Return an outbox row as it is looked at."""
+    envelope = envelope_of(row)
     return Told(
         service=service,
         id=row.id,
@@ -265,8 +305,9 @@ def told_of(service: str, row: Row[Any], spots: Sequence[Spot] | None) -> Told:
         type=row.type,
         correlation=row.correlation,
         lsn=row.lsn,
-        envelope=envelope_of(row),
+        envelope=envelope,
         spots=spots,
+        number=business_no(envelope.event) if envelope is not None else row.key,
     )
 
 

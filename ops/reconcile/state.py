@@ -58,7 +58,7 @@ def engine_of(settings: Settings) -> Engine:
         connect_args={
             "connect_timeout": 5,
             "application_name": "payrelay reconcile",
-            "options": "-c default_transaction_read_only=off",
+            "options": "-c default_transaction_read_only=off -c jit=off",
         },
     )
 

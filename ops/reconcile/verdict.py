@@ -4,23 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from uuid import UUID
 
 from ops.reconcile.effects import NOTHING, Effects
 from ops.reconcile.findings import Kind
 
 SENT = "SUCCESS"
 """The status of a notification that was answered."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Standing:
-    """An effect as it stands."""
-
-    value: str
-    event_id: UUID | None = None
-    status: str = ""
-    """Of a notification."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,8 +23,10 @@ class Seen:
     on_topic: bool = True
     passed: bool = True
     """Its progress is beyond every record of the event."""
-    found: Mapping[str, Standing] = field(default_factory=dict)
-    """What stands under the event's business number."""
+    found: Mapping[str, str] = field(default_factory=dict)
+    """What stands under the event's business number: each effect, and what it amounts to."""
+    status: str = SENT
+    """Of the notification, where there is one."""
 
 
 Hole = tuple[Kind, str, str]
@@ -45,7 +36,7 @@ Hole = tuple[Kind, str, str]
 def judge(calls_for: Effects, seen: Seen) -> list[Hole] | None:
     """Return the holes of an event at a consumer; None while it is on its way there.
 
-    >>> judge({"M1": "100"}, Seen(known=True, found={"M1": Standing(value="100")}))
+    >>> judge({"M1": "100"}, Seen(known=True, found={"M1": "100"}))
     []
     >>> judge({"M1": "100"}, Seen(known=True))
     [(<Kind.NO_EFFECT: 'no_effect'>, '', 'the inbox knows it, and its effect is not there')]
@@ -62,26 +53,26 @@ def judge(calls_for: Effects, seen: Seen) -> list[Hole] | None:
                 return []
             return [(Kind.UNDELIVERED, "", "its record was passed by")] if seen.passed else None
         holes: list[Hole] = [(Kind.FORGOTTEN, "", "its effect is there, and the inbox does not know it")]
-        return holes + _differences(calls_for, seen.found)
+        return holes + _differences(calls_for, seen)
     if calls_for and len(missing) == len(calls_for):
         return [(Kind.NO_EFFECT, "", "the inbox knows it, and its effect is not there")]
-    return _differences(calls_for, seen.found)
+    return _differences(calls_for, seen)
 
 
-def _differences(calls_for: Effects, found: Mapping[str, Standing]) -> list[Hole]:
+def _differences(calls_for: Effects, seen: Seen) -> list[Hole]:
+    if not calls_for:
+        return []
     holes: list[Hole] = []
     for effect, value in calls_for.items():
-        stands = found.get(effect)
-        if stands is None:
+        if effect not in seen.found:
             holes.append((Kind.WRONG_EFFECT, effect, f"calls for {value}, there is nothing"))
-        elif stands.value != value:
-            holes.append((Kind.WRONG_EFFECT, effect, f"calls for {value}, there is {stands.value or 'nothing'}"))
-        elif stands.status and stands.status != SENT:
-            holes.append((Kind.UNTOLD, effect, f"it is {stands.status}"))
-    if calls_for:
-        holes += [
-            (Kind.STRAY_EFFECT, effect, f"there is {stands.value} too, which it does not call for")
-            for effect, stands in found.items()
-            if effect not in calls_for and stands.value not in NOTHING
-        ]
+        elif (stands := seen.found[effect]) != value:
+            holes.append((Kind.WRONG_EFFECT, effect, f"calls for {value}, there is {stands or 'nothing'}"))
+        elif seen.status != SENT:
+            holes.append((Kind.UNTOLD, effect, f"it is {seen.status}"))
+    holes += [
+        (Kind.STRAY_EFFECT, effect, f"there is {stands} too, which it does not call for")
+        for effect, stands in seen.found.items()
+        if effect not in calls_for and stands not in NOTHING
+    ]
     return holes

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from ops.cli.main import app
@@ -54,15 +55,14 @@ def test_every_command_has_help_and_is_in_the_reference() -> None:
         assert f"payrelay {' '.join(command)}" in reference, f"{command}: run python -m ops.cli.reference"
 
 
-def commands() -> list[list[str]]:
-    found = [[info.name or (info.callback.__name__ if info.callback else "")] for info in app.registered_commands]
-    for group in app.registered_groups:
-        assert group.name
-        assert group.typer_instance
-        found += [
-            [group.name, info.name or (info.callback.__name__ if info.callback else "")]
-            for info in group.typer_instance.registered_commands
-        ]
+def commands(group: typer.Typer = app, path: tuple[str, ...] = ()) -> list[list[str]]:
+    found = [
+        [*path, info.name or (info.callback.__name__ if info.callback else "")] for info in group.registered_commands
+    ]
+    for below in group.registered_groups:
+        assert below.name
+        assert below.typer_instance
+        found += commands(below.typer_instance, (*path, below.name))
     return found
 
 

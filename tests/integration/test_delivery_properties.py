@@ -275,7 +275,9 @@ class Machine(RuleBasedStateMachine):
     def retry(self, is_mended: bool, data: st.DataObject) -> None:
         """A parked key is tried again, the handler mended or broken again: it drains in order, up to what fails still."""
         self.model.is_mended = is_mended
-        key = data.draw(st.sampled_from(sorted(self.model.blocked())), label="key")
+        self._retry(data.draw(st.sampled_from(sorted(self.model.blocked())), label="key"))
+
+    def _retry(self, key: int) -> None:
         act = Act(action=Action.RETRY, actor="property")
         retry_key(self.engine, self.owners[0].delivery, self._key(key), act)
         settle_lot(self.engine, self.consumer)
@@ -287,7 +289,9 @@ class Machine(RuleBasedStateMachine):
         """Something is given up, mostly what nothing will ever mend; what waits behind it may be tried again."""
         places = range(len(self.model.parked))
         hopeless = [place for place in places if self.model.parked[place][2].kind in ("unreadable", "second")]
-        place = data.draw(st.sampled_from([*hopeless * 3, *places]), label="place")
+        self._skip(data.draw(st.sampled_from([*hopeless * 3, *places]), label="place"))
+
+    def _skip(self, place: int) -> None:
         log, offset = self.model.skip(place)
         number = self.reader.execute(
             text("""SELECT id FROM accounting.parked WHERE consumer = :consumer AND topic_id = :topic_id

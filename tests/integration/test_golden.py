@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Connection, text
 
 from consumers.delivery import Processor
-from consumers.worker import PROCESSORS
+from consumers.processors import PROCESSORS
 from outbox.settings import Settings
 from producers.payments.orders import register_merchant
 from schemas.codec import Envelope, decode

@@ -180,6 +180,7 @@ def test_a_group_moved_since_the_plan_is_left_alone(
     refused = offsets("reset", foreign.group, "--to-earliest", *YES)
     assert (refused.code, foreign.committed()) == (1, {0: 4, 1: 5})
     assert f"{foreign.topic}/1 was moved since the plan" in refused.said
+    assert "nothing of this group was moved from here" in offsets("undo", foreign.group).said
 
 
 def test_a_read_back_that_differs_is_exit_code_1(

@@ -215,6 +215,7 @@ def test_progress_of_a_topic_that_was_made_again_is_of_another_log(one: Operated
     one.apply(3, 3, 3)
     one.pipeline.delete_topic()
     one.pipeline.make_topic()
+    eventually(lambda: len(one.known.logs) == 6, what="the broker knows all partitions")
     rows = offsets("describe", one.group, *on(one)).rows["partitions"]
     assert [(row["progress"], row["note"][:33]) for row in rows] == [(None, "progress is on another topic of t")] * 3
     assert offsets("reset", one.group, "--to-current", *on(one), *YES).code == 0
@@ -239,6 +240,7 @@ def test_a_group_of_ours_that_moved_since_the_plan_stays_and_so_does_kafka(
     refused = offsets("reset", one.group, "--to-earliest", *on(one), *YES)
     assert (refused.code, one.progress(), one.kafka()) == (1, [5, 5, 6], [5, 5, 5])
     assert "stood at 5 when the plan was made, and is at 6" in refused.said
+    assert "nothing of this group was moved from here" in offsets("undo", one.group).said
 
 
 def test_a_read_back_that_differs_is_told_of_progress_too(

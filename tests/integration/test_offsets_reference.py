@@ -67,6 +67,7 @@ def page(
     Command(monkeypatch, environment_of_ours(pipeline.settings, tmp_path / ".payrelay"))
     ticks = count()
     monkeypatch.setattr("ops.cli.offsets.utc_now", lambda: BEGIN + timedelta(hours=2, seconds=next(ticks)))
+    monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TZ", "Asia/Shanghai")
     time.tzset()
     seen: dict[str, str] = {}
@@ -188,6 +189,7 @@ def _ours(page: Page, one: Operated) -> None:
         "",
         "`payrelay replay redeliver` fills such holes beside the running worker, `payrelay replay rebuild` makes a consumer's tables anew.",
     )  # fmt: skip
+    page.run("describe", one.group, *topic, "-p", "0")
     page.run("reset", one.group, "--to-earliest", *topic)
     page.run("reset", one.group, "--to-latest", *topic)
     page.run("peek", one.group, *topic, "-p", "0", "--before", 10, "--after", 0, "-o", "csv", only="^topic|,0,.*PARKED")
@@ -203,7 +205,6 @@ def _ours(page: Page, one: Operated) -> None:
     from ops.offsets.groups import commit
 
     commit(one.settings, one.group, {(one.pipeline.topic, 1): 10})
-    page.run("describe", one.group, *topic, only=r"not ours|progress")
     page.run("reset", one.group, "--from-kafka", *topic, "-p", "1")
 
 

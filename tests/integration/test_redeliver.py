@@ -13,7 +13,7 @@ from sqlalchemy import Connection, text
 
 from consumers.accounting.agent import PROCESSOR
 from consumers.delivery import Delivered, Delivery
-from consumers.redeliver import FAILURES_MAX, FROM_OUTBOX, Found, Redelivered, redeliver
+from consumers.redeliver import FROM_OUTBOX, Found, Redelivered, redeliver
 from consumers.retry import Drained
 from outbox.clock import utc_now
 from outbox.inbox import Log, move_to
@@ -146,14 +146,16 @@ def test_what_fails_is_told_and_its_key_waits_and_nothing_else_is_lost(holes: Ho
         ]
 
 
-def test_a_broken_handler_ends_the_run(holes: Holes) -> None:
-    records = [holes.event(number, 1, number) for number in range(1_100)]
+def test_a_broken_handler_ends_the_run(holes: Holes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("consumers.redeliver.SET_MAX", 50)
+    monkeypatch.setattr("consumers.redeliver.FAILURES_MAX", 10)
+    records = [holes.event(number, 1, number) for number in range(120)]
     holes.pass_over(len(records))
-    holes.rejected = {holes.key(number) for number in range(FAILURES_MAX + 1)}
+    holes.rejected = {holes.key(number) for number in range(11)}
     outcome = holes.again(records)
-    assert (len(outcome.failed), outcome.applied, outcome.cut_short) == (101, 399, True)
+    assert (len(outcome.failed), outcome.applied, outcome.cut_short) == (11, 39, True)
     holes.rejected = set()
-    assert holes.again(records) == Redelivered(applied=1_100 - 399, known=399)
+    assert holes.again(records) == Redelivered(applied=81, known=39)
 
 
 def test_an_event_behind_the_horizon_or_ahead_of_the_clock_is_refused(holes: Holes) -> None:
@@ -308,7 +310,7 @@ def test_beside_a_busy_stream_each_event_is_applied_once_and_nobody_deadlocks(
     holes = Holes(settings, prefix)
     processor = replace(PROCESSOR, handle=apply)
     holes.delivery = Delivery(processor, holes.engine, consumer=holes.consumer, clock=utc_now)
-    count, kept = 1_500, 300
+    count, kept = 900, 300
     records = [[record_of(n, settled(prefix=prefix, number=3 * n + p)) for n in range(count)] for p in range(3)]
     for partition in range(3):
         holes.pass_over(kept, partition)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,13 +16,15 @@ from sqlalchemy import text
 from typer.testing import CliRunner
 
 from connect.client import ConnectClient
+from connect.source_offsets import position_of
 from consumers.redeliver import Redelivered
 from ops.cli.main import app
 from ops.doctor import plan_repair, repair_slot
 from ops.ledger import ledger_problems
 from ops.records import bounds, id_of, read, wait_published
 from ops.replay import redeliver_events
-from ops.snapshot import IDS_MAX, Rows, emit_again, find_rows
+from ops.snapshot import Rows, emit_again, find_rows
+from ops.source_offsets import standing
 from ops.topics import topic_states
 from ops.window import Window, searching
 from outbox.clock import utc_now
@@ -266,7 +269,9 @@ def test_kept_rows_are_emitted_again_by_any_condition_and_known_to_whoever_had_t
     assert payrelay("connect", "snapshot", "--since", "2026-01-01")[0] == 2, "no zone"
     assert copies(settings, begin) == []
 
-    code, _, said = payrelay("connect", "snapshot", "--where", like, "--since", since.isoformat(), "--execute", "--yes")
+    code, _, said = payrelay(
+        "connect", "snapshot", "--where", like, "--since", since.isoformat(), "--execute", "--yes", "-o", "json"
+    )
     assert (code, "30 events are on their topics again" in said) == (0, True)
     emit_again(settings, {"payments": ids[::3]}, within_s=60)  # with others between them
     again = [id_of(one) for one in copies(settings, begin)]
@@ -306,7 +311,7 @@ def test_what_cannot_be_emitted_again_is_refused_at_once(settings: Settings, pre
 
 
 def test_a_connector_restarted_in_the_middle_goes_on_and_live_events_flow(settings: Settings, prefix: str) -> None:
-    ids = recorded(settings, *(failed(payment_no=f"{prefix}P{number}") for number in range(4 * IDS_MAX)))
+    ids = recorded(settings, *(failed(payment_no=f"{prefix}P{number}") for number in range(1_500)))
     published(settings, ids)
     begin = ends(settings)
     client = ConnectClient(settings.connect_url)
@@ -319,3 +324,67 @@ def test_a_connector_restarted_in_the_middle_goes_on_and_live_events_flow(settin
     again = [id_of(one) for one in copies(settings, begin)]
     assert set(ids) <= set(again)
     published(settings, live)
+
+
+# ---- Connect's own position ---------------------------------------------------------------------------------------
+
+
+def test_connects_note_is_forgotten_or_set_and_what_would_lose_events_is_refused(
+    settings: Settings, prefix: str, command: Callable[[Settings], Command], tmp_path: Path
+) -> None:
+    payrelay = command(settings)
+    first = recorded(settings, failed(payment_no=f"{prefix}P1"))
+    published(settings, first)
+    code, old, said = payrelay("connect", "offsets", "get")
+    assert (code, old["connector"]) == (0, settings.connector)
+    assert "and does not go back" in said
+    (tmp_path / "old.json").write_text(json.dumps(old))
+
+    code, _, said = payrelay("connect", "offsets", "reset")
+    assert (code, "nothing was done" in said) == (0, True)
+    kept = tmp_path / "kept.json"
+    second = recorded(settings, failed(payment_no=f"{prefix}P2"))
+    code, _, said = payrelay("connect", "offsets", "reset", "--export", str(kept), "--execute", "--yes")
+    assert code == 0, said
+    assert json.loads(kept.read_text())["connector"] == settings.connector
+    client = ConnectClient(settings.connect_url)
+    config = client.config(settings.connector) or {}
+    assert not [name for name in config if name.startswith("snapshot.select")], "the bound is taken away"
+    third = recorded(settings, failed(payment_no=f"{prefix}P3"))
+    published(settings, [*second, *third])
+
+    # Older than the slot: it cannot be gone back to.
+    def passed() -> bool:
+        found = standing(settings)
+        return (found.confirmed_lsn or 0) > (position_of(old["offsets"]) or 0)
+
+    eventually(passed, within_s=60, what="the slot has passed the old position")
+    with pytest.raises(Refused, match="PostgreSQL does not go back"):
+        payrelay("connect", "offsets", "reset", "--from-file", str(tmp_path / "old.json"), "--execute", "--yes")
+
+    # Beyond what is published: it would pass over it.
+    client.stop(settings.connector)
+    client.wait_stopped(settings.connector)
+    lost = recorded(settings, failed(payment_no=f"{prefix}P4"))
+    for target, why in ((standing(settings).written_lsn, "passes over 1 recorded events"), (2**62, "beyond the end")):
+        ahead = [{"partition": one["partition"], "offset": one["offset"] | {"lsn": target}} for one in old["offsets"]]
+        (tmp_path / "ahead.json").write_text(json.dumps(old | {"offsets": ahead}))
+        with pytest.raises(Refused, match=why):
+            payrelay("connect", "offsets", "reset", "--from-file", str(tmp_path / "ahead.json"), "--execute", "--yes")
+
+    # Where the slot stands: nothing is lost. Once it runs, the slot goes on, and the same file is refused.
+    found = standing(settings)
+    here = [{"partition": one["partition"], "offset": {"lsn": found.confirmed_lsn}} for one in found.noted.offsets]
+    (tmp_path / "here.json").write_text(json.dumps(old | {"offsets": here}))
+    from_here = ("connect", "offsets", "reset", "--from-file", str(tmp_path / "here.json"), "--execute", "--yes")
+    code, _, said = payrelay(*from_here, "--export", str(tmp_path / "again.json"))
+    assert code == 0, said
+    published(settings, lost)
+    eventually(
+        lambda: (standing(settings).confirmed_lsn or 0) > (found.confirmed_lsn or 0), within_s=60, what="it goes on"
+    )
+    with pytest.raises(Refused, match="does not go back"):
+        payrelay(*from_here, "--export", str(tmp_path / "third.json"))
+    (tmp_path / "none.json").write_text("{}")
+    with pytest.raises(Refused, match="holds no offsets"):
+        payrelay("connect", "offsets", "reset", "--from-file", str(tmp_path / "none.json"))

@@ -17,4 +17,10 @@ def upgrade() -> None:
     # Of a snapshot the connector marks each chunk's begin and end there.
     op.execute("GRANT SELECT, INSERT ON connect.signal TO debezium")
     op.execute("GRANT SELECT ON connect.signal TO ops")
-    op.execute("ALTER PUBLICATION payrelay_outbox ADD TABLE connect.signal")
+    # Dropped by somebody, it is made whole by `doctor --repair-slot`.
+    op.execute("""
+        DO $$ BEGIN
+          IF EXISTS (SELECT FROM pg_publication WHERE pubname = 'payrelay_outbox') THEN
+            ALTER PUBLICATION payrelay_outbox ADD TABLE connect.signal;
+          END IF;
+        END $$""")

@@ -1,0 +1,70 @@
+"""What Kafka Connect has noted of how far the connector has read. The replication slot has its own position, and that is what counts.
+
+Measured with Debezium 3.7.0 and PostgreSQL 18, snapshot mode `when_needed`: a note older than the slot's confirmed position replays
+nothing from there; the connector finds it gone and emits every kept row again. Without a note it does the same. With a note beyond
+what is published it passes over what lies between, for ever.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from outbox.errors import Refused
+
+Offsets = Sequence[Mapping[str, Any]]
+"""As Kafka Connect's interface gives and takes them: partition and offset."""
+
+LSN = "lsn"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A connector's offsets as a document: what `get` prints and `reset --from-file` takes."""
+
+    connector: str
+    offsets: Offsets
+
+    def as_text(self) -> str:
+        """Return the document."""
+        return json.dumps({"connector": self.connector, "offsets": self.offsets}, indent=2) + "\n"
+
+
+def exported_from(text: str, *, connector: str) -> Exported:
+    """Return the offsets of a document; raises Refused for what is none, or is another connector's.
+
+    >>> exported_from(Exported(connector="c", offsets=[{"partition": {}, "offset": {"lsn": 1}}]).as_text(), connector="c").offsets
+    [{'partition': {}, 'offset': {'lsn': 1}}]
+    """
+    try:
+        content = json.loads(text)
+        name, offsets = content["connector"], content["offsets"]
+        for one in offsets:
+            int(one["offset"][LSN])
+            dict(one["partition"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise Refused("the file holds no offsets as `payrelay connect offsets get` prints them") from error
+    if name != connector:
+        raise Refused(f"the file's offsets are those of connector {name}, not of {connector}")
+    return Exported(connector=name, offsets=offsets)
+
+
+def position_of(offsets: Offsets) -> int | None:
+    """Return the log position that the offsets name; None where nothing is noted.
+
+    >>> position_of([{"partition": {"server": "p"}, "offset": {"lsn": 17, "txId": 4}}]), position_of([])
+    (17, None)
+    """
+    positions = [int(offset[LSN]) for one in offsets if (offset := one.get("offset")) and LSN in offset]
+    return max(positions, default=None)
+
+
+def shown(position: int | None) -> str:
+    """Return a log position as PostgreSQL writes it.
+
+    >>> shown(42065648), shown(None)
+    ('0/281DEF0', 'nowhere')
+    """
+    return "nowhere" if position is None else f"{position >> 32:X}/{position & 0xFFFF_FFFF:X}"
