@@ -6,7 +6,7 @@ RUN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format unit faults bench lock json clean
+.PHONY: help demo test check format unit faults bench howto lock json clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -34,6 +34,9 @@ faults: setup ## the fault tests alone, and what stock Faust loses; SEEDS=10: te
 
 bench: setup ## every benchmark, written to docs/performance.md
 	@$(RUN)/python -m benchmarks.report
+
+howto: setup ## run the recovery how-tos, and write what their commands print into them
+	@$(RUN)/python -m pytest tests/e2e/test_recovery.py --write-howto
 
 json: $(READY) ## write the JSON Schema of the events again
 	@$(RUN)/python -m schemas.export

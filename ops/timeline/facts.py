@@ -41,6 +41,8 @@ class Facts:
     funds: list[Any]
     points: list[Any]
     notify_records: list[Any]
+    attempts: list[Any]
+    """Of notifications, each with how it went."""
     parked: list[Any]
     audited: list[Any]
 
@@ -101,6 +103,7 @@ def read_facts(connection: Connection, settings: Settings, payment: Any) -> Fact
     times += [row.committed_at for row in (*bank, *suspense, *effects)]
     outbox = _events(connection, keys, known=known, times=times)
     ids = known | {row.id for row in outbox}
+    notify_records = rows(_NOTIFY, queue=MERCHANT, ids=list(ids))
     return Facts(
         payment=payment,
         bank=bank,
@@ -111,7 +114,8 @@ def read_facts(connection: Connection, settings: Settings, payment: Any) -> Fact
         vouchers=vouchers,
         funds=funds,
         points=points,
-        notify_records=rows(_NOTIFY, queue=MERCHANT, ids=list(ids)),
+        notify_records=notify_records,
+        attempts=rows(_ATTEMPTS, records=[row.id for row in notify_records]) if rows(_ATTEMPTS_KEPT) else [],
         parked=parked,
         audited=audited,
     )
@@ -159,6 +163,13 @@ _VOUCHERS = """
 _NOTIFY = """
     SELECT id, queue, event_id, merchant_no, status, attempts, last_error, created_at, finished_at
     FROM notification.notify_record WHERE queue = :queue AND event_id = ANY (:ids)"""
+
+# A notifier without a log of attempts keeps their number and the last error only.
+_ATTEMPTS_KEPT = "SELECT 1 WHERE to_regclass('notification.notify_record_log') IS NOT NULL"
+
+_ATTEMPTS = """
+    SELECT record_id, attempt, result, http_status, error, started_at, ended_at
+    FROM notification.notify_record_log WHERE record_id = ANY (:records) ORDER BY id"""
 
 _EVENT = """
     SELECT '{service}' AS service, id, topic, key, version, type, correlation, causation, lsn,

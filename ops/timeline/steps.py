@@ -303,6 +303,16 @@ def _notifications(facts: Facts) -> Iterator[Step]:
             what="CREATED",
             detail=f"{row.id} to {row.merchant_no}",
         )
+        for attempt in (one for one in facts.attempts if one.record_id == row.id):
+            answer = attempt.http_status or attempt.error
+            yield Step(
+                key=("notify", row.id, attempt.attempt),
+                cause=written,
+                at=attempt.ended_at,
+                where="notification.notify_record_log",
+                what=attempt.result,
+                detail=f"attempt {attempt.attempt} took {_took_ms(attempt):.0f} ms: {answer}",
+            )
         yield Step(
             key=("notify", row.id, "end"),
             cause=written,
@@ -311,6 +321,10 @@ def _notifications(facts: Facts) -> Iterator[Step]:
             what=row.status if row.finished_at else WAITING,
             detail=f"{row.attempts} attempts" + (f": {row.last_error}" if row.last_error else ""),
         )
+
+
+def _took_ms(attempt: Any) -> float:
+    return float((attempt.ended_at - attempt.started_at) / timedelta(milliseconds=1))
 
 
 def _lsn(position: int) -> str:

@@ -22,6 +22,8 @@ from ops.stack.programs import postgres_bin
 from ops.stack.state import StackFolder
 from ops.topics import admin_client
 from outbox.clock import utc_now
+from outbox.migrate import ensure_publication
+from outbox.publication import PUBLICATION
 from schemas.topics import PAYMENT_ORDER, TOPICS
 from tests.howto import PAGES, ROOT, Terminal, follow
 from tests.pipeline import Pipeline, engine_of, fresh_id
@@ -111,9 +113,25 @@ def test_the_slot_was_dropped(folder: StackFolder, follow_page: Follow) -> None:
             shop.pay(10)
             eventually(lambda: shop.count(SETTLED) >= 12, what="settled with the bank, told to nobody")
 
-        follow_page("recover-slot", dropped=dropped, settled=shop.holds)
+        def unpublished() -> None:
+            with engine_of(shop.settings, "owner").begin() as owner:
+                owner.execute(text(f"DROP PUBLICATION {PUBLICATION}"))
+            shop.pay(8)
+            eventually(lambda: shop.count(AT_THE_BANK) == 0, what="every bank has answered")
+            last = shop.count("SELECT max(lsn) FROM payments.outbox WHERE correlation LIKE :like")
+            eventually(lambda: shop.count(SENT) > last, what="PostgreSQL has passed over them")
+            with engine_of(shop.settings, "owner").begin() as owner:
+                assert ensure_publication(owner)
+
+        follow_page("recover-slot", dropped=dropped, unpublished=unpublished, settled=shop.holds)
 
 
+AT_THE_BANK = """
+    SELECT count(*) FROM payments.payment
+    WHERE merchant_no LIKE :like AND method = 'bank_card' AND finished_at IS NULL"""
+SENT = """
+    SELECT (sent_lsn - '0/0'::pg_lsn)::bigint FROM pg_stat_replication
+    WHERE pid IN (SELECT active_pid FROM pg_replication_slots)"""
 SETTLED = "SELECT count(*) FROM payments.payment WHERE merchant_no LIKE :like AND status = 'SETTLED'"
 
 

@@ -1,0 +1,96 @@
+"""A story from rows: what waits, what is missing, and where what has not happened stands."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ops.timeline.facts import Facts, Follower
+from ops.timeline.places import Found, Records
+from ops.timeline.steps import Standing, steps_of
+from ops.timeline.story import Story, story_of
+from tests.factories import AT, ID
+
+S = timedelta(seconds=1)
+FOLLOWING = {"payment.order": [Follower(consumer="accounting", service="accounting")], "funds.transfer": []}
+TABLES = ("bank", "notified", "suspense", "outbox", "inbox", "vouchers", "funds", "points", "notify_records", "attempts", "parked",
+          "audited")  # fmt: skip
+
+
+def row(**values: Any) -> Any:
+    return SimpleNamespace(**values)
+
+
+PAYMENT = row(
+    payment_no="P1", order_no="O1", merchant_no="M1", status="SETTLED", amount_fen=100, currency="CNY", method="bank_card",
+    reason=None, bank_transaction_no=None, created_at=AT, finished_at=AT + S,
+)  # fmt: skip
+SETTLED = row(
+    service="payments", id=ID, topic="payment.order", key="P1", version=1, type="payment.settled.v1", causation=None, lsn=100,
+    committed_at=AT + S,
+)  # fmt: skip
+
+
+def story(*, slot_found: bool = True, confirmed: int = 200, next_offset: int = 0, **tables: Any) -> Story:
+    facts = Facts(payment=PAYMENT, **{name: tables.pop(name, []) for name in TABLES})
+    standing = Standing(
+        at=AT + 60 * S, slot_found=slot_found, confirmed_lsn=confirmed, remembered={"accounting": ID},
+        positions={("accounting", "payment.order", 0): next_offset},
+    )  # fmt: skip
+    return story_of(facts, steps_of(facts, tables.pop("records", {}), standing, FOLLOWING))
+
+
+def at_end(told: Story) -> tuple[str, str, str]:
+    line = told.lines[-1]
+    return line.where, line.what, line.mend.partition(str(ID))[0].strip()
+
+
+@pytest.mark.parametrize(
+    ("standing", "what", "mend"),
+    [
+        ({}, "missing", "payrelay connect snapshot --event"),
+        ({"confirmed": 100}, "waiting", "payrelay doctor"),
+        ({"slot_found": False, "confirmed": 0}, "missing", "payrelay doctor --repair-slot"),
+    ],
+)
+def test_an_event_without_a_record_waits_or_is_missing(standing: dict[str, Any], what: str, mend: str) -> None:
+    told = story(outbox=[SETTLED], records={ID: Records()}, **standing)
+    assert at_end(told) == ("payment.order", what, mend)
+    assert told.is_whole == (what == "waiting")
+
+
+def test_a_record_without_an_inbox_row_waits_or_was_passed_over() -> None:
+    found = Found(place=("payment.order", 0), offset=5, at=AT + 2 * S, type="payment.settled.v1")
+    records = {ID: Records(found=[found])}
+    assert at_end(story(outbox=[SETTLED], records=records, next_offset=5))[:2] == ("accounting.inbox", "waiting")
+    passed = story(outbox=[SETTLED], records=records, next_offset=6)
+    assert at_end(passed)[1:] == ("missing", "payrelay replay redeliver --consumer accounting --event")
+    assert [line.since_cause_ms for line in passed.lines] == [None, 1000.0, 1000.0, 1000.0, None]
+
+
+def test_a_payment_that_nobody_was_told_of_says_so() -> None:
+    told = story()
+    assert at_end(told)[:2] == ("payments.outbox", "missing")
+    assert not told.is_whole
+
+
+def test_each_attempt_to_tell_a_merchant_is_a_line() -> None:
+    record = row(
+        id="N1", event_id=ID, merchant_no="M1", created_at=AT + 3 * S, finished_at=AT + 9 * S, status="SUCCESS", attempts=2,
+        last_error=None,
+    )  # fmt: skip
+    tries = [
+        row(record_id="N1", attempt=1, result="HTTP_REQUEST_FAILED", http_status=None, error="refused", started_at=AT + 4 * S, ended_at=AT + 5 * S),
+        row(record_id="N1", attempt=2, result="SUCCESS", http_status=200, error="", started_at=AT + 8 * S, ended_at=AT + 9 * S),
+    ]  # fmt: skip
+    lines = story(outbox=[SETTLED], notify_records=[record], attempts=tries).lines[-4:]
+    assert [(line.what, line.since_cause_ms) for line in lines] == [
+        ("CREATED", None),
+        ("HTTP_REQUEST_FAILED", 2000.0),
+        ("SUCCESS", 6000.0),
+        ("SUCCESS", 6000.0),
+    ]
+    assert lines[1].detail == "attempt 1 took 1000 ms: refused"
