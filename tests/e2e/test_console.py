@@ -499,7 +499,8 @@ def test_the_pictures_of_the_readme(
             wear(screen, scheme)
             screen.go(path)
             if name == "overview":
-                screen.find(".chart canvas")
+                drawn = "return JSON.parse(document.getElementById('charts').dataset.series).waiting.filter((v) => v !== null).length > 3"
+                screen.eventually(lambda: screen.browser.execute_script(drawn), what="what waits, drawn")  # noqa: B023
             for details in screen.browser.find_elements(By.CSS_SELECTOR, "#timeline tr:last-child details summary"):
                 details.click()
             screen.browser.save_screenshot(str(IMAGES / f"console-{name}.png"))
