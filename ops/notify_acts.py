@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,6 +15,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from ops.notify import SERVICES
+from outbox.clock import first_id_at, utc_now
 from outbox.errors import Refused
 
 FOLLOWED_MAX = 10_000
@@ -111,6 +113,11 @@ def single_acts(connection: Connection, *, limit: int = 50) -> list[dict[str, An
         limit=limit,
     )
     return sorted((dict(row._mapping) for row in rows), key=lambda one: one["acted_at"], reverse=True)[:limit]
+
+
+def new_id() -> UUID:
+    """Return the id of an act that begins now, a UUIDv7: the latest act has the largest."""
+    return UUID(int=first_id_at(utc_now()).int | 7 << 76 | 2 << 62 | secrets.randbits(62))
 
 
 def _rows(connection: Connection, statement: str, **given: object) -> Iterable[Any]:

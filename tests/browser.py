@@ -126,6 +126,10 @@ class Screen:
     def text(self) -> str:
         return self.browser.find_element(By.TAG_NAME, "body").text
 
+    def read(self, css: str) -> str:
+        """Return the text of the first such element at once: what is replaced live cannot go stale in between."""
+        return str(self.browser.execute_script("return document.querySelector(arguments[0])?.innerText ?? ''", css))
+
     def at(self, path: str) -> None:
         """The browser comes to show that address."""
         self.eventually(lambda: self.browser.current_url == self.address + path, what=f"the browser at {path}")

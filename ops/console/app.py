@@ -50,6 +50,7 @@ def create_app(settings: Settings, users: Mapping[str, User]) -> FastAPI:
 
     app = FastAPI(title="payrelay console", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.console = console
+    app.state.overview = overview.Overview()
     for router in ROUTERS:
         app.include_router(router)
     app.mount("/static", StaticFiles(directory=STATIC))

@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import partial
 from typing import Annotated, Any
 from urllib.parse import urlencode
-from uuid import UUID, uuid4
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -18,7 +18,7 @@ from consumers.notification.acts import COUNTED_MAX, begin_resend
 from consumers.notification.search import STATUSES, Filter
 from ops.console.edge import SEEN, TEXT_MAX, Acting, console_of, form_of, go, page, reason_of
 from ops.notify import Found, RecordRow, found, queues, record, records, resend
-from outbox.clock import first_id_at, utc_now
+from ops.notify_acts import new_id
 from outbox.errors import Refused
 
 router = APIRouter(dependencies=[SEEN])
@@ -125,7 +125,7 @@ async def resend_matching(request: Request, session: Acting) -> Response:
         newest = UUID(form.get("newest", ""))
     except ValueError:
         raise Refused("nothing was counted: look at the list first") from None
-    identity = UUID(int=first_id_at(utc_now()).int | 7 << 76 | 2 << 62 | uuid4().int & (1 << 62) - 1)
+    identity = new_id()
     begin = partial(
         begin_resend, identity=identity, wanted=asked.filter(console.settings.zone), newest=newest, reason=reason,
         actor=session.user.name,

@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
+from threading import Lock
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -25,18 +27,33 @@ EVERY_S = 1.0
 router = APIRouter(dependencies=[SEEN])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What the page shows."""
+
+    tiles: dict[str, float]
+    series: str
+    """JSON."""
+
+
 @dataclass(kw_only=True)
 class Overview:
-    """The last window, kept between readings, so that each reads the last steps only."""
+    """The last window, kept between readings, so that each reads the last steps only. Safe between threads."""
 
     steps: list[Step] = field(default_factory=list)
     now: Standing | None = None
     waiting: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=WINDOW_S // STEP_S))
     """What waited, by step; known only while somebody looks."""
     read_at: int = 0
+    lock: Lock = field(default_factory=Lock)
 
-    def read(self, connection: Connection) -> Overview:
-        """This is the state of now. One reader at a time."""
+    def read(self, connection: Connection) -> Seen:
+        """Return the state of now."""
+        with self.lock:
+            self._advance(connection)
+            return Seen(tiles=self._tiles(), series=self._series())
+
+    def _advance(self, connection: Connection) -> None:
         now = utc_now()
         at = int(now.timestamp()) // STEP_S * STEP_S
         begin = at - WINDOW_S
@@ -47,9 +64,8 @@ class Overview:
         if not self.waiting or self.waiting[-1][0] != at:
             self.waiting.append((at, self.now.waiting))
         self.read_at = at
-        return self
 
-    def series(self) -> str:
+    def _series(self) -> str:
         """Return what the charts draw, as JSON: columns of equal length, a step without attempts included."""
         by_at, waiting = {step.at: step for step in self.steps}, dict(self.waiting)
         ats = range(self.read_at - WINDOW_S, self.read_at, STEP_S)
@@ -65,7 +81,7 @@ class Overview:
         }
         return msgspec.json.encode(columns).decode()
 
-    def tiles(self) -> dict[str, float]:
+    def _tiles(self) -> dict[str, float]:
         """Return the figures of now, and of the last minute."""
         assert self.now is not None
         minute = [step for step in self.steps if step.at >= self.read_at - 60]
@@ -77,17 +93,23 @@ class Overview:
         }
 
 
+def overview_of(request: Request) -> Overview:
+    """Return the application's own."""
+    kept: Overview = request.app.state.overview
+    return kept
+
+
 @router.get("/")
-async def overview(request: Request) -> Response:
+async def show(request: Request) -> Response:
     """The figures as they are, then live."""
-    seen = await console_of(request).reader.transact(Overview().read)
-    return page(request, "overview.html", tiles=seen.tiles(), series=seen.series())
+    seen = await console_of(request).reader.transact(overview_of(request).read)
+    return page(request, "overview.html", tiles=seen.tiles, series=seen.series)
 
 
 @router.get("/live", response_class=EventSourceResponse)
 async def live(request: Request) -> AsyncGenerator[ServerSentEvent]:
     """The figures once a second."""
-    console, kept = console_of(request), Overview()
-    async for seen in followed(request, "overview", lambda: console.reader.transact(kept.read), every_s=EVERY_S):
-        yield ServerSentEvent(raw_data=fragment(request, "tiles.html", tiles=seen.tiles()))
-        yield ServerSentEvent(raw_data=seen.series(), event="series")
+    read = partial(console_of(request).reader.transact, overview_of(request).read)
+    async for seen in followed(request, "overview", read, every_s=EVERY_S):
+        yield ServerSentEvent(raw_data=fragment(request, "tiles.html", tiles=seen.tiles))
+        yield ServerSentEvent(raw_data=seen.series, event="series")

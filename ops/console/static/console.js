@@ -44,7 +44,7 @@ document.addEventListener("click", (event) => {
 const CHARTS = [
   { at: "chart-attempts", least: 1, lines: [["sent", "sent", "--good"], ["failed", "failed", "--bad"]], shown: (v) => v.toFixed(1) + "/s" },
   { at: "chart-waiting", least: 10, lines: [["waiting", "waiting", "--wait"]], shown: (v) => v.toLocaleString("en") },
-  { at: "chart-lateness", least: 0.01, lines: [["p99", "late_p99_s", "--bad"], ["p50", "late_p50_s", "--good"]], shown: (v) => (v * 1000).toFixed(0) + " ms" },
+  { at: "chart-lateness", least: 0.01, lines: [["p99", "late_p99_s", "--bad"], ["p50", "late_p50_s", "--good"]], shown: (v) => (Math.abs(v) < 5 ? (v * 1000).toFixed(0) + " ms" : v.toFixed(1) + " s") },
 ];
 let charts = [];
 
@@ -65,7 +65,7 @@ function draw(series) {
       scales: { y: { range: (plot, low, high) => [Math.min(0, low), Math.max(high, least)] } },
       axes: [{ ...axis, values: "{HH}:{mm}" }, { ...axis, size: 70, values: (plot, ticks) => ticks.map(shown) }],
       series: [{ label: "at", value: "{HH}:{mm}:{ss}" }, ...lines.map(([label, , stroke]) => ({
-        label, stroke: colour(stroke), width: 1.5, spanGaps: false, points: { show: false }, value: tell,
+        label, stroke: colour(stroke), width: 1.5, value: tell,
       }))],
     }, columns(series, lines), place);
   });

@@ -6,11 +6,11 @@ An act that meets several services' records has a row in each, under one id.
 from alembic import op
 
 revision = "0022"
-down_revision = "0020"
+down_revision = "0021"
 
 
 def upgrade() -> None:
-    for schema in ("notification",):
+    for schema in ("notification", "bank"):
         for statement in ACTS.replace("SCHEMA", schema).split(";\n"):
             op.execute(statement)
 
