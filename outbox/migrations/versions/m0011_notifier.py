@@ -7,8 +7,8 @@ transaction, and the next claim takes it in.
 
 from alembic import op
 
-revision = "0020"
-down_revision = "0011"
+revision = "0011"
+down_revision = "0010"
 
 SEED_RULE = '{"1":0,"2":1,"3":2,"4":5,"5":15}'
 STATUSES = "'CREATED', 'HTTP_REQUEST_SUCCESS', 'HTTP_REQUEST_FAILED', 'SUCCESS', 'FAILED'"

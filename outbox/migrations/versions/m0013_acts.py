@@ -5,8 +5,8 @@ An act that meets several services' records has a row in each, under one id.
 
 from alembic import op
 
-revision = "0022"
-down_revision = "0021"
+revision = "0013"
+down_revision = "0012"
 
 
 def upgrade() -> None:

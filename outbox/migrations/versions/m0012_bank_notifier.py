@@ -5,10 +5,10 @@ What the first loop had not yet brought home goes on as records; its table is go
 
 from alembic import op
 
-from outbox.migrations.versions.m0020_notifier import guard_and_grant
+from outbox.migrations.versions.m0011_notifier import guard_and_grant
 
-revision = "0021"
-down_revision = "0020"
+revision = "0012"
+down_revision = "0011"
 
 TABLES = (
     "receiver",
