@@ -473,7 +473,7 @@ def wear(screen: Screen, scheme: str) -> None:
 
 
 def test_the_pictures_of_the_readme(
-    screen: Screen, settings: Settings, receiver: Sink, prefix: str, request: pytest.FixtureRequest
+    screen: Screen, settings: Settings, receiver: Sink, prefix: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     """Made from records that a notifier sent, and a quarter of an hour of attempts drawn with a seed."""
     if not request.config.getoption("--screenshots"):
@@ -487,23 +487,31 @@ def test_the_pictures_of_the_readme(
             eventually(lambda: all(row.finished_at for row in desk.records()), what="all finished")
         desk.write(3, 3)
         fill(desk)
-        IMAGES.mkdir(exist_ok=True)
-        screen.browser.set_window_size(1200, 760)
-        screen.sign_in("olga")
         given_up = next(row for row in desk.records() if row.status == "FAILED")
-        for name, path, scheme in (
-            ("overview", "/", "light"),
-            ("notifications", "/notifications?queue=shops", "light"),
-            ("notification", f"/notifications/{given_up.id}", "dark"),
-        ):
-            wear(screen, scheme)
-            screen.go(path)
-            if name == "overview":
-                drawn = "return JSON.parse(document.getElementById('charts').dataset.series).waiting.filter((v) => v !== null).length > 3"
-                screen.eventually(lambda: screen.browser.execute_script(drawn), what="what waits, drawn")  # noqa: B023
-            for details in screen.browser.find_elements(By.CSS_SELECTOR, "#timeline tr:last-child details summary"):
-                details.click()
-            screen.browser.save_screenshot(str(IMAGES / f"console-{name}.png"))
+        paths = {
+            "overview": "/",
+            "notifications": "/notifications?queue=shops",
+            "notification": f"/notifications/{given_up.id}",
+        }
+        with console_process(settings, tmp_path) as served:  # one that has read nothing yet
+            own = Screen(screen.browser, served.address)
+            own.sign_in("olga")
+            for name, path in paths.items():
+                picture(own, name, path)
+
+
+def picture(screen: Screen, name: str, path: str) -> None:
+    """The README's picture of a page is as it looks now."""
+    wear(screen, "dark" if name == "notification" else "light")
+    screen.browser.set_window_size(1200, 760)
+    screen.go(path)
+    if name == "overview":
+        drawn = "return JSON.parse(document.getElementById('charts').dataset.series).waiting.filter((v) => v !== null).length > 3"
+        screen.eventually(lambda: screen.browser.execute_script(drawn), what="what waits, drawn")
+    for details in screen.browser.find_elements(By.CSS_SELECTOR, "#timeline tr:last-child details summary"):
+        details.click()
+    IMAGES.mkdir(exist_ok=True)
+    screen.browser.save_screenshot(str(IMAGES / f"console-{name}.png"))
 
 
 IMAGES = ROOT / "docs" / "images"
