@@ -65,7 +65,7 @@ def follow_page(request: pytest.FixtureRequest, commands: Path, tmp_path: Path) 
 
     def follow_it(name: str, folder: StackFolder, **hooks: Callable[[], object]) -> None:
         terminal = terminal_on(folder, commands, tmp_path)
-        follow(PAGES / f"{name}.md", terminal.run, hooks, write=request.config.getoption("--write-howto"))
+        follow(PAGES / f"{name}.md", terminal.run, hooks, write=request.config.getoption("--write-pages"))
 
     return follow_it
 
