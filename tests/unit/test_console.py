@@ -43,7 +43,7 @@ def test_a_hash_knows_its_password_and_no_other_and_never_comes_twice() -> None:
     assert not matches("", first)
 
 
-@pytest.mark.parametrize("said", ["", "operator", "operator:", "operator:scrypt$1", "root:" + hashed("x", cost=2),
+@pytest.mark.parametrize("said", ["", "operator", "operator:", "operator:scrypt$1", "root:scrypt$2$8$3$J2oYOVUChTW49CczftwkJA==$HXmMFAo7NLuTxVyGIujSFcU4S3hx58jOAwfN8l8BjDM=",
                                   "operator:md5$2$8$3$aaaa$bbbb", "operator:scrypt$2$8$3$AAAA$"])  # fmt: skip
 def test_a_user_that_is_none_is_refused_by_name(said: str) -> None:
     with pytest.raises(Refused, match="CONSOLE_USERS__OLGA"):
