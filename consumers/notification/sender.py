@@ -76,6 +76,8 @@ class Sender:
         """What is done before the first claim, in a transaction; may be repeated."""
         self._ended: list[Ended] = []
         self._under_way: set[asyncio.Task[None]] = set()
+        """What is being sent, and what waits for its slot."""
+        self._slots = asyncio.Semaphore(1)
         self._news = asyncio.Event()
         self._released_at = -RELEASE_S
 
@@ -87,6 +89,7 @@ class Sender:
             try:
                 if session is None:
                     self._queue = await asyncio.to_thread(self._read_queue)
+                    self._slots = asyncio.Semaphore(self._queue.in_flight_max)
                     session = new_session(allow_private=self._allows_private)
                     self._condition.ready()
                 claimed = await self._turn()
@@ -119,7 +122,9 @@ class Sender:
 
     async def _turn(self) -> list[Claimed]:
         ended = list(self._ended)
-        room = 0 if self.ending.is_set() else self._queue.in_flight_max - len(self._under_way)
+        most = self._queue.in_flight_max
+        ahead = min(most, len(ended))  # as many as will end before the next turn: none while receivers are slow
+        room = 0 if self.ending.is_set() else most + ahead - len(self._under_way)
         releases = time.monotonic() - self._released_at >= RELEASE_S
         claimed = await asyncio.to_thread(self._transact, ended, room, releases)
         del self._ended[: len(ended)]
@@ -138,9 +143,10 @@ class Sender:
             return claim(connection, self._queue, limit=room, now=utc_now())
 
     async def _attempt(self, session: aiohttp.ClientSession, record: Claimed) -> None:
-        if utc_now() - record.leased_until + timedelta(seconds=LEASE_S) > BEGIN_WITHIN:
-            return  # frozen since the claim: it is claimed again when the lease ends
-        ended = await attempt(session, record, self._queue.success_word, allow_private=self._allows_private)
+        async with self._slots:
+            if utc_now() - record.leased_until + timedelta(seconds=LEASE_S) > BEGIN_WITHIN:
+                return  # frozen since the claim: it is claimed again when the lease ends
+            ended = await attempt(session, record, self._queue.success_word, allow_private=self._allows_private)
         count(ended)
         self._ended.append(ended)
         self._news.set()
