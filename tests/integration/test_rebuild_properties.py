@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,9 @@ from schemas.events import Event
 from tests.factories import deposited, settled, suspense
 from tests.pipeline import engine_of, fresh_id
 from tests.rebuilding import Shop, own_database, rejecting
+
+EXAMPLES = int(os.environ.get("PROPERTY_REBUILDS", "6"))
+"""A larger run: PROPERTY_REBUILDS=200 .venv/bin/python -m pytest tests/integration/test_rebuild_properties.py --timeout 0"""
 
 REJECTED = (3, 4)
 NUMBERS = st.integers(0, 9)
@@ -135,7 +139,7 @@ def play(history: History, steps: list[tuple[str, int]]) -> None:
 
 def test_any_history_rebuilds_without_difference_and_any_planted_one_is_named(database: Settings) -> None:
     @given_settings(
-        max_examples=6,
+        max_examples=EXAMPLES,
         deadline=None,
         database=None,
         derandomize=True,

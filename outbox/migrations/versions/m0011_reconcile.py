@@ -44,20 +44,21 @@ CREATE UNIQUE INDEX finding_open ON reconcile.finding
   (kind, consumer, coalesce(event_id, '00000000-0000-0000-0000-000000000000'), business_no, effect) WHERE closed_at IS NULL;
 GRANT SELECT, INSERT, UPDATE ON reconcile.checkpoint, reconcile.finding TO ops"""
 
+# NOT VALID: what stands was checked when it was entered, by narrower rules.
 CORRECTIONS = """
 ALTER TABLE funds.entry
   ADD COLUMN reason text CHECK (reason <> ''),
   ADD COLUMN actor  text CHECK (actor <> ''),
   DROP CONSTRAINT entry_kind_check,
-  ADD CONSTRAINT entry_kind_check CHECK (kind IN ('credit', 'debit', 'deposit', 'correction')),
+  ADD CONSTRAINT entry_kind_check CHECK (kind IN ('credit', 'debit', 'deposit', 'correction')) NOT VALID,
   DROP CONSTRAINT entry_amount_fen_check,
-  ADD CONSTRAINT entry_amount_fen_check CHECK (amount_fen >= 0 OR kind = 'correction'),
+  ADD CONSTRAINT entry_amount_fen_check CHECK (amount_fen >= 0 OR kind = 'correction') NOT VALID,
   ADD CONSTRAINT entry_source_check CHECK ((kind = 'correction') = (reason IS NOT NULL AND actor IS NOT NULL)) NOT VALID;
 ALTER TABLE points.entry
   ADD COLUMN reason text CHECK (reason <> ''),
   ADD COLUMN actor  text CHECK (actor <> ''),
   DROP CONSTRAINT entry_kind_check,
-  ADD CONSTRAINT entry_kind_check CHECK (kind IN ('earn', 'correction')),
+  ADD CONSTRAINT entry_kind_check CHECK (kind IN ('earn', 'correction')) NOT VALID,
   DROP CONSTRAINT entry_points_check,
-  ADD CONSTRAINT entry_points_check CHECK (points >= 0 OR kind = 'correction'),
+  ADD CONSTRAINT entry_points_check CHECK (points >= 0 OR kind = 'correction') NOT VALID,
   ADD CONSTRAINT entry_source_check CHECK ((kind = 'correction') = (reason IS NOT NULL AND actor IS NOT NULL)) NOT VALID"""
