@@ -22,6 +22,7 @@ from ops.offsets.files import (
     write_undo,
 )
 from ops.offsets.peek import SHOWN_MAX, legible
+from ops.offsets.wishes import Asked
 from ops.offsets.targets import Mode, Standing, Wish, duration, instant, offset_map, partitions, scope, target
 from outbox.clock import EPOCH
 from outbox.errors import Refused
@@ -244,6 +245,17 @@ def test_the_last_undo_file_is_the_last_by_its_instant_and_none_is_written_over(
     with pytest.raises(Refused, match="nothing was moved"):
         write_undo(last, "g", {PLACE: 7})
     assert read_file(last, "g") == {PLACE: 2}
+
+
+@pytest.mark.parametrize(
+    ("asked", "given_"),
+    [
+        (Asked(), 0), (Asked(to_offset=0), 1), (Asked(shift_by=0), 1), (Asked(to_offset=0, to_latest=True), 2),
+        (Asked(from_kafka=True), 1), (Asked(at=EPOCH, to_event="e"), 2),
+    ],
+)  # fmt: skip
+def test_nought_is_a_place_to_go_to_as_any_other(asked: Asked, given_: int) -> None:
+    assert asked.given == given_
 
 
 @given(st.binary(max_size=1000))
