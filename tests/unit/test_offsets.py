@@ -22,8 +22,8 @@ from ops.offsets.files import (
     write_undo,
 )
 from ops.offsets.peek import SHOWN_MAX, legible
-from ops.offsets.wishes import Asked
 from ops.offsets.targets import Mode, Standing, Wish, duration, instant, offset_map, partitions, scope, target
+from ops.offsets.wishes import Asked
 from outbox.clock import EPOCH
 from outbox.errors import Refused
 
@@ -205,7 +205,19 @@ def test_what_is_written_as_csv_is_read_back(groups: dict[str, dict[tuple[str, i
 
 @pytest.mark.parametrize(
     "content",
-    ["a,0", "a,0,1,2,3", "a,x,1", "a,0,-1", "a,0,1\na,0,2", ",0,1", "a,0,1.5", "a,,1", "TOPIC,PARTITION,OFFSET"],
+    [
+        "a,0",
+        "a,0,1,2,3",
+        "a,x,1",
+        "a,0,-1",
+        "a,0,1\na,0,2",
+        ",0,1",
+        "a,0,1.5",
+        "a,,1",
+        "a,0,\u0663",
+        f"a,0,{'9' * 5000}",
+        "TOPIC,PARTITION,OFFSET",
+    ],
 )
 def test_a_line_that_is_none_is_named(content: str) -> None:
     with pytest.raises(Refused, match=r"line \d"):
