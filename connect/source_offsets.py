@@ -44,7 +44,7 @@ def exported_from(text: str, *, connector: str) -> Exported:
         for one in offsets:
             int(one["offset"][LSN])
             dict(one["partition"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise Refused("the file holds no offsets as `payrelay connect offsets get` prints them") from error
     if name != connector:
         raise Refused(f"the file's offsets are those of connector {name}, not of {connector}")

@@ -38,9 +38,7 @@ def read(settings: Settings, spans: Mapping[Place, range], **how: object) -> Gen
         moved = time.monotonic()
         while left:
             messages = consumer.consume(5_000, timeout=0.1)  # waits for all 5,000 or the time-out
-            if messages:
-                moved = time.monotonic()
-            elif time.monotonic() - moved > TIMEOUT_S:
+            if not messages and time.monotonic() - moved > TIMEOUT_S:
                 raise Unreachable(f"no record in {TIMEOUT_S:.0f} s, though {len(left)} partitions have more")
             for message in messages:
                 is_end = message.error() is not None and message.error().code() == KafkaError._PARTITION_EOF
@@ -53,6 +51,8 @@ def read(settings: Settings, spans: Mapping[Place, range], **how: object) -> Gen
                     yield message
                 if offset + (not is_end) >= left[place].stop:
                     del left[place]
+            if messages:
+                moved = time.monotonic()  # not before: the time that the caller took over them is not Kafka's
 
 
 def offsets_at(settings: Settings, topics: Collection[str], at: datetime) -> dict[Place, int]:

@@ -16,7 +16,8 @@ from consumers.delivery import Delivery, headers_of
 from consumers.redeliver import FROM_OUTBOX, Found, Key
 from ops.health import reader_engine, slot_of
 from ops.processors import processor_of
-from ops.records import bounds, event_times, offsets_at, read
+from ops.records import bounds, offsets_at, read
+from ops.records import id_of as id_of_message
 from ops.topics import topic_states
 from outbox.clock import first_id_at, time_of, utc_now
 from outbox.errors import Refused
@@ -152,10 +153,9 @@ class Waiting:
         self._published: set[UUID] | None = None
         begun = search.begun()
         self._first: dict[Key, int] = {}
-        spans = {
-            place: range(max(low, begun.get(place, low)), high)
-            for place, (low, high) in bounds(search.settings, self._names).items()
-        }
+        logs = bounds(search.settings, self._names)
+        self._ends = {place: high for place, (_, high) in logs.items()}
+        spans = {place: range(max(low, begun.get(place, low)), high) for place, (low, high) in logs.items()}
         for message in read(search.settings, spans):
             key = (message.topic(), message.key() or b"")
             version = _version(dict(message.headers() or []))
@@ -172,7 +172,12 @@ class Waiting:
         identity = id_of(record)
         if self._published is None:  # of what the slot is not known to have passed, most is published
             since = ((time_of(identity) if identity else None) or utc_now()) - SKEW
-            self._published = {one for one, _ in event_times(self._search.settings, self._names, since=since)}
+            starts = offsets_at(self._search.settings, self._names, since)
+            spans = {place: range(start, self._ends.get(place, start)) for place, start in starts.items()}
+            # No further than was looked for what is ahead: what has come since is on its way.
+            self._published = {
+                one for message in read(self._search.settings, spans) if (one := id_of_message(message)) is not None
+            }
         return identity not in self._published
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -11,6 +12,20 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def utc_now() -> datetime:
     """Return the present instant, with its zone."""
     return datetime.now(UTC)
+
+
+def in_zone(at: datetime, zone: ZoneInfo) -> datetime:
+    """Return a time of that zone's clocks as an instant. Raises ValueError where they show it twice or never.
+
+    >>> in_zone(datetime(2026, 11, 23, 8), ZoneInfo("Asia/Shanghai")).isoformat()
+    '2026-11-23T08:00:00+08:00'
+    """
+    one, other = (at.replace(tzinfo=zone, fold=fold) for fold in (0, 1))
+    if one.utcoffset() != other.utcoffset():
+        raise ValueError(
+            f"{at.isoformat()} is there twice or never in {zone.key}, where clocks are changed: write the offset"
+        )
+    return one
 
 
 def time_of(identity: UUID) -> datetime | None:
@@ -29,12 +44,12 @@ def time_of(identity: UUID) -> datetime | None:
 
 
 def first_id_at(instant: datetime) -> UUID:
-    """Return the smallest UUID whose time is the instant's millisecond.
+    """Return the smallest UUID whose time is the instant's millisecond; of an instant before 1970, the smallest there is.
 
     >>> str(first_id_at(datetime(2026, 1, 1, tzinfo=UTC)))
     '019b76da-a800-0000-0000-000000000000'
     """
-    return UUID(int=(instant - EPOCH) // timedelta(milliseconds=1) << 80)
+    return UUID(int=max(0, (instant - EPOCH) // timedelta(milliseconds=1)) << 80)
 
 
 def first_id_of(day: date) -> UUID:

@@ -14,6 +14,7 @@ from connect.client import ConnectClient, ConnectorStatus
 from ops.cli.output import Format, Output, print_rows, say
 from ops.cli.pipeline import FORMATS, Zone, current_settings, instant
 from outbox.clock import utc_now
+from outbox.errors import Refused
 from outbox.settings import Settings
 
 app = typer.Typer(help="The outbox connector on Kafka Connect.", no_args_is_help=True)
@@ -140,7 +141,7 @@ def offsets_reset(
     settings = current_settings()
     found = standing(settings)
     say(found.told())
-    wanted = exported_from(from_file.read_text(), connector=settings.connector) if from_file else None
+    wanted = exported_from(_text_of(from_file), connector=settings.connector) if from_file else None
     if wanted is not None:
         require_harmless(settings, found, wanted, at=utc_now())
         say("the connector would be stopped, would read on from the file's position, and lose nothing")
@@ -154,11 +155,21 @@ def offsets_reset(
     if not yes:
         typer.confirm("stop, change and resume the connector?", abort=True, err=True)
     target = export or Path(f"{settings.connector}-offsets-{utc_now():%Y%m%dT%H%M%SZ}.json")
-    with target.open("x") as file:  # never over an earlier one
-        file.write(found.noted.as_text())
+    try:
+        with target.open("x") as file:  # never over an earlier one
+            file.write(found.noted.as_text())
+    except OSError as error:
+        raise Refused(f"what is noted cannot be kept, nothing was done: {error}; another --export") from error
     say(f"what was noted is kept in {target}")
     reset_offsets(settings, wanted, clock=utc_now, say=say)
     say(standing(settings).told())
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(f"{path} cannot be read: {error}") from error
 
 
 @app.command()

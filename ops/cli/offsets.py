@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -84,20 +84,26 @@ def describe(
 ) -> None:
     """Show where a group stands: per partition its position, the log's end, lag in messages and seconds, and who reads it."""
     from ops.offsets.plan import look
-    from outbox.errors import Refused
 
     settings = current_settings()
     scope = _scope(settings, group, topic, partitions)
     while True:
         view = look(settings, group, scope)
-        if not view.group.exists and not any(one.position is not None for one in view.standings):
-            raise Refused(f"there is no group {group!r}: payrelay offsets list")
+        _require_known(view)
         if watch and console.is_terminal:
             console.clear()
         _print_view(settings, view, output, only_lagging=only_lagging)
         if not watch:
             return
         time.sleep(WATCH_S)
+
+
+def _require_known(view: View) -> None:
+    """The group is there, or stands somewhere. Raises Refused: a name that was mistyped must not pass for an empty group."""
+    from outbox.errors import Refused
+
+    if not view.group.exists and not any(one.position is not None for one in view.standings):
+        raise Refused(f"there is no group {view.group.name!r}: payrelay offsets list")
 
 
 def _print_view(settings: Settings, view: View, output: Format, *, only_lagging: bool) -> None:
@@ -202,10 +208,13 @@ def export(
     from ops.offsets.plan import look
 
     settings = current_settings()
+    views = [look(settings, name) for name in groups]
+    for view in views:
+        _require_known(view)
     content = as_csv(
         {
-            name: {one.place: one.position for one in look(settings, name).standings if one.position is not None}
-            for name in groups
+            view.group.name: {one.place: one.position for one in view.standings if one.position is not None}
+            for view in views
         }
     )
     if file is not None:
@@ -228,6 +237,7 @@ def delete(
     """Make Kafka forget a group, or its offsets of one topic; `undo` brings them back. Of a group of ours, `progress` stays."""
     from ops.offsets.delete import delete_group, delete_topic
     from ops.offsets.groups import committed
+    from ops.offsets.groups import group as find_group
     from ops.offsets.move import require_inactive
     from ops.offsets.ours import ours
     from ops.stack.programs import installed_programs
@@ -237,6 +247,8 @@ def delete(
     if ours(settings, group) is not None:
         say(f"{group} is ours: its progress stays, and the next start of its worker commits it to Kafka again")
     found = committed(settings, group)
+    if not found and not find_group(settings, group).exists:
+        raise Refused(f"there is no group {group!r}: payrelay offsets list")
     doomed = {place: offset for place, offset in found.items() if not topic or place[0] == topic}
     if topic and not doomed:
         raise Refused(f"{group} has no offset of {topic!r}")
@@ -272,6 +284,7 @@ def peek(
 
     settings = current_settings()
     view = look(settings, group, _scope(settings, group, topic, partitions))
+    _require_known(view)
     rows = peek_rows(settings, view, before=before, after=after)
     print_rows(rows, output, columns=COLUMNS if view.ours else tuple(name for name in COLUMNS if name != "fate"))
 
@@ -403,16 +416,20 @@ def _scope(settings: Settings, group: str, topics: list[str] | None, partitions:
 def _instant(to_datetime: str, by_duration: str, tz: str) -> datetime | None:
     from ops.offsets.targets import instant
 
-    if by_duration:
-        return utc_now() - _duration(by_duration)
-    if not to_datetime:
-        return None
+    ago = _duration(by_duration) if by_duration else None
     try:
+        if ago is not None:
+            return utc_now() - ago
+        if not to_datetime:
+            return None
         zone = ZoneInfo(tz) if tz else None
         at = instant(to_datetime, zone)
+        at.astimezone(UTC)  # as it is told and looked up
+        return at.astimezone(zone) if zone is not None else at
     except (ZoneInfoNotFoundError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
-    return at.astimezone(zone) if zone is not None else at
+    except OverflowError as error:
+        raise typer.BadParameter(f"{by_duration or to_datetime!r} is before the year 1 or after 9999") from error
 
 
 def _duration(text: str) -> timedelta:

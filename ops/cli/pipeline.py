@@ -12,6 +12,7 @@ import typer
 from ops.cli.local import this_stack
 from ops.cli.output import Format, Output, print_rows, say
 from ops.stack.state import StackFolder
+from outbox.clock import in_zone
 from outbox.errors import Refused
 from outbox.settings import Settings
 
@@ -61,9 +62,13 @@ def instant(at: datetime | None, tz: str) -> datetime | None:
     if not tz:
         raise typer.BadParameter(f"{at.isoformat()} names no zone: add one (2026-11-23T08:00:00+0800) or --tz")
     try:
-        return at.replace(tzinfo=ZoneInfo(tz))
+        zone = ZoneInfo(tz)
     except (ZoneInfoNotFoundError, ValueError) as error:
         raise typer.BadParameter(f"--tz: no zone {tz!r}") from error
+    try:
+        return in_zone(at, zone)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def migrate() -> None:

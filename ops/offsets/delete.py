@@ -18,7 +18,11 @@ TOOL_S = 60.0
 def delete_group(settings: Settings, name: str, *, undo: Path) -> None:
     """The group is no more. Raises Refused where it has members or has never been."""
     write_undo(undo, name, committed(settings, name))
-    delete(settings, name)
+    try:
+        delete(settings, name)
+    except Refused:
+        undo.unlink()  # there is nothing to undo
+        raise
 
 
 def delete_topic(settings: Settings, name: str, topic: str, *, programs: Programs, undo: Path) -> str:

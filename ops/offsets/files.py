@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import os
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +16,8 @@ from ops.records import Place
 from outbox.errors import Refused
 
 BYTES_MAX = 64 * 1024 * 1024
+NUMBER = re.compile(r"[0-9]{1,19}")
+
 NAME_MAX = 120
 """Of a folder named for a group, whose own name may be longer than a file system takes."""
 
@@ -36,7 +39,7 @@ def from_csv(content: str, group: str) -> dict[Place, int]:
         if not row:
             continue
         *front, topic, partition, offset = ("", "", *row)[-max(3, len(row)) :]
-        if len(front) > 1 or not (topic and partition.isdecimal() and offset.isdecimal()):
+        if len(front) > 1 or not (topic and NUMBER.fullmatch(partition) and NUMBER.fullmatch(offset)):
             raise Refused(f"line {number} is not [group,]topic,partition,offset: {','.join(row)[:100]}")
         if front not in ([], [group]):
             continue

@@ -56,7 +56,7 @@ def groups(settings: Settings) -> list[Group]:
     with asking(settings):
         listed = admin.list_consumer_groups(request_timeout=TIMEOUT_S).result(TIMEOUT_S)
         if listed.errors:
-            raise listed.errors[0]
+            raise KafkaException(listed.errors[0])  # a KafkaError is no exception of its own
         names = [one.group_id for one in listed.valid]
         found = list(_described(admin, names).values())
         # Kafka Connect's own groups are in no list of consumer groups.

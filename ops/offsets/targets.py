@@ -11,7 +11,7 @@ from enum import Enum, auto
 from zoneinfo import ZoneInfo
 
 from ops.records import Place
-from outbox.clock import EPOCH
+from outbox.clock import EPOCH, in_zone
 from outbox.errors import Refused
 
 
@@ -191,10 +191,7 @@ def instant(text: str, zone: ZoneInfo | None) -> datetime:
         return at
     if zone is None:
         raise ValueError(f"{text!r} has no zone: write Z or +08:00 behind it, or give --tz Asia/Shanghai")
-    one, other = (at.replace(tzinfo=zone, fold=fold) for fold in (0, 1))
-    if one.utcoffset() != other.utcoffset():
-        raise ValueError(f"{text!r} is there twice or never in {zone.key}, where clocks are changed: write the offset")
-    return one
+    return in_zone(at, zone)
 
 
 def _iso(text: str) -> datetime:

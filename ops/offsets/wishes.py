@@ -37,7 +37,9 @@ class Asked:
     @property
     def given(self) -> int:
         """How many of them were typed: one is right."""
-        return sum(getattr(self, field.name) not in (None, False) for field in fields(self))
+        return sum(
+            value is not None and value is not False for value in (getattr(self, one.name) for one in fields(self))
+        )
 
 
 def look_for(settings: Settings, name: str, asked: Asked, scope: Scope | None) -> tuple[View, Wish]:

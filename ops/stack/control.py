@@ -48,6 +48,7 @@ def up(
     else:
         _signal_supervisor(folder, signal.SIGHUP)
     deadline = time.monotonic() + UP_S
+    trying: set[str] = set()
     while time.monotonic() < deadline:
         content = folder.read("state.json")
         if "error" in content or not folder.is_up():
@@ -56,8 +57,9 @@ def up(
         watch(states)
         if states and all(state.state == "running" for state in states) and _heart_beats(folder, content["started_at"]):
             return started
-        if any(state.state == "failed" for state in states):
-            break
+        trying |= {state.name for state in states if state.state != "failed"}
+        if any(state.state == "failed" and state.name in trying for state in states):
+            break  # and not only still, from before
         time.sleep(POLL_S)
     raise NotReady(_why(folder))
 
@@ -150,13 +152,16 @@ def _require(folder: StackFolder, parts: Sequence[str]) -> None:
 
 
 def _wait_for(folder: StackFolder, parts: Sequence[str], state: str) -> None:
+    """The parts are in that state. Raises NotReady after a while, or once one fails; one that had failed before is still to be seen trying."""
     deadline = time.monotonic() + PART_S
+    trying: set[str] = set()
     while True:
         states = {one.name: one.state for one in folder.states()}
         left = [part for part in parts if states.get(part) != state]
         if not left:
             return
-        if time.monotonic() > deadline or any(states.get(part) == "failed" for part in left):
+        trying |= {part for part in left if states.get(part) != "failed"}
+        if time.monotonic() > deadline or any(states.get(part) == "failed" and part in trying for part in left):
             told = ", ".join(f"{part} is {states.get(part)}" for part in left)
             raise NotReady(f"{told}, not {state}: payrelay status; payrelay logs {left[0]}")
         time.sleep(POLL_S)

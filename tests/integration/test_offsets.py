@@ -70,7 +70,7 @@ def test_a_foreign_group_is_moved_read_back_and_undone(foreign: Foreign, offsets
 def test_what_lies_outside_the_log_is_clamped_and_it_is_said(foreign: Foreign, offsets: Command) -> None:
     foreign.make(20, 20, low=6)
     foreign.commit(10, 15)
-    for how, news in ((("--shift-by", -5), [6, 10]), (("--to-offset", 3), [6, 6]), (("--to-offset", 99), [20, 20]),
+    for how, news in ((("--shift-by", -5), [6, 10]), (("--to-offset", 3), [6, 6]), (("--to-offset", 0), [6, 6]), (("--to-offset", 99), [20, 20]),
                       (("--shift-by", 7), [17, 20])):  # fmt: skip
         shown = offsets("reset", foreign.group, *how)
         assert [row["new"] for row in shown.rows] == news
@@ -116,9 +116,9 @@ def test_scopes_choose_partitions(foreign: Foreign, offsets: Command) -> None:
     "how",
     [
         (), ("--to-earliest", "--to-latest"), ("--to-datetime", "2026-01-05T08:00:00"), ("--by-duration", "5"),
-        ("--to-datetime", "2026-01-05T08:00:00Z", "--by-duration", "1h"), ("--map", '{"0": 1}'), ("--to-offset", "-1"),
+        ("--to-datetime", "2026-01-05T08:00:00Z", "--by-duration", "1h"), ("--map", '{"0": 1}'), ("--to-offset", "-1"), ("--to-offset", "0", "--to-latest"),
         ("--to-datetime", "2026-01-05", "--tz", "Nowhere/Else"), ("--to-earliest", "-p", "x"), ("--to-earliest", "--topic", "a:b"),
-        ("--to-earliest", "--wait", "soon"),
+        ("--to-earliest", "--wait", "soon"), ("--by-duration", "99999999d"), ("--to-datetime", "0001-01-01T00:00:00+14:00"),
     ],
 )  # fmt: skip
 def test_what_could_mean_two_things_is_a_usage_error(offsets: Command, how: tuple[str, ...]) -> None:
@@ -214,6 +214,9 @@ def test_a_group_takes_the_position_of_another_and_is_deleted_and_brought_back(
     assert foreign.committed(group=shadow) == {0: 4, 1: 6}
     assert foreign.committed(group=shadow, topic=other) == {0: 2}
     assert "has no position" in offsets("reset", shadow, "--from-group", "nosuch").said
+    for command in (("describe",), ("peek",), ("export",), ("export", shadow), ("delete",), ("delete", *YES)):
+        code, _, said = offsets.text(*command, "nosuch")
+        assert (code, "there is no group 'nosuch'" in said) == (1, True), command
 
     shown = offsets("delete", shadow)
     assert (shown.code, len(shown.rows), foreign.committed(group=shadow)) == (0, 3, {0: 4, 1: 6})

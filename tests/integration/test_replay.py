@@ -186,6 +186,16 @@ def test_events_that_reached_no_topic_are_applied_from_the_outbox_and_known_when
         assert ledger_problems(connection) == []
 
 
+def test_what_comes_to_the_topic_during_a_redelivery_from_the_outbox_is_left_to_the_live_stream(
+    settings: Settings, prefix: str
+) -> None:
+    """Else it could be applied before an earlier event of its key that came with it."""
+    with searching(settings, "accounting", Window(key=f"{prefix}P1")) as search:
+        waits = search.waiting()
+        published(settings, recorded(settings, failed(payment_no=f"{prefix}P1")))
+        assert [waits(record) for record in search.in_outbox()] == [True]
+
+
 def test_a_fact_that_has_its_effect_is_told_and_exit_code_1(
     settings: Settings, prefix: str, command: Callable[[Settings], Command]
 ) -> None:
@@ -386,6 +396,9 @@ def test_connects_note_is_forgotten_or_set_and_what_would_lose_events_is_refused
     )
     with pytest.raises(Refused, match="does not go back"):
         payrelay(*from_here, "--export", str(tmp_path / "third.json"))
-    (tmp_path / "none.json").write_text("{}")
-    with pytest.raises(Refused, match="holds no offsets"):
-        payrelay("connect", "offsets", "reset", "--from-file", str(tmp_path / "none.json"))
+    for content, why in ((b"{}", "holds no offsets"), (b"\xff", "cannot be read")):
+        (tmp_path / "none.json").write_bytes(content)
+        with pytest.raises(Refused, match=why):
+            payrelay("connect", "offsets", "reset", "--from-file", str(tmp_path / "none.json"))
+    with pytest.raises(Refused, match="what is noted cannot be kept"):
+        payrelay("connect", "offsets", "reset", "--export", str(kept), "--execute", "--yes")

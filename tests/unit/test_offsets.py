@@ -23,6 +23,7 @@ from ops.offsets.files import (
 )
 from ops.offsets.peek import SHOWN_MAX, legible
 from ops.offsets.targets import Mode, Standing, Wish, duration, instant, offset_map, partitions, scope, target
+from ops.offsets.wishes import Asked
 from outbox.clock import EPOCH
 from outbox.errors import Refused
 
@@ -204,7 +205,19 @@ def test_what_is_written_as_csv_is_read_back(groups: dict[str, dict[tuple[str, i
 
 @pytest.mark.parametrize(
     "content",
-    ["a,0", "a,0,1,2,3", "a,x,1", "a,0,-1", "a,0,1\na,0,2", ",0,1", "a,0,1.5", "a,,1", "TOPIC,PARTITION,OFFSET"],
+    [
+        "a,0",
+        "a,0,1,2,3",
+        "a,x,1",
+        "a,0,-1",
+        "a,0,1\na,0,2",
+        ",0,1",
+        "a,0,1.5",
+        "a,,1",
+        "a,0,\u0663",
+        f"a,0,{'9' * 5000}",
+        "TOPIC,PARTITION,OFFSET",
+    ],
 )
 def test_a_line_that_is_none_is_named(content: str) -> None:
     with pytest.raises(Refused, match=r"line \d"):
@@ -244,6 +257,17 @@ def test_the_last_undo_file_is_the_last_by_its_instant_and_none_is_written_over(
     with pytest.raises(Refused, match="nothing was moved"):
         write_undo(last, "g", {PLACE: 7})
     assert read_file(last, "g") == {PLACE: 2}
+
+
+@pytest.mark.parametrize(
+    ("asked", "given_"),
+    [
+        (Asked(), 0), (Asked(to_offset=0), 1), (Asked(shift_by=0), 1), (Asked(to_offset=0, to_latest=True), 2),
+        (Asked(from_kafka=True), 1), (Asked(at=EPOCH, to_event="e"), 2),
+    ],
+)  # fmt: skip
+def test_nought_is_a_place_to_go_to_as_any_other(asked: Asked, given_: int) -> None:
+    assert asked.given == given_
 
 
 @given(st.binary(max_size=1000))
