@@ -212,7 +212,7 @@ def _apply_chosen(
     handled = delivery.apply(connection, chosen)
     outcome.superseded = handled.superseded
     outcome.applied = len(handled.fresh) - handled.superseded
-    outcome.known = len(chosen) - len(handled.fresh)
+    outcome.known += len(chosen) - len(handled.fresh)
     outcome.outside = sum(processor.touches_outside(envelope.event) for envelope in handled.fresh)
     if resends_external and processor.resend is not None:
         fresh = {envelope.id for envelope in handled.fresh}

@@ -33,7 +33,7 @@ from tests.applied import applied, make_applied
 from tests.integration.test_delivery_properties import Crash, Machine, Model, _cut_off, _die
 from tests.pipeline import engine_of
 
-EXAMPLES, STEPS = (int(count) for count in os.environ.get("PROPERTY_RUN", "12x30").split("x"))
+EXAMPLES, STEPS = (int(count) for count in os.environ.get("PROPERTY_RUN", "10x25").split("x"))
 
 
 class HolesModel(Model):
