@@ -36,7 +36,7 @@ bench: setup ## every benchmark, written to docs/performance.md
 	@$(RUN)/python -m benchmarks.report
 
 howto: setup ## run the recovery how-tos, and write what their commands print into them
-	@$(RUN)/python -m pytest tests/e2e/test_recovery.py --write-howto
+	@$(RUN)/python -m pytest tests/e2e/test_recovery.py --write-pages
 
 json: $(READY) ## write the JSON Schema of the events again
 	@$(RUN)/python -m schemas.export

@@ -314,8 +314,9 @@ class Field:
         """Notifications count as answered, but for some payments'; no merchant was told."""
         with self.engine("owner").begin() as connection:
             connection.execute(
-                text("""UPDATE notification.notify_record SET status = 'SUCCESS', finished_at = clock_timestamp()
-                        WHERE status <> 'SUCCESS' AND payment_no NOT LIKE :like"""),
+                text("""UPDATE notification.notify_record
+                        SET status = 'SUCCESS', finished_at = clock_timestamp(), attempts = attempts + 1, leased_until = NULL
+                        WHERE finished_at IS NULL AND payment_no NOT LIKE :like"""),
                 {"like": f"{self.run}-{but}-%"},
             )
 

@@ -9,7 +9,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-NAMES = ("startup", "latency", "throughput", "repair", "delivery", "ledger", "poison", "rebuild", "reconcile")
+NAMES = (
+    "startup",
+    "latency",
+    "throughput",
+    "repair",
+    "delivery",
+    "ledger",
+    "poison",
+    "rebuild",
+    "reconcile",
+    "notifier",
+)
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 HEAD = """# Performance
 

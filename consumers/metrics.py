@@ -49,6 +49,12 @@ ATTEMPTS = Counter(
 ATTEMPT = Histogram(
     "notify_attempt_seconds", "Duration of one attempt to notify, to the end of the answer.", ["rule"], buckets=SECONDS
 )
+LATENESS = Histogram(
+    "notify_lateness_seconds",
+    "From when an attempt was last planned to when it began; postponed says whether it had been put off (pause, breaker, bound …).",
+    ["rule", "postponed"],
+    buckets=SECONDS,
+)
 CONDITION = "worker_condition_seconds"
 CONDITION_HELP = (
     "Since when a subject (a consumer, one of its logs, the notifier) is braked, waiting for its database, stopped at a "

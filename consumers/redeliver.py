@@ -172,7 +172,7 @@ def sort_out(
     `failing` names keys with an event of them that has failed. The caller has locked the keys, or looks only.
     """
     outcome, chosen = Redelivered(), []
-    held_back: dict[UUID, UUID] = {}
+    held_back: list[tuple[UUID, UUID]] = []
     parked = parked_from(connection, delivery.consumer, {one.key for one in part if one.key is not None})
     logs = {one.log for one in part if one.log.partition != FROM_OUTBOX}
     begun = positions(connection, delivery.consumer, list(logs))
@@ -188,14 +188,15 @@ def sort_out(
         elif key in parked and envelope.version >= parked[key]:
             outcome.parked += 1
         elif failing and key in failing:
-            held_back[envelope.id] = failing[key]
+            held_back.append((envelope.id, failing[key]))
         else:
             chosen.append(opened)
-    known = applied_before(connection, delivery.consumer, held_back) if held_back else set()
-    outcome.known += len(known)
-    for identity in held_back.keys() - known:
-        if identity != held_back[identity]:
-            outcome.failed[identity] = f"an earlier event of its key has failed: {held_back[identity]}"
+    known = applied_before(connection, delivery.consumer, {one for one, _ in held_back}) if held_back else set()
+    for identity, culprit in held_back:
+        if identity in known:
+            outcome.known += 1
+        elif identity != culprit:
+            outcome.failed[identity] = f"an earlier event of its key has failed: {culprit}"
     return outcome, chosen
 
 

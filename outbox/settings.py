@@ -54,6 +54,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     payments_port: Port = 8601
     bank_port: Port = 8602
+    notification_port: Port = 8603
     payments_url: str = "http://127.0.0.1:8601"
     bank_url: str = "http://127.0.0.1:8602"
     bank_notify_secret: SecretStr = SecretStr("")
@@ -69,6 +70,15 @@ class Settings(BaseSettings):
     # Metrics for Prometheus, of each process at an address of its own; port 0: none.
     metrics_host: str = "127.0.0.1"
     metrics_port: Port = 0
+
+    # Console
+    console_host: str = "127.0.0.1"
+    console_port: Port = 8610
+    """0: any free one, which the command tells."""
+    console_https: bool = False
+    """Whether browsers reach it through a proxy that speaks HTTPS; without one it listens on this machine only."""
+    console_users: dict[str, SecretStr] = {}
+    """Who may sign in: role:hash of each name, as payrelay console user prints them."""
 
     # Processors
     batch_max: Annotated[int, Field(ge=1, le=10_000)] = 500

@@ -161,7 +161,9 @@ async def read_body(request: Request) -> bytes:
     return bytes(body)
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
+    """A server whose process takes the signals."""
+
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
         """Signals are the process's, not one server's."""
@@ -176,7 +178,7 @@ def serve(apps: Sequence[tuple[Starlette, str, int]], settings: Settings) -> Non
 
     async def until_told() -> None:
         servers = [
-            _Server(
+            Server(
                 uvicorn.Config(
                     app,
                     host=host,

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from schemas.topics import FUNDS_TRANSFER, PAYMENT_ORDER, Topic
+from schemas.topics import BANK_TRANSACTION, FUNDS_TRANSFER, PAYMENT_ORDER, Topic
 
 Amount = Annotated[int, Meta(gt=0, le=10**15, description="fen")]
 AmountOrZero = Annotated[int, Meta(ge=0, le=10**15, description="fen")]
@@ -155,6 +155,21 @@ class FundsDeposited(Event, frozen=True, kw_only=True):
         return self.deposit_no
 
 
+class BankTransactionExecuted(Event, frozen=True, kw_only=True):
+    """The bank has executed a payment: SUCCESS moved the money, FAILED moved none and says why."""
+
+    type: ClassVar[str] = "bank.transaction_executed.v1"
+    topic: ClassVar[Topic] = BANK_TRANSACTION
+
+    transaction_no: Number
+    payment_no: Number
+    amount_fen: Amount
+    currency: Currency
+    status: Literal["SUCCESS", "FAILED"]
+    executed_at: Instant
+    reason: Reason | None = None
+
+
 EVENTS: dict[str, type[Event]] = {
     event.type: event
     for event in (
@@ -165,6 +180,7 @@ EVENTS: dict[str, type[Event]] = {
         BalancePaid,
         BalanceRefused,
         FundsDeposited,
+        BankTransactionExecuted,
     )
 }
 

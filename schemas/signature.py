@@ -1,15 +1,16 @@
 """Signatures over raw bodies: the Standard Webhooks scheme, for notifications, merchants' requests and payment links.
 
-Source: Standard Webhooks 1.0.0, "Webhook signature scheme"; signed by its reference library.
+Source: Standard Webhooks 1.0.0, "Webhook signature scheme". Its reference library verifies ours in a test.
 """
 
 from __future__ import annotations
 
+import binascii
 import hmac
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-
-from standardwebhooks import Webhook
+from functools import lru_cache
 
 ID = "webhook-id"
 TIMESTAMP = "webhook-timestamp"
@@ -26,16 +27,18 @@ def can_sign(secret: str) -> bool:
     (True, False, False)
     """
     try:
-        Webhook(secret)
-    except (RuntimeError, ValueError):
+        return bool(_key(secret))
+    except ValueError:
         return False
-    return True
 
 
-def signed_headers(secret: str, *, message_id: str, at: datetime, body: bytes) -> dict[str, str]:
-    """Return the three headers that prove a body's origin and time."""
-    signature = Webhook(secret).sign(message_id, at, body.decode())
-    return {ID: message_id, TIMESTAMP: str(int(at.timestamp())), SIGNATURE: signature}
+def signed_headers(
+    secret: str, *, message_id: str, at: datetime, body: bytes, old_secret: str | None = None
+) -> dict[str, str]:
+    """Return the three headers that prove a body's origin and time. While secrets rotate both have signed: either verifies."""
+    secrets = [secret] if old_secret is None else [secret, old_secret]
+    signatures = [_signature(one, message_id, int(at.timestamp()), body) for one in secrets]
+    return {ID: message_id, TIMESTAMP: str(int(at.timestamp())), SIGNATURE: " ".join(signatures)}
 
 
 def signed_at(secret: str, headers: Mapping[str, str], body: bytes) -> datetime | None:
@@ -45,7 +48,7 @@ def signed_at(secret: str, headers: Mapping[str, str], body: bytes) -> datetime 
     """
     try:
         at = datetime.fromtimestamp(int(headers.get(TIMESTAMP, "")), UTC)
-        expected = Webhook(secret).sign(headers[ID], at, body.decode())
+        expected = _signature(secret, headers[ID], int(at.timestamp()), body)
     except (KeyError, ValueError, OverflowError, OSError):
         return None
     given = headers.get(SIGNATURE, "").split(" ")[:SIGNATURES_MAX]
@@ -56,3 +59,16 @@ def signed_at(secret: str, headers: Mapping[str, str], body: bytes) -> datetime 
 def is_fresh(at: datetime, now: datetime) -> bool:
     """Return whether a signature's time is within five minutes of now, either way."""
     return abs(now - at) <= TOLERANCE
+
+
+def _signature(secret: str, message_id: str, at_s: int, body: bytes) -> str:
+    digest = hmac.digest(_key(secret), f"{message_id}.{at_s}.".encode() + body, "sha256")
+    return f"v1,{b64encode(digest).decode()}"
+
+
+@lru_cache(maxsize=4_096)
+def _key(secret: str) -> bytes:
+    try:
+        return b64decode(secret.removeprefix("whsec_"), validate=True)
+    except binascii.Error as error:
+        raise ValueError("no base64") from error

@@ -37,5 +37,8 @@ class Topic:
 
 PAYMENT_ORDER = Topic(name="payment.order", service="payments", key="payment_no", partitions=3, retention_ms=FOREVER_MS)
 FUNDS_TRANSFER = Topic(name="funds.transfer", service="funds", key="payment_no", partitions=3, retention_ms=FOREVER_MS)
+BANK_TRANSACTION = Topic(
+    name="bank.transaction", service="bank", key="transaction_no", partitions=3, retention_ms=FOREVER_MS
+)
 
-TOPICS = (PAYMENT_ORDER, FUNDS_TRANSFER)
+TOPICS = (PAYMENT_ORDER, FUNDS_TRANSFER, BANK_TRANSACTION)

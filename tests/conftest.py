@@ -17,8 +17,8 @@ from outbox.settings import Settings
 from tests.pipeline import Pipeline
 from tests.providers import PROVIDERS, Stack
 
-BUDGET_S = 360.0
-LIMIT_S = 540.0
+BUDGET_S = 690.0
+LIMIT_S = 840.0
 
 _spent: dict[str, float] = defaultdict(float)
 _begun = 0.0
@@ -26,11 +26,11 @@ _begun = 0.0
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--stack", default="embedded", choices=sorted(PROVIDERS), help="what the tests run on")
-    parser.addoption("--write-howto", action="store_true", help="write what commands print to the how-to pages")
     parser.addoption(
         "--seeds", type=int, help="also the long random fault runs: seeds 1 to this one, and the kept ones"
     )
     parser.addoption("--write-pages", action="store_true", help="write the pages that show real output again")
+    parser.addoption("--screenshots", action="store_true", help="write the pictures of docs/images again")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,6 +11,7 @@ from schemas.events import (
     BalancePaid,
     BalancePaymentRequested,
     BalanceRefused,
+    BankTransactionExecuted,
     Event,
     FundsDeposited,
     PaymentFailed,
@@ -108,6 +109,18 @@ def deposited(**given: Any) -> FundsDeposited:
         "deposited_at": AT,
     }
     return FundsDeposited(**values | given)
+
+
+def bank_executed(**given: Any) -> BankTransactionExecuted:
+    values: dict[str, Any] = {
+        "transaction_no": "T-B1",
+        "payment_no": "T-P1",
+        "amount_fen": 10_000,
+        "currency": "CNY",
+        "status": "SUCCESS",
+        "executed_at": AT,
+    }
+    return BankTransactionExecuted(**values | given)
 
 
 def envelope(event: Event, *, identity: UUID = ID, version: int = 1) -> Envelope:

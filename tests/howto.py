@@ -5,7 +5,7 @@
     ```console numbers     the numbers may differ too
     …                      in an output: anything, within a line or any lines
 
-`pytest --write-howto` writes outputs that differ back to the page, and fails nowhere for them.
+`pytest --write-pages` writes outputs that differ back to the page, and fails nowhere for them.
 """
 
 from __future__ import annotations

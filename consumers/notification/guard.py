@@ -1,4 +1,4 @@
-"""Where a notification may go: an address is judged after resolution, at connect time."""
+"""Where a notification may go: an address is judged after resolution, and once more as it is connected to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,22 @@ from aiohttp import ThreadedResolver
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-NAT64 = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
+PORTS = (443, 8443)
+"""Where receivers on the public internet listen."""
+
+REFUSED = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
+        "192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.168.0.0/16", "192.175.48.0/24",
+        "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4",
+        "::/96", "::ffff:0:0:0/96", "100::/64", "2001::/23", "2001:db8::/32", "3fff::/20", "5f00::/16", "64:ff9b:1::/48",
+        "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8",
+    )
+)  # fmt: skip
+"""Not of the public internet, whatever the library's own tables say. Source: IANA special-purpose registries, RFC 6890."""
+
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 class ForbiddenAddress(OSError):
@@ -25,21 +40,27 @@ def is_public(address: str) -> bool:
     """
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        inner = ip.ipv4_mapped or ip.sixtofour
+        if ip in NAT64:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)
         if inner is not None:
             return is_public(str(inner))
-        if any(ip in network for network in NAT64):
-            return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)))
-    return ip.is_global and not ip.is_multicast
+    return ip.is_global and not ip.is_multicast and not any(ip in network for network in REFUSED)
 
 
 def check_url(url: str, *, allow_private: bool) -> URL:
     """Return the receiver's URL; raises ForbiddenAddress for what needs no look-up to be refused."""
-    parsed = URL(url)
+    try:
+        parsed = URL(url)
+        port = parsed.port
+    except ValueError as error:
+        raise ForbiddenAddress(f"no URL: {error}") from error
     if parsed.scheme != "https" and not (allow_private and parsed.scheme == "http"):
         raise ForbiddenAddress("https is needed")
     if not parsed.host or parsed.user or parsed.password:
         raise ForbiddenAddress("a host and no user is needed")
+    if not allow_private and port not in PORTS:
+        raise ForbiddenAddress(f"port {port} is none of {', '.join(map(str, PORTS))}")
     try:
         literal = ipaddress.ip_address(parsed.host)
     except ValueError:
@@ -50,11 +71,11 @@ def check_url(url: str, *, allow_private: bool) -> URL:
 
 
 class GuardedResolver(AbstractResolver):
-    """Resolves names, and hands over public addresses only: what is connected to is what was judged."""
+    """Resolves names, and hands over public addresses only."""
 
-    def __init__(self, *, allow_private: bool) -> None:
+    def __init__(self, *, allow_private: bool, resolver: Any = None) -> None:
         self._allow_private = allow_private
-        self._resolver: Any = ThreadedResolver()
+        self._resolver: Any = resolver or ThreadedResolver()
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
@@ -68,3 +89,16 @@ class GuardedResolver(AbstractResolver):
     async def close(self) -> None:
         """Nothing is held."""
         await self._resolver.close()
+
+
+def open_socket(address: tuple[Any, ...]) -> socket.socket:
+    """Return a socket for an address that is about to be connected to; raises ForbiddenAddress where it is not public.
+
+    The last look: whatever a name has resolved to by now, and where no name was looked up.
+    """
+    family, kind, protocol, _, place = address
+    if not is_public(str(place[0])):
+        raise ForbiddenAddress(f"{place[0]} is not public")
+    made = socket.socket(family, kind, protocol)
+    made.setblocking(False)
+    return made

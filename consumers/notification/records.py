@@ -1,64 +1,26 @@
-"""What merchants are to be told, as rows; telling them is the sender's, after the commit."""
+"""What merchants are to be told, as rows; telling them is the sender's, after the commit. And who is told, and how."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
 import msgspec
 from sqlalchemy import Connection, text
-from sqlalchemy.dialects.postgresql import insert
 
 from consumers.delivery import DuplicateFact
-from consumers.notification.tables import receiver
+from consumers.notification.queues import PLATFORM
+from consumers.notification.rules import parse_rule
+from outbox.errors import Refused
 from outbox.rows import as_json
+from schemas.bank import BankNotification
 from schemas.codec import Envelope
-from schemas.events import Event, PaymentFailed, PaymentSettled
+from schemas.events import BankTransactionExecuted, Event, PaymentFailed, PaymentSettled
+from schemas.signature import can_sign
 
 MERCHANT = "merchant"
-LEASE_S = 30
-"""How long a claimed record is its sender's; after that, sent or not, it is due again."""
-
-_WRITE = text("""
-    INSERT INTO notify_record (queue, event_id, merchant_no, payment_no, order_no, body)
-    SELECT :queue, told.* FROM json_to_recordset(CAST(:rows AS json))
-        AS told (event_id uuid, merchant_no text, payment_no text, order_no text, body text)
-    ON CONFLICT DO NOTHING""")
-
-_CLAIM = text("""
-    UPDATE notify_record SET claimed_until = clock_timestamp() + make_interval(secs => :lease_s), attempts = attempts + 1
-    WHERE id IN (SELECT id FROM notify_record WHERE status = 'CREATED' AND claimed_until <= clock_timestamp()
-                 ORDER BY claimed_until, id LIMIT :limit FOR UPDATE SKIP LOCKED)
-    RETURNING id, queue, merchant_no, body""")
-
-_RESEND = text("""
-    UPDATE notify_record
-    SET status = 'CREATED', finished_at = NULL, claimed_until = clock_timestamp()
-    WHERE id IN (SELECT id FROM notify_record WHERE event_id = ANY (CAST(:ids AS uuid[])) AND status = 'SUCCESS'
-                 ORDER BY id FOR UPDATE)""")
-
-_RECEIVERS = text("SELECT merchant_no, url, secret FROM receiver WHERE merchant_no = ANY (CAST(:merchants AS text[]))")
-
-_MARK = text("""
-    UPDATE notify_record
-    SET status = CASE WHEN result.error IS NULL THEN 'SUCCESS' ELSE 'CREATED' END,
-        finished_at = CASE WHEN result.error IS NULL THEN clock_timestamp() END,
-        last_error = result.error
-    FROM unnest(CAST(:ids AS uuid[]), CAST(:errors AS text[])) AS result (id, error)
-    WHERE notify_record.id = result.id AND notify_record.status = 'CREATED'""")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claimed:
-    """A record that the caller may send until its lease ends."""
-
-    id: UUID
-    queue: str
-    merchant_no: str
-    body: str
-    url: str | None
-    secret: str | None
+BANK = "bank"
 
 
 def body_of(event: Event) -> str | None:
@@ -76,9 +38,6 @@ def body_of(event: Event) -> str | None:
 
 def write_records(connection: Connection, events: Sequence[Envelope]) -> None:
     """Each settled or failed payment has a record to be sent. Transaction: the caller's. Raises DuplicateFact."""
-    told = [(envelope, body) for envelope in events if (body := body_of(envelope.event))]
-    if not told:
-        return
     rows = [
         {
             "event_id": envelope.id,
@@ -87,48 +46,217 @@ def write_records(connection: Connection, events: Sequence[Envelope]) -> None:
             "order_no": envelope.correlation,
             "body": body,
         }
-        for envelope, body in told
+        for envelope in events
+        if (body := body_of(envelope.event))
     ]
-    if connection.execute(_WRITE, {"queue": MERCHANT, "rows": as_json(rows)}).rowcount != len(told):
+    write(connection, MERCHANT, rows)
+
+
+def bank_body_of(event: BankTransactionExecuted) -> str:
+    """Return what the platform is told of the bank's transaction."""
+    told = BankNotification(
+        transaction_no=event.transaction_no,
+        payment_no=event.payment_no,
+        amount_fen=event.amount_fen,
+        currency=event.currency,
+        status=event.status,
+        reason=event.reason,
+    )
+    return msgspec.json.encode(told).decode()
+
+
+def write_bank_records(connection: Connection, events: Sequence[Envelope]) -> None:
+    """Each transaction of the bank has a record to be sent to the platform. Transaction: the caller's. Raises DuplicateFact."""
+    rows = [
+        {
+            "event_id": envelope.id,
+            "merchant_no": PLATFORM,
+            "payment_no": envelope.event.payment_no,
+            "order_no": envelope.correlation,
+            "body": bank_body_of(envelope.event),
+        }
+        for envelope in events
+        if isinstance(envelope.event, BankTransactionExecuted)
+    ]
+    write(connection, BANK, rows)
+
+
+def write(connection: Connection, queue: str, rows: Sequence[dict[str, object]]) -> None:
+    """Each row is a record of the queue, with the queue's rule as it is now, due by it. Raises DuplicateFact.
+
+    A row is event_id, merchant_no, payment_no, order_no, body. Transaction: the caller's.
+    """
+    if not rows:
+        return
+    rule = rule_of(connection, queue)
+    asked = {"queue": queue, "rule": rule, "first_s": parse_rule(rule).delays[0].total_seconds(), "rows": as_json(rows)}
+    if connection.execute(_WRITE, asked).scalar_one() != len(rows):
         raise DuplicateFact("a record of this event was written before")
 
 
-def resend(connection: Connection, event_ids: Collection[UUID]) -> int:
-    """Merchants will be told once more, under the same ids, of those of these events that they were told of; returns of how many.
+_WRITE = text("""
+    WITH made AS MATERIALIZED (SELECT clock_timestamp() AS at),
+    written AS (
+      INSERT INTO notify_record (queue, rule, created_at, planned_at, event_id, merchant_no, payment_no, order_no, body)
+      SELECT :queue, :rule, made.at, made.at + make_interval(secs => :first_s), told.*
+      FROM made, json_to_recordset(CAST(:rows AS json))
+           AS told (event_id uuid, merchant_no text, payment_no text, order_no text, body text)
+      ON CONFLICT (queue, event_id) DO NOTHING
+      RETURNING merchant_no, planned_at),
+    woken AS (
+      INSERT INTO notify_wake (queue, merchant_no, planned_at)
+      SELECT :queue, merchant_no, min(planned_at) FROM written GROUP BY merchant_no)
+    SELECT count(*) FROM written""")
 
-    Of the others they are yet to be told anyway. Transaction: the caller's. May be repeated.
+
+def resend(
+    connection: Connection, event_ids: Collection[UUID], *, reason: str = "redelivered", actor: str = "payrelay"
+) -> int:
+    """Receivers will be told once more, under the same ids, of those of these events that they were told of; returns of how many.
+
+    Or that were given up: of the others they are yet to be told anyway. Transaction: the caller's. May be repeated.
     """
-    return connection.execute(_RESEND, {"ids": list(event_ids)}).rowcount
+    ids = connection.execute(_FINISHED, {"events": list(event_ids)}).scalars().all()
+    return len(resend_records(connection, ids, reason=reason, actor=actor))
 
 
-def claim(connection: Connection, *, limit: int) -> list[Claimed]:
-    """Return due records, now the caller's for 30 seconds, in order of due time. Several senders may claim beside it."""
-    rows = connection.execute(_CLAIM, {"lease_s": LEASE_S, "limit": limit}).all()
-    merchants = sorted({row.merchant_no for row in rows})
-    receivers = (
-        {row.merchant_no: row for row in connection.execute(_RECEIVERS, {"merchants": merchants})} if rows else {}
-    )
-    return [
-        Claimed(
-            id=row.id,
-            queue=row.queue,
-            merchant_no=row.merchant_no,
-            body=row.body,
-            url=found.url if (found := receivers.get(row.merchant_no)) else None,
-            secret=found.secret if found else None,
-        )
-        for row in rows
-    ]
+_FINISHED = text("""
+    SELECT id FROM notify_record WHERE event_id = ANY (CAST(:events AS uuid[])) AND finished_at IS NOT NULL""")
 
 
-def mark(connection: Connection, results: Sequence[tuple[UUID, str | None]]) -> None:
-    """Sent records are SUCCESS; the others keep their error and are due again when their lease ends."""
-    errors = {"ids": [identity for identity, _ in results], "errors": [error for _, error in results]}
-    connection.execute(_MARK, errors)
+def resend_records(
+    connection: Connection, ids: Collection[UUID], *, reason: str, actor: str, act_id: UUID | None = None
+) -> list[UUID]:
+    """The records are due now, under the ids they had, their rules beginning anew; returns their ids.
+
+    Whatever their status, but for those being sent just now. Each has a row in the audit table, what was left too, which
+    names the act that it is an item of. Transaction: the caller's. May be repeated: each call sends once more.
+    """
+    asked = {"ids": list(ids), "reason": reason, "actor": actor, "act_id": act_id}
+    return list(connection.execute(_RESEND, asked).scalars())
+
+
+# What is under a lease is not locked: its sender updates it in an order of its own.
+_RESEND = text("""
+    WITH chosen AS (
+      SELECT id, planned_at FROM notify_record WHERE id = ANY (CAST(:ids AS uuid[])) AND leased_until IS NULL
+      ORDER BY id FOR UPDATE),
+    due AS (
+      UPDATE notify_record AS record
+      SET status = 'CREATED', finished_at = NULL, rule_begin = record.attempts, planned_at = clock_timestamp(), postponed = true
+      FROM chosen WHERE record.id = chosen.id
+      RETURNING record.id, record.queue, record.merchant_no, record.attempts, record.planned_at, chosen.planned_at AS was),
+    woken AS (
+      INSERT INTO notify_wake (queue, merchant_no, planned_at)
+      SELECT queue, merchant_no, min(planned_at) FROM due GROUP BY queue, merchant_no),
+    noted AS (
+      INSERT INTO notify_postponement (record_id, attempt, cause, planned_at, postponed_to)
+      SELECT id, attempts + 1, 'RESEND', was, planned_at FROM due),
+    audited AS (
+      INSERT INTO notify_audit (action, queue, merchant_no, record_id, outcome, reason, actor, act_id)
+      SELECT 'RESEND', record.queue, record.merchant_no, record.id, CASE WHEN due.id IS NULL THEN 'UNDER_WAY' ELSE 'DUE' END,
+             :reason, :actor, CAST(:act_id AS uuid)
+      FROM notify_record AS record LEFT JOIN due USING (id) WHERE record.id = ANY (CAST(:ids AS uuid[])))
+    SELECT id FROM due ORDER BY id""")
+
+
+def pause(connection: Connection, queue: str, merchant_no: str, *, reason: str, actor: str, now: datetime) -> bool:
+    """Nothing of the queue is sent to the merchant until it is resumed; its records wait. Returns whether that was news.
+
+    What is under way is finished. Transaction: the caller's. May be repeated.
+    """
+    rule_of(connection, queue)
+    asked = {"queue": queue, "merchant_no": merchant_no, "now": now}
+    changed = bool(connection.execute(_PAUSE, asked).rowcount)
+    _audit(connection, "PAUSE", queue, merchant_no, "PAUSED" if changed else "WAS_PAUSED", reason=reason, actor=actor)
+    return changed
+
+
+_PAUSE = text("""
+    INSERT INTO notify_lane AS lane (queue, merchant_no, paused_at) VALUES (:queue, :merchant_no, :now)
+    ON CONFLICT (queue, merchant_no) DO UPDATE SET paused_at = :now, ready_at = NULL WHERE lane.paused_at IS NULL""")
+
+
+def resume(connection: Connection, queue: str, merchant_no: str, *, reason: str, actor: str, now: datetime) -> bool:
+    """The queue is sent to the merchant again, from what waited longest on; its breaker is closed. Returns whether that was news.
+
+    Transaction: the caller's. May be repeated.
+    """
+    rule_of(connection, queue)
+    asked = {"queue": queue, "merchant_no": merchant_no, "now": now}
+    changed = bool(connection.execute(_RESUME, asked).rowcount)
+    _audit(connection, "RESUME", queue, merchant_no, "RESUMED" if changed else "NOT_PAUSED", reason=reason, actor=actor)
+    return changed
+
+
+_RESUME = text("""
+    UPDATE notify_lane SET paused_at = NULL, resumed_at = :now, ready_at = :now, failures = 0, opened_at = NULL,
+                           blocked_until = NULL, blocked_cause = NULL
+    WHERE queue = :queue AND merchant_no = :merchant_no AND (paused_at IS NOT NULL OR blocked_until > :now OR failures > 0)""")
+
+
+def rule_of(connection: Connection, queue: str) -> str:
+    """Return a queue's rule as it is now; raises Refused for a queue that is none."""
+    rule: str | None = connection.execute(_RULE, {"queue": queue}).scalar()
+    if rule is None:
+        raise Refused(f"no queue {queue!r}: payrelay notify rule list")
+    return rule
+
+
+_RULE = text("SELECT rule FROM notify_queue WHERE queue = :queue")
+
+
+def set_rule(connection: Connection, queue: str, rule: str, *, reason: str, actor: str) -> None:
+    """Records made from now on have this rule; those made before keep theirs. Raises Refused for what is no rule.
+
+    Transaction: the caller's. May be repeated.
+    """
+    parse_rule(rule)
+    before = rule_of(connection, queue)
+    connection.execute(_SET_RULE, {"queue": queue, "rule": rule})
+    _audit(connection, "RULE", queue, None, f"{before} became {rule}", reason=reason, actor=actor)
+
+
+_SET_RULE = text("UPDATE notify_queue SET rule = :rule WHERE queue = :queue")
+
+
+def _audit(
+    connection: Connection, action: str, queue: str, merchant_no: str | None, outcome: str, *, reason: str, actor: str
+) -> None:
+    given = {"action": action, "queue": queue, "merchant_no": merchant_no, "outcome": outcome}
+    connection.execute(_AUDIT, {**given, "reason": reason, "actor": actor})
+
+
+_AUDIT = text("""
+    INSERT INTO notify_audit (action, queue, merchant_no, outcome, reason, actor)
+    VALUES (:action, :queue, :merchant_no, :outcome, :reason, :actor)""")
 
 
 def register_receiver(connection: Connection, merchant_no: str, *, url: str, secret: str) -> None:
-    """The merchant is told at this address, signed with this secret. May be repeated: the last one holds."""
-    row = {"merchant_no": merchant_no, "url": url, "secret": secret}
-    statement = insert(receiver).values(row)
-    connection.execute(statement.on_conflict_do_update(index_elements=["merchant_no"], set_=row))
+    """The merchant is told at this address, signed with this secret alone. May be repeated: the last one holds."""
+    connection.execute(_REGISTER, {"merchant_no": merchant_no, "url": url, "secret": secret})
+
+
+_REGISTER = text("""
+    INSERT INTO receiver (merchant_no, url, secret) VALUES (:merchant_no, :url, :secret)
+    ON CONFLICT (merchant_no) DO UPDATE
+    SET url = EXCLUDED.url, secret = EXCLUDED.secret, old_secret = NULL, old_secret_until = NULL""")
+
+
+def rotate_secret(connection: Connection, merchant_no: str, *, secret: str, old_until: datetime) -> None:
+    """Notifications are signed with the new secret, and with the one before it too until then: either verifies.
+
+    Transaction: the caller's. Repeatable: the same secret again only moves the end. Raises Refused.
+    """
+    if not can_sign(secret):
+        raise Refused("a secret is whsec_ and 24 to 64 bytes in base64")
+    asked = {"merchant_no": merchant_no, "secret": secret, "until": old_until}
+    if not connection.execute(_ROTATE, asked).rowcount:
+        raise Refused(f"merchant {merchant_no!r} has no receiver")
+
+
+_ROTATE = text("""
+    UPDATE receiver
+    SET old_secret = CASE WHEN secret = :secret THEN old_secret ELSE secret END, secret = :secret,
+        old_secret_until = CASE WHEN secret <> :secret OR old_secret IS NOT NULL THEN CAST(:until AS timestamptz) END
+    WHERE merchant_no = :merchant_no""")

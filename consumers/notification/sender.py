@@ -1,4 +1,8 @@
-"""The notifier: claims due records after their commit, posts them signed, marks them. At least once, same id each time."""
+"""The notifier: claims due records after their commit, posts them signed, writes down what came of it. At least once, same id
+each time.
+
+One turn is one transaction: what has ended is finished, and what is due is claimed into the room that is left.
+"""
 
 from __future__ import annotations
 
@@ -8,112 +12,265 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Sequence
-from uuid import UUID
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import Any
 
 import aiohttp
 import uvloop
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import SQLAlchemyError
 
-from consumers.metrics import ATTEMPT, ATTEMPTS, expose
-from consumers.notification.guard import GuardedResolver, check_url
-from consumers.notification.records import Claimed, claim, mark
+from consumers.metrics import ATTEMPT, ATTEMPTS, LATENESS, expose
+from consumers.notification.claims import LEASE_S, Claimed, Ended, claim, finish, queue_of, release_expired, take_wakes
+from consumers.notification.guard import ForbiddenAddress, GuardedResolver, check_url, open_socket
+from consumers.notification.lanes import Queue, Result
+from consumers.notification.queues import PLATFORM
+from consumers.notification.records import BANK, register_receiver
 from outbox.clock import utc_now
 from outbox.condition import Condition
 from outbox.database import engine_for
+from outbox.errors import Refused
 from outbox.metrics import serve_metrics
 from outbox.retry import backoff_s
 from outbox.settings import Environment, Settings
-from schemas.signature import signed_headers
+from schemas.signature import can_sign, signed_headers
 
-IN_FLIGHT_MAX = 50
-IDLE_S = 0.2
+SWITCH_S = 0.0005
+"""Python's 5 ms would make the database's thread wait for the loop's at each of its round trips."""
+IDLE_S = 0.05
+GATHER_S = 0.005
+"""What ends within it is written down together."""
+RELEASE_S = 1.0
 TIMEOUT = aiohttp.ClientTimeout(total=15, connect=3, sock_connect=3, sock_read=10)
+BEGIN_WITHIN = timedelta(seconds=LEASE_S - 20)
+"""Of the claim: so that an attempt's longest time, and its writing down, lie within the lease."""
 ANSWER_BYTES_MAX = 64 * 1024
-SUCCESS = b"success"
-"""What a receiver answers, beside a 2xx status, once it has taken the notification in."""
+HEADERS = {"content-type": "application/json", "accept-encoding": "identity", "user-agent": "payrelay-notifier"}
+WAITING_STATUSES = (429, 503)
+"""With these a receiver may ask for time."""
 
 log = logging.getLogger(__name__)
 
 
 class Sender:
-    """Sends due records until told to end."""
+    """Sends a queue's due records until told to end."""
 
-    def __init__(self, engine: Engine, condition: Condition, *, allow_private: bool) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        condition: Condition,
+        queue: str,
+        *,
+        allow_private: bool,
+        prepare: Callable[[Connection], None] = lambda _: None,
+    ) -> None:
         self.ending = asyncio.Event()
         self._engine = engine
         self._condition = condition
+        self._name = queue
+        self._queue = Queue(queue=queue)
         self._allow_private = allow_private
+        self._prepare = prepare
+        """What is done before the first claim, in a transaction; may be repeated."""
+        self._ended: list[Ended] = []
+        self._under_way: set[asyncio.Task[None]] = set()
+        """What is being sent, and what waits for its slot."""
+        self._slots = asyncio.Semaphore(1)
+        self._news = asyncio.Event()
+        self._released_at = -RELEASE_S
 
     async def run(self) -> None:
-        """Due records are claimed, sent and marked, a bounded number at a time."""
-        connector = aiohttp.TCPConnector(
-            resolver=GuardedResolver(allow_private=self._allow_private),
-            limit=IN_FLIGHT_MAX,
-            limit_per_host=IN_FLIGHT_MAX,
-        )
-        async with aiohttp.ClientSession(connector=connector, timeout=TIMEOUT, trust_env=False) as session:
-            self._condition.ready()
+        """Due records are claimed, sent and written down, a bounded number at a time; told to end, what is under way is finished."""
+        attempt = 0
+        session: aiohttp.ClientSession | None = None
+        while not self._is_over():
+            try:
+                if session is None:
+                    self._queue = await asyncio.to_thread(self._read_queue)
+                    self._slots = asyncio.Semaphore(self._queue.in_flight_max)
+                    session = new_session(allow_private=self._allows_private)
+                    self._condition.ready()
+                claimed = await self._turn()
+            except SQLAlchemyError as error:
+                attempt += 1
+                self._condition.tell(f"notifier {self._name}", f"waiting for the database: {type(error).__name__}")
+                await asyncio.sleep(backoff_s(attempt, jitter=random.random()))  # noqa: S311 - no secret
+                continue
             attempt = 0
-            while not self.ending.is_set():
-                try:
-                    sent = await self._round(session)
-                except SQLAlchemyError as error:
-                    attempt += 1
-                    self._condition.tell("notifier", f"waiting for the database: {type(error).__name__}")
-                    await self._pause(backoff_s(attempt, jitter=random.random()))  # noqa: S311 - no secret
-                else:
-                    attempt = 0
-                    self._condition.tell("notifier", "")
-                    if not sent:
-                        await self._pause(IDLE_S)
+            self._condition.tell(f"notifier {self._name}", "")
+            for record in claimed:
+                task = asyncio.create_task(self._attempt(session, record))
+                self._under_way.add(task)
+                task.add_done_callback(self._under_way.discard)
+            await self._pause(IDLE_S)
+        if session is not None:
+            await session.close()
 
-    async def _round(self, session: aiohttp.ClientSession) -> int:
-        claimed = await asyncio.to_thread(self._claim)
-        if claimed:
-            results = await asyncio.gather(*(self._attempt(session, record) for record in claimed))
-            await asyncio.to_thread(self._mark, results)
-        return len(claimed)
+    def _is_over(self) -> bool:
+        return self.ending.is_set() and not self._under_way and not self._ended
 
-    def _claim(self) -> list[Claimed]:
+    @property
+    def _allows_private(self) -> bool:
+        return self._allow_private or self._queue.private_receivers
+
+    def _read_queue(self) -> Queue:
         with self._engine.begin() as connection:
-            return claim(connection, limit=IN_FLIGHT_MAX)
+            self._prepare(connection)
+            return queue_of(connection, self._name)
 
-    def _mark(self, results: Sequence[tuple[UUID, str | None]]) -> None:
+    async def _turn(self) -> list[Claimed]:
+        ended = list(self._ended)
+        most = self._queue.in_flight_max
+        ahead = min(most, len(ended))  # as many as will end before the next turn: none while receivers are slow
+        room = 0 if self.ending.is_set() else most + ahead - len(self._under_way)
+        releases = time.monotonic() - self._released_at >= RELEASE_S
+        claimed = await asyncio.to_thread(self._transact, ended, room, releases)
+        del self._ended[: len(ended)]
+        return claimed
+
+    def _transact(self, ended: Sequence[Ended], room: int, releases: bool) -> list[Claimed]:
+        if releases:
+            with self._engine.begin() as connection:
+                release_expired(connection, self._name, now=utc_now())
+                self._queue = queue_of(connection, self._name)
+            self._released_at = time.monotonic()
         with self._engine.begin() as connection:
-            mark(connection, results)
+            take_wakes(connection, self._name)
+        with self._engine.begin() as connection:
+            finish(connection, self._queue, ended, now=utc_now())
+            return claim(connection, self._queue, limit=room, now=utc_now())
 
-    async def _attempt(self, session: aiohttp.ClientSession, record: Claimed) -> tuple[UUID, str | None]:
-        """Return the record's id, and what went wrong; the attempt is counted."""
-        began = time.monotonic()
-        identity, error = await self._send(session, record)
-        ATTEMPTS.labels(record.queue, "success" if error is None else "failure").inc()
-        ATTEMPT.labels(record.queue).observe(time.monotonic() - began)
-        return identity, error
-
-    async def _send(self, session: aiohttp.ClientSession, record: Claimed) -> tuple[UUID, str | None]:
-        """Return the record's id, and what went wrong."""
-        if record.url is None or record.secret is None:
-            return record.id, f"merchant {record.merchant_no} has no receiver"
-        body = record.body.encode()
-        try:
-            headers = signed_headers(record.secret, message_id=str(record.id), at=utc_now(), body=body)
-            headers["content-type"] = "application/json"
-            url = check_url(record.url, allow_private=self._allow_private)
-            async with session.post(url, data=body, headers=headers, allow_redirects=False) as answer:
-                word = (await _beginning(answer)).strip()
-                if not 200 <= answer.status < 300:
-                    return record.id, f"status {answer.status}"
-                return record.id, None if word == SUCCESS else f"status {answer.status}, but not the word success"
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with one receiver, the others are served
-            return record.id, f"{type(error).__name__}: {error}"[:500]
+    async def _attempt(self, session: aiohttp.ClientSession, record: Claimed) -> None:
+        async with self._slots:
+            if utc_now() - record.leased_until + timedelta(seconds=LEASE_S) > BEGIN_WITHIN:
+                return  # frozen since the claim: it is claimed again when the lease ends
+            ended = await attempt(session, record, self._queue.success_word, allow_private=self._allows_private)
+        count(ended)
+        self._ended.append(ended)
+        self._news.set()
 
     async def _pause(self, delay_s: float) -> None:
-        try:
-            await asyncio.wait_for(self.ending.wait(), delay_s)
-        except TimeoutError:
-            return
+        """Time has passed, or something has ended; what ends close together is waited for."""
+        self._news.clear()
+        if not self._ended:
+            try:
+                await asyncio.wait_for(self._news.wait(), delay_s)
+            except TimeoutError:
+                return
+        await asyncio.sleep(GATHER_S)
+
+    def end(self) -> None:
+        """Nothing new is begun."""
+        self.ending.set()
+        self._news.set()
+
+
+def new_session(*, allow_private: bool, resolver: object = None) -> aiohttp.ClientSession:
+    """Return a session that connects to public addresses only, unless private ones are allowed; no proxy, no cookies, no redirects."""
+    connector = aiohttp.TCPConnector(
+        resolver=GuardedResolver(allow_private=allow_private, resolver=resolver),
+        socket_factory=None if allow_private else open_socket,
+        limit=0,  # the queue's in_flight_max bounds it
+        ttl_dns_cache=10,
+    )
+    return aiohttp.ClientSession(
+        connector=connector,
+        timeout=TIMEOUT,
+        trust_env=False,
+        auto_decompress=False,  # a small answer stays small
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers=HEADERS,
+    )
+
+
+async def attempt(session: aiohttp.ClientSession, record: Claimed, word: str, *, allow_private: bool) -> Ended:
+    """Return what came of sending a record. Whatever is wrong with its receiver, nothing is raised."""
+    started_at, began = utc_now(), time.monotonic()
+
+    def ended(result: Result, error: str = "", **more: object) -> Ended:
+        took = timedelta(seconds=time.monotonic() - began)
+        return Ended(
+            claimed=record,
+            started_at=started_at,
+            ended_at=started_at + took,
+            result=result,
+            error=error,
+            **more,  # type: ignore[arg-type]
+        )
+
+    if record.url is None or record.secret is None:
+        return ended(Result.HTTP_REQUEST_FAILED, f"merchant {record.merchant_no} has no receiver")
+    body = record.body.encode()
+    try:
+        url = check_url(record.url, allow_private=allow_private)
+        headers = signed_headers(
+            record.secret, message_id=str(record.id), at=started_at, body=body, old_secret=record.old_secret
+        )
+        async with session.post(url, data=body, headers=headers, allow_redirects=False) as answer:
+            content = await _beginning(answer)
+            result = result_of(answer.status, content, word)
+            return ended(
+                result,
+                ""
+                if result is Result.SUCCESS
+                else f"status {answer.status}"
+                + (f", but not the word {word}" if result is Result.HTTP_REQUEST_SUCCESS else ""),
+                http_status=answer.status,
+                response=content.decode(errors="replace"),
+                retry_after=retry_after(answer.status, answer.headers, now=utc_now()),
+            )
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with one receiver, the others are served
+        return ended(Result.HTTP_REQUEST_FAILED, told(error))
+
+
+def told(error: BaseException) -> str:
+    """Return an error in a line: of a forbidden address, that, and not what the HTTP client made of it."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ForbiddenAddress):
+        cause = cause.__cause__
+    told_of = cause or error
+    return f"{type(told_of).__name__}: {told_of}"
+
+
+def result_of(status: int, content: bytes, word: str) -> Result:
+    """Return what an answer means: taken in is a 2xx with the agreed word, and white space around it.
+
+    >>> str(result_of(200, b" success\\n", "success")), str(result_of(200, b"Success", "success")), str(result_of(302, b"success", "success"))
+    ('SUCCESS', 'HTTP_REQUEST_SUCCESS', 'HTTP_REQUEST_FAILED')
+    """
+    if not 200 <= status < 300:
+        return Result.HTTP_REQUEST_FAILED
+    return Result.SUCCESS if content.strip() == word.encode() else Result.HTTP_REQUEST_SUCCESS
+
+
+def retry_after(status: int, headers: Mapping[str, str], *, now: datetime) -> timedelta | None:
+    """Return how much time a receiver asks for, in seconds or until an instant; None where it asks for none that can be read.
+
+    >>> from datetime import UTC
+    >>> retry_after(429, {"retry-after": "20"}, now=datetime(2026, 1, 1, tzinfo=UTC))
+    datetime.timedelta(seconds=20)
+    """
+    asked = next((value for name, value in headers.items() if name.lower() == "retry-after"), "").strip()
+    if status not in WAITING_STATUSES or not asked or len(asked) > 64:
+        return None
+    if asked.isascii() and asked.isdecimal():
+        return timedelta(seconds=min(int(asked), 86_400))
+    try:
+        until = parsedate_to_datetime(asked)
+        return max(timedelta(), min(until - now, timedelta(days=1)))
+    except (ValueError, TypeError, OverflowError):  # no date, or one without a zone
+        return None
+
+
+def count(ended: Ended) -> None:
+    """The attempt is in this process's metrics."""
+    queue = ended.claimed.queue
+    ATTEMPTS.labels(queue, "success" if ended.result is Result.SUCCESS else "failure").inc()
+    ATTEMPT.labels(queue).observe((ended.ended_at - ended.started_at).total_seconds())
+    lateness_s = max(0.0, (ended.started_at - ended.claimed.planned_at).total_seconds())
+    LATENESS.labels(queue, "yes" if ended.claimed.postponed else "no").observe(lateness_s)
 
 
 async def _beginning(answer: aiohttp.ClientResponse) -> bytes:
@@ -126,20 +283,57 @@ async def _beginning(answer: aiohttp.ClientResponse) -> bytes:
     return bytes(body)
 
 
-def run(settings: Settings) -> None:
-    """Run the notifier until SIGTERM or Ctrl-C: what is in flight is finished and marked."""
+def sender_engine(settings: Settings, queue: str, service: str) -> Engine:
+    """Return the engine of a queue's sender. Its statements go by indexes from the first day on: a plan that was made while the table
+    was small, and is kept, would read all of it once it is large.
+    """
+    engine = engine_for(settings.dsn_of(service), name=f"notifier {queue}", pool_size=1)
+
+    def by_indexes(connection: Any, _: object) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SET enable_seqscan = off")
+        connection.commit()
+
+    event.listen(engine, "connect", by_indexes)
+    return engine
+
+
+def platform_as_receiver(settings: Settings) -> Callable[[Connection], None]:
+    """Return what makes the platform the bank's receiver, at the address and with the secret that the settings name."""
+    secret = settings.bank_notify_secret.get_secret_value()
+    if not can_sign(secret):
+        raise Refused("PAYRELAY_BANK_NOTIFY_SECRET must be set to whsec_ and 24 to 64 bytes in base64")
+    url = f"{settings.payments_url}/bank/notifications"
+    return lambda connection: register_receiver(connection, PLATFORM, url=url, secret=secret)
+
+
+def run(settings: Settings, queues: Mapping[str, str]) -> None:
+    """Run the notifier for these queues of these services until SIGTERM or Ctrl-C: what is under way is finished and written down."""
     logging.basicConfig(
         stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
-    engine = engine_for(settings.dsn_of("notification"), name="notifier", pool_size=2)
     condition = Condition(Environment().payrelay_condition_file, "notifier")
     serve_metrics(settings)
     expose(condition)
-    sender = Sender(engine, condition, allow_private=settings.allow_private_receivers)
+    engines = {queue: sender_engine(settings, queue, service) for queue, service in queues.items()}
+    sys.setswitchinterval(SWITCH_S)
+    preparations = {BANK: platform_as_receiver(settings)} if BANK in queues else {}
 
     async def until_told() -> None:
+        allow_private = settings.allow_private_receivers
+        senders = [
+            Sender(
+                engine, condition, queue, allow_private=allow_private, prepare=preparations.get(queue, lambda _: None)
+            )
+            for queue, engine in engines.items()
+        ]
+
+        def end() -> None:
+            for sender in senders:
+                sender.end()
+
         for signum in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(signum, sender.ending.set)
-        await sender.run()
+            asyncio.get_running_loop().add_signal_handler(signum, end)
+        await asyncio.gather(*(sender.run() for sender in senders))
 
     uvloop.run(until_told())

@@ -12,7 +12,10 @@ from ops.cli.output import Format, Output, print_json, print_rows, say
 
 def bench(
     name: Annotated[
-        str, typer.Argument(help="startup, latency, throughput, repair, delivery, ledger, poison, rebuild or reconcile")
+        str,
+        typer.Argument(
+            help="startup, latency, throughput, repair, delivery, ledger, poison, rebuild, reconcile or notifier"
+        ),
     ],
     output: Output = Format.TABLE,
 ) -> None:

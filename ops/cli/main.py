@@ -9,10 +9,12 @@ import typer
 from ops.cli import (
     bench,
     connect,
+    console,
     demo,
     doctor,
     ledger,
     local,
+    notify,
     offsets,
     parked,
     pipeline,
@@ -35,7 +37,9 @@ for module in (local, pipeline, demo, doctor, timeline, reconcile, bench):
         app.command()(command)
 app.add_typer(pipeline.topics, name="topics")
 app.add_typer(connect.app, name="connect")
+app.add_typer(console.app, name="console")
 app.add_typer(ledger.app, name="ledger")
+app.add_typer(notify.app, name="notify")
 app.add_typer(offsets.app, name="offsets")
 app.add_typer(parked.app, name="parked")
 app.add_typer(replay.app, name="replay")

@@ -13,7 +13,7 @@ TARGET = Path(__file__).resolve().parents[2] / "docs" / "reference" / "metrics.m
 
 COUNTED: dict[str, tuple[Any, ...]] = {
     "worker": (worker.EVENTS, worker.BATCH, worker.TRANSACTION, worker.HANDLER, worker.LATENCY),
-    "notifier": (worker.ATTEMPTS, worker.ATTEMPT),
+    "notifier": (worker.ATTEMPTS, worker.ATTEMPT, worker.LATENESS),
     "service": (http.REQUESTS, http.REQUEST),
 }
 """Whose endpoint has which."""

@@ -113,21 +113,25 @@ def topics_apply(
 
 def worker(
     names: Annotated[
-        list[str] | None, typer.Argument(help="processors, and `notifier`; all processors without it")
+        list[str] | None,
+        typer.Argument(help="processors, or `notifier` or `notifier:QUEUE`; all processors without it"),
     ] = None,
 ) -> None:
     """Run processors in one process, until SIGTERM or Ctrl-C."""
-    from consumers.notification.sender import run as run_sender
+    from consumers.notification.queues import QUEUES
     from consumers.processors import PROCESSORS
     from consumers.worker import run
 
     wanted = names or list(PROCESSORS)
-    if unknown := [name for name in wanted if name not in (*PROCESSORS, NOTIFIER)]:
-        raise typer.BadParameter(f"{', '.join(unknown)}; there are: {', '.join((*PROCESSORS, NOTIFIER))}")
-    if NOTIFIER in wanted:
-        if wanted != [NOTIFIER]:
+    notifiers = {NOTIFIER: QUEUES} | {f"{NOTIFIER}:{queue}": {queue: service} for queue, service in QUEUES.items()}
+    if unknown := [name for name in wanted if name not in (*PROCESSORS, *notifiers)]:
+        raise typer.BadParameter(f"{', '.join(unknown)}; there are: {', '.join((*PROCESSORS, *notifiers))}")
+    if asked := [notifiers[name] for name in wanted if name in notifiers]:
+        if len(asked) != len(wanted):
             raise typer.BadParameter(f"{NOTIFIER} runs in a process of its own")
-        run_sender(current_settings())
+        from consumers.notification.sender import run as run_sender
+
+        run_sender(current_settings(), {queue: service for one in asked for queue, service in one.items()})
     else:
         run([PROCESSORS[name] for name in wanted], current_settings())
 
@@ -136,12 +140,17 @@ def serve(
     names: Annotated[list[str] | None, typer.Argument(help="services; all without it")] = None,
 ) -> None:
     """Run HTTP services in one process, until SIGTERM or Ctrl-C."""
+    from consumers.notification.api import create_app as create_notification
     from producers.bank.api import create_app as create_bank
     from producers.http import serve as serve_apps
     from producers.payments.api import create_app as create_payments
 
     settings = current_settings()
-    services = {"payments": (create_payments, settings.payments_port), "bank": (create_bank, settings.bank_port)}
+    services = {
+        "payments": (create_payments, settings.payments_port),
+        "bank": (create_bank, settings.bank_port),
+        "notification": (create_notification, settings.notification_port),
+    }
     wanted = names or list(services)
     if unknown := [name for name in wanted if name not in services]:
         raise typer.BadParameter(f"{', '.join(unknown)}; there are: {', '.join(services)}")

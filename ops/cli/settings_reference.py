@@ -24,7 +24,7 @@ def rendered() -> str:
     for name, field in Settings.model_fields.items():
         default = field.default.get_secret_value() if isinstance(field.default, SecretStr) else field.default
         shown = "" if default in ("", {}) else f"`{default}`"
-        suffix = "__SERVICE" if name == "dsn" else ""
+        suffix = {"dsn": "__SERVICE", "console_users": "__NAME"}.get(name, "")
         lines.append(f"| `PAYRELAY_{name.upper()}{suffix}` | {shown} |")
     return "\n".join(lines) + "\n"
 

@@ -237,14 +237,14 @@ class Driver:
                 await self._post(session, opened["confirm_address"], b"", signed_by_payer)
         else:
             result = await self._post(session, opened["bank_address"], b"", dict)
-            for number in range(intent.repeats):
-                await self._repeat(session, result, same_id=number == 0)
+            for _ in range(intent.repeats):
+                await self._repeat(session, result)
         self._done()
 
-    async def _repeat(self, session: aiohttp.ClientSession, result: dict[str, Any], *, same_id: bool) -> None:
-        """The bank's notification comes in once more: under its own id, or under another one."""
+    async def _repeat(self, session: aiohttp.ClientSession, result: dict[str, Any]) -> None:
+        """The bank's notification comes in once more, under another id than the bank gives it; each time under the same one."""
         body = msgspec.json.encode(msgspec.convert(result, BankNotification))
-        message_id = result["transaction_no"] if same_id else f"again-{result['transaction_no']}"
+        message_id = result["transaction_no"]
 
         def headers() -> dict[str, str]:
             return signed_headers(self._bank_secret, message_id=message_id, at=utc_now(), body=body)

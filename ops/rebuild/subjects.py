@@ -129,10 +129,15 @@ FUNDS = Subject(
 
 SUBJECTS = {"accounting": ACCOUNTING, "points": POINTS, "funds": FUNDS}
 
+_TOLD = (
+    "its rows say what receivers were sent and have answered, which no topic tells: "
+    "what is missing is filled by payrelay replay redeliver, and nobody is told twice"
+)
+
 CANNOT = {
     "settlement": "its rows are payments' orders, which HTTP requests make and time expires: its topic tells only how some end",
-    "notification": "its rows say what merchants were sent and have answered, which no topic tells: "
-    "what is missing is filled by payrelay replay redeliver, and nobody is told twice",
+    "notification": _TOLD,
+    "bank_notification": _TOLD,
 }
 
 

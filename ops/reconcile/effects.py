@@ -10,8 +10,9 @@ from consumers.accounting.entries import voucher_of
 from consumers.delivery import Processor
 from consumers.funds.agent import PROCESSOR as FUNDS
 from consumers.funds.funds import payer_account
+from consumers.notification.agent import BANK_PROCESSOR as BANK_NOTIFICATION
 from consumers.notification.agent import PROCESSOR as NOTIFICATION
-from consumers.notification.records import MERCHANT, body_of
+from consumers.notification.records import BANK, MERCHANT, body_of
 from consumers.points.agent import PROCESSOR as POINTS
 from consumers.settlement.agent import PROCESSOR as SETTLEMENT
 from schemas.codec import Envelope
@@ -19,6 +20,7 @@ from schemas.events import (
     BalancePaid,
     BalancePaymentRequested,
     BalanceRefused,
+    BankTransactionExecuted,
     Event,
     PaymentSettled,
     SuspenseRecorded,
@@ -97,6 +99,10 @@ def _notification(envelope: Envelope, _: Mapping[str, str]) -> Effects:
     return {MERCHANT: ""} if body_of(envelope.event) is not None else {}
 
 
+def _bank_notification(envelope: Envelope, _: Mapping[str, str]) -> Effects:
+    return {BANK: ""} if isinstance(envelope.event, BankTransactionExecuted) else {}
+
+
 def _settlement(envelope: Envelope, _: Mapping[str, str]) -> Effects:
     match envelope.event:
         case BalancePaid():
@@ -165,7 +171,7 @@ FOLLOWERS = (
                    WHERE event_id IS NOT NULL AND {committed}""",
         expected=_accounting,
     ),
-    # What is read of a notification, here and nowhere else.
+    # What is read of notifications, here and nowhere else.
     Follower(
         processor=NOTIFICATION,
         rows="""SELECT payment_no AS business_no, queue AS effect, '' AS value, status
@@ -174,6 +180,20 @@ FOLLOWERS = (
         changed="""SELECT payment_no AS business_no, queue AS effect, event_id FROM notification.notify_record
                    WHERE queue = 'merchant' AND {committed}""",
         expected=_notification,
+    ),
+    Follower(
+        processor=BANK_NOTIFICATION,
+        rows="""SELECT (SELECT transaction_no FROM bank.transaction
+                        WHERE transaction.payment_no = notify_record.payment_no) AS business_no,
+                       queue AS effect, '' AS value, status
+                FROM bank.notify_record WHERE queue = 'bank' AND {where}""",
+        looked_up="event_id = ANY(:ids)",
+        named="payment_no IN (SELECT payment_no FROM bank.transaction WHERE transaction_no = ANY(:numbers))",
+        changed="""SELECT (SELECT transaction_no FROM bank.transaction
+                           WHERE transaction.payment_no = notify_record.payment_no) AS business_no,
+                          queue AS effect, event_id
+                   FROM bank.notify_record WHERE queue = 'bank' AND {committed}""",
+        expected=_bank_notification,
     ),
     Follower(
         processor=SETTLEMENT,

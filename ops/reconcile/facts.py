@@ -15,6 +15,7 @@ from outbox.clock import first_id_at
 from outbox.partitions import days_of
 from schemas.events import (
     BalancePaymentRequested,
+    BankTransactionExecuted,
     Event,
     FundsDeposited,
     PaymentFailed,
@@ -81,6 +82,7 @@ _FACTS = {
             "coalesce(pg_xact_commit_timestamp(xmin), '-infinity')",
         ),
     ),
+    "bank": (_fact("'bank.transaction_executed'", "bank.transaction", "transaction_no", "true", "created_at"),),
 }
 
 _UNRECORDED = """
@@ -150,6 +152,7 @@ _TOLD_OF = {
     "payments.payment": (PaymentSettled, PaymentFailed, BalancePaymentRequested),
     "payments.suspense": (SuspenseRecorded,),
     "funds.deposit": (FundsDeposited,),
+    "bank.transaction": (BankTransactionExecuted,),
 }
 
 _COLUMNS = {
@@ -159,12 +162,14 @@ _COLUMNS = {
     ),
     "payments.suspense": ("bank_transaction_no", "payment_no", "amount_fen", "currency"),
     "funds.deposit": ("deposit_no", "payer_no", "amount_fen", "currency"),
+    "bank.transaction": ("transaction_no", "payment_no", "amount_fen", "currency", "status"),
 }  # fmt: skip
 
 _NUMBERS = {
     "payments.payment": "payment_no",
     "payments.suspense": "bank_transaction_no",
     "funds.deposit": "deposit_no",
+    "bank.transaction": "transaction_no",
 }
 
 
@@ -205,6 +210,7 @@ _NOT_COMPARED = (
     "requested_at",
     "recorded_at",
     "deposited_at",
+    "executed_at",
 )
 """What an event says beside what its row holds, or in another precision."""
 

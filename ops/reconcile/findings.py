@@ -75,6 +75,8 @@ def mend_of(finding: Finding) -> str:
             return "payrelay reconcile --fix"
         case Kind.WRONG_EFFECT | Kind.STRAY_EFFECT if finding.service in CORRECTABLE:
             return "payrelay reconcile --fix"
+        case Kind.UNTOLD if finding.found == "it is FAILED":
+            return f"payrelay notify resend --order {finding.order_no} --reason … --execute"
         case Kind.UNTOLD:
             return "the notifier sends it: payrelay status, payrelay logs worker:notifier"
         case _:

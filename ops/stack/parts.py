@@ -24,8 +24,8 @@ from ops.stack.state import StackFolder
 TIE = Path(tie.__file__)
 KAFKA_CLUSTER = "payrelay-local-kafka00"  # 22 characters, as Kafka wants it
 
-SERVICES = ("payments", "bank")
-WORKERS = ("funds", "points", "accounting", "notification", "settlement", "notifier")
+SERVICES = ("payments", "bank", "notification")
+WORKERS = ("funds", "points", "accounting", "notification", "settlement", "bank_notification", "notifier")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PORTS = range(20_000, 30_000)
 """Below the kernel's range for outgoing connections, which could otherwise take a port between two starts."""
 
-HTTP_PARTS = ("service:payments", "service:bank")
+HTTP_PARTS = ("service:payments", "service:bank", "service:notification")
 METERED = (
     *HTTP_PARTS,
     "worker:funds",
@@ -31,6 +31,7 @@ METERED = (
     "worker:accounting",
     "worker:notification",
     "worker:settlement",
+    "worker:bank_notification",
     "worker:notifier",
     "exporter",
 )
@@ -186,6 +187,7 @@ class StackFolder:
             "connect_url": f"http://127.0.0.1:{ports['connect']}",
             "payments_port": ports["service:payments"],
             "bank_port": ports["service:bank"],
+            "notification_port": ports["service:notification"],
             "payments_url": f"http://127.0.0.1:{ports['service:payments']}",
             "bank_url": f"http://127.0.0.1:{ports['service:bank']}",
             "bank_notify_secret": keys["bank_notify"],

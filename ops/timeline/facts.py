@@ -14,7 +14,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from consumers.notification.records import MERCHANT
+from consumers.notification.queues import QUEUES
 from ops.processors import known_processors
 from outbox.clock import first_id_at
 from outbox.settings import Settings
@@ -30,7 +30,6 @@ class Facts:
 
     payment: Any
     bank: list[Any]
-    """Transactions, each with what became of its notification."""
     notified: list[Any]
     """Notifications that the platform has answered."""
     suspense: list[Any]
@@ -91,7 +90,6 @@ def read_facts(connection: Connection, settings: Settings, payment: Any) -> Fact
 
     bank, suspense = rows(_BANK), rows(_SUSPENSE)
     numbers = sorted({row.transaction_no for row in bank} | {row.bank_transaction_no for row in suspense})
-    notified = rows(_NOTIFIED, numbers=numbers)
     funds, points, asked = rows(_FUNDS), rows(_POINTS), rows(_BALANCE_PAYMENT)
     vouchers = rows(_VOUCHERS, business=[payment.payment_no, *numbers])
     keys = [payment.payment_no, *numbers]
@@ -103,32 +101,35 @@ def read_facts(connection: Connection, settings: Settings, payment: Any) -> Fact
     times += [row.committed_at for row in (*bank, *suspense, *effects)]
     outbox = _events(connection, keys, known=known, times=times)
     ids = known | {row.id for row in outbox}
-    notify_records = rows(_NOTIFY, queue=MERCHANT, ids=list(ids))
+    told, attempts = [], []
+    for queue, service in QUEUES.items():
+        told += rows(_NOTIFY.format(service=service), queue=queue, ids=list(ids))
+        attempts += rows(_ATTEMPTS.format(service=service), records=[row.id for row in told])
     return Facts(
         payment=payment,
         bank=bank,
-        notified=notified,
+        notified=rows(_NOTIFIED, ids=[str(row.id) for row in told]),
         suspense=suspense,
         outbox=outbox,
         inbox=_inboxes(connection, consumers, ids),
         vouchers=vouchers,
         funds=funds,
         points=points,
-        notify_records=notify_records,
-        attempts=rows(_ATTEMPTS, records=[row.id for row in notify_records]) if rows(_ATTEMPTS_KEPT) else [],
+        notify_records=told,
+        attempts=attempts,
         parked=parked,
         audited=audited,
     )
 
 
 _BANK = """
-    SELECT transaction_no, status, reason, amount_fen, created_at, attempts, answered_at,
-           coalesce(pg_xact_commit_timestamp(transaction.xmin), created_at) AS committed_at
-    FROM bank.transaction LEFT JOIN bank.notification USING (transaction_no) WHERE payment_no = :payment_no"""
+    SELECT transaction_no, status, reason, amount_fen, created_at,
+           coalesce(pg_xact_commit_timestamp(xmin), created_at) AS committed_at
+    FROM bank.transaction WHERE payment_no = :payment_no"""
 
 _NOTIFIED = """
     SELECT webhook_id, answer_status, answer, coalesce(pg_xact_commit_timestamp(xmin), received_at) AS committed_at
-    FROM payments.bank_notification WHERE webhook_id = ANY (:numbers)"""
+    FROM payments.bank_notification WHERE webhook_id = ANY (:ids)"""
 
 # Money that no order could take is rare: few rows.
 _SUSPENSE = """
@@ -161,15 +162,12 @@ _VOUCHERS = """
     FROM chain JOIN accounting.voucher USING (voucher_no) ORDER BY voucher_no"""
 
 _NOTIFY = """
-    SELECT id, queue, event_id, merchant_no, status, attempts, last_error, created_at, finished_at
-    FROM notification.notify_record WHERE queue = :queue AND event_id = ANY (:ids)"""
-
-# A notifier without a log of attempts keeps their number and the last error only.
-_ATTEMPTS_KEPT = "SELECT 1 WHERE to_regclass('notification.notify_record_log') IS NOT NULL"
+    SELECT '{service}' AS service, id, queue, event_id, merchant_no, status, attempts, last_error, created_at, finished_at
+    FROM {service}.notify_record WHERE queue = :queue AND event_id = ANY (:ids)"""
 
 _ATTEMPTS = """
     SELECT record_id, attempt, result, http_status, error, started_at, ended_at
-    FROM notification.notify_record_log WHERE record_id = ANY (:records) ORDER BY id"""
+    FROM {service}.notify_record_log WHERE record_id = ANY (:records) ORDER BY id"""
 
 _EVENT = """
     SELECT '{service}' AS service, id, topic, key, version, type, correlation, causation, lsn,

@@ -75,18 +75,10 @@ def _bank(facts: Facts) -> Iterator[Step]:
             what=row.status,
             detail=told,
         )
-        yield Step(
-            key=("answered", number),
-            cause=transaction,
-            at=row.answered_at,
-            where="bank.notification",
-            what="answered" if row.answered_at else WAITING,
-            detail=f"{row.attempts} attempts",
-        )
     for row in facts.notified:
         yield Step(
             key=("notified", row.webhook_id),
-            cause=("bank", row.webhook_id),
+            cause=("notify", row.webhook_id),
             at=row.committed_at,
             where="payments.bank_notification",
             what="received",
@@ -294,30 +286,30 @@ def _effects(facts: Facts) -> Iterator[Step]:
 
 def _notifications(facts: Facts) -> Iterator[Step]:
     for row in facts.notify_records:
-        written = ("notify", row.id)
+        written = ("notify", str(row.id))
         yield Step(
             key=written,
             cause=("record", row.event_id),
             at=row.created_at,
-            where="notification.notify_record",
+            where=f"{row.service}.notify_record",
             what="CREATED",
             detail=f"{row.id} to {row.merchant_no}",
         )
         for attempt in (one for one in facts.attempts if one.record_id == row.id):
             answer = attempt.http_status or attempt.error
             yield Step(
-                key=("notify", row.id, attempt.attempt),
+                key=("notify", str(row.id), attempt.attempt),
                 cause=written,
                 at=attempt.ended_at,
-                where="notification.notify_record_log",
+                where=f"{row.service}.notify_record_log",
                 what=attempt.result,
                 detail=f"attempt {attempt.attempt} took {_took_ms(attempt):.0f} ms: {answer}",
             )
         yield Step(
-            key=("notify", row.id, "end"),
+            key=("notify", str(row.id), "end"),
             cause=written,
             at=row.finished_at,
-            where="notification.notify_record",
+            where=f"{row.service}.notify_record",
             what=row.status if row.finished_at else WAITING,
             detail=f"{row.attempts} attempts" + (f": {row.last_error}" if row.last_error else ""),
         )

@@ -1,6 +1,6 @@
-"""Rows of the bank."""
+"""Rows of the bank; those of its notifier are described in consumers/notification/tables.py."""
 
-from sqlalchemy import BigInteger, Column, DateTime, ForeignKey, Integer, MetaData, Table, Text
+from sqlalchemy import BigInteger, Column, DateTime, MetaData, Table, Text
 
 metadata = MetaData()
 
@@ -23,14 +23,4 @@ transaction = Table(
     Column("status", Text, nullable=False),
     Column("reason", Text),
     Column("created_at", DateTime(timezone=True), nullable=False),
-)
-
-notification = Table(
-    "notification",
-    metadata,
-    Column("transaction_no", Text, ForeignKey("transaction.transaction_no"), primary_key=True),
-    Column("body", Text, nullable=False),
-    Column("attempts", Integer, nullable=False),
-    Column("due_at", DateTime(timezone=True), nullable=False),
-    Column("answered_at", DateTime(timezone=True)),
 )

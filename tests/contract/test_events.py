@@ -16,6 +16,7 @@ from tests.factories import (
     balance_paid,
     balance_refused,
     balance_requested,
+    bank_executed,
     deposited,
     failed,
     settled,
@@ -31,6 +32,7 @@ EXAMPLES: list[Event] = [
     balance_paid(),
     balance_refused(),
     deposited(),
+    bank_executed(),
 ]
 EARLIER: dict[str, Event] = {"payment.settled.v1.first": settled()}
 """As an event was released before it had all of its fields; the file's name says what of."""

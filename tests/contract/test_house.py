@@ -6,7 +6,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -55,15 +57,16 @@ def test_every_command_has_help_and_is_in_the_reference() -> None:
         assert f"payrelay {' '.join(command)}" in reference, f"{command}: run python -m ops.cli.reference"
 
 
-def commands(group: typer.Typer = app, path: tuple[str, ...] = ()) -> list[list[str]]:
-    found = [
-        [*path, info.name or (info.callback.__name__ if info.callback else "")] for info in group.registered_commands
-    ]
-    for below in group.registered_groups:
-        assert below.name
-        assert below.typer_instance
-        found += commands(below.typer_instance, (*path, below.name))
-    return found
+def commands() -> list[list[str]]:
+    return list(paths(typer.main.get_command(app), []))
+
+
+def paths(command: Any, path: list[str]) -> Iterator[list[str]]:
+    children = getattr(command, "commands", None)
+    if children is None:
+        yield path
+    for name, child in (children or {}).items():
+        yield from paths(child, [*path, name])
 
 
 def test_make_help_lists_every_target() -> None:

@@ -37,10 +37,14 @@ OWNER = {"host": "HOST", "port": "PORT", "user": "USER", "password": "PASSWORD",
 
 
 @pytest.fixture(scope="module")
-def folder(request: pytest.FixtureRequest) -> Generator[StackFolder]:
-    """A stack for these pages alone: what is lost here was nobody else's."""
+def embedded(request: pytest.FixtureRequest) -> None:
     if request.config.getoption("--stack") != "embedded":
         pytest.skip("breaks the embedded stack")
+
+
+@pytest.fixture(scope="module")
+def folder(embedded: None) -> Generator[StackFolder]:
+    """A stack for these pages alone: what is lost here was nobody else's."""
     made = StackFolder(name=f"recovery-{os.getpid()}")
     try:
         up(made, with_parent=True)
@@ -56,12 +60,12 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
 
 
 @pytest.fixture
-def follow_page(request: pytest.FixtureRequest, folder: StackFolder, commands: Path, tmp_path: Path) -> Follow:
-    """Return what runs a page's commands on the stack and calls its hooks, by their names."""
-    terminal = terminal_on(folder, commands, tmp_path)
+def follow_page(request: pytest.FixtureRequest, commands: Path, tmp_path: Path) -> Follow:
+    """Return what runs a page's commands on a stack and calls its hooks, by their names."""
 
-    def follow_it(name: str, **hooks: Callable[[], object]) -> None:
-        follow(PAGES / f"{name}.md", terminal.run, hooks, write=request.config.getoption("--write-howto"))
+    def follow_it(name: str, folder: StackFolder, **hooks: Callable[[], object]) -> None:
+        terminal = terminal_on(folder, commands, tmp_path)
+        follow(PAGES / f"{name}.md", terminal.run, hooks, write=request.config.getoption("--write-pages"))
 
     return follow_it
 
@@ -95,7 +99,7 @@ def test_one_record_cannot_be_read(folder: StackFolder, follow_page: Follow) -> 
             shop.pay(8)
             eventually(lambda: shop.proof().parked == 4 and not shop.proof().lost, what="parked at four, others flow")
 
-        follow_page("recover-poison", poison=poison)
+        follow_page("recover-poison", folder, poison=poison)
         shop.holds()
 
 
@@ -123,7 +127,7 @@ def test_the_slot_was_dropped(folder: StackFolder, follow_page: Follow) -> None:
             with engine_of(shop.settings, "owner").begin() as owner:
                 assert ensure_publication(owner)
 
-        follow_page("recover-slot", dropped=dropped, unpublished=unpublished, settled=shop.holds)
+        follow_page("recover-slot", folder, dropped=dropped, unpublished=unpublished, settled=shop.holds)
 
 
 AT_THE_BANK = """
@@ -166,7 +170,7 @@ def test_somebody_has_moved_a_consumer_group(folder: StackFolder, follow_page: F
             eventually(lambda: shop.count(VOUCHERS) >= 4 + 8 + 4, what="what came after the reset has its vouchers")
 
         follow_page(
-            "recover-reset", by_kafkas_tool=by_kafkas_tool, stopped=stopped, went_on=went_on, settled=shop.holds
+            "recover-reset", folder, by_kafkas_tool=by_kafkas_tool, stopped=stopped, went_on=went_on, settled=shop.holds
         )
 
 
@@ -188,6 +192,7 @@ def test_a_consumers_database_was_restored_from_an_older_backup(folder: StackFol
 
         follow_page(
             "recover-backup",
+            folder,
             history=day,
             day=day,
             meanwhile=lambda: shop.pay(6),
@@ -198,7 +203,10 @@ def test_a_consumers_database_was_restored_from_an_older_backup(folder: StackFol
         shop.holds()
 
 
-def test_a_topic_was_deleted(folder: StackFolder, follow_page: Follow) -> None:
+def test_a_topic_was_deleted(embedded: None, spare_stack: StackFolder, follow_page: Follow) -> None:
+    """On another stack: with its old topic gone, nobody can rebuild this one's history from its beginning."""
+    folder = spare_stack
+    up(folder, with_parent=True)
     with shopping(folder, "topic") as shop:
 
         def deleted() -> None:
@@ -215,7 +223,7 @@ def test_a_topic_was_deleted(folder: StackFolder, follow_page: Follow) -> None:
             shop.pay(4)
             eventually(lambda: shop.count(VOUCHERS) > 6, within_s=90, what="what is recorded now flows")
 
-        follow_page("recover-topic", deleted=deleted, meanwhile=meanwhile, settled=shop.holds)
+        follow_page("recover-topic", folder, deleted=deleted, meanwhile=meanwhile, settled=shop.holds)
 
 
 def test_a_handler_had_a_bug_for_an_hour(folder: StackFolder, follow_page: Follow, tmp_path: Path) -> None:
@@ -238,7 +246,9 @@ def test_a_handler_had_a_bug_for_an_hour(folder: StackFolder, follow_page: Follo
             paying[0].result(60)
             shop.holds()
 
-        follow_page("recover-bug", bug=bug, traffic=lambda: paying.append(beside.submit(shop.pay, 12)), settled=settled)
+        follow_page(
+            "recover-bug", folder, bug=bug, traffic=lambda: paying.append(beside.submit(shop.pay, 12)), settled=settled
+        )
 
 
 RECORDED = "SELECT count(*) FROM payments.outbox WHERE correlation LIKE :like"

@@ -32,6 +32,7 @@ ROWS = {
                      UNION ALL SELECT payment_no, status, fee_fen FROM payment
                      WHERE payment_no = 'T-P1' AND status <> 'PAYING' ORDER BY 2""",
     "notification": "SELECT queue, event_id, merchant_no, payment_no, order_no, body, status FROM notify_record WHERE event_id = :id",
+    "bank_notification": "SELECT queue, event_id, merchant_no, payment_no, order_no, body, status FROM notify_record WHERE event_id = :id",
 }
 """What a handler decides; not the numbers and times that the database gives its rows."""
 
@@ -107,4 +108,5 @@ WITH_ROWS = {
     "funds": {"payment.settled.v1", "payment.settled.v1.first", "payment.balance_requested.v1"},
     "points": {"payment.settled.v1", "payment.settled.v1.first"},
     "notification": {"payment.settled.v1", "payment.settled.v1.first", "payment.failed.v1"},
+    "bank_notification": {"bank.transaction_executed.v1"},
 }

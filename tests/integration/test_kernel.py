@@ -169,7 +169,7 @@ def test_readers_cannot_write_and_the_connector_sees_outboxes_only(settings: Set
 
 def test_tables_are_what_the_migrations_made(settings: Settings) -> None:
     inspector = inspect(engine_of(settings, "owner"))
-    for schema, module in TABLES.items():
+    for schema, module in (*TABLES.items(), ("bank", consumers.notification.tables)):
         for table in (*module.metadata.tables.values(), *outbox.tables.metadata.tables.values()):
             columns = {
                 column["name"]: column["nullable"] for column in inspector.get_columns(table.name, schema=schema)
@@ -270,6 +270,6 @@ def test_an_outbox_takes_the_topics_of_its_own_service_only(settings: Settings) 
 
 
 def test_the_reader_sees_no_secret(settings: Settings) -> None:
-    for table in ("payments.merchant", "notification.receiver"):
+    for table in ("payments.merchant", "notification.receiver", "bank.receiver"):
         with engine_of(settings, "ops").connect() as connection, pytest.raises(ProgrammingError, match="denied"):
             connection.execute(text(f"SELECT secret FROM {table}"))

@@ -146,6 +146,17 @@ def test_what_fails_is_told_and_its_key_waits_and_nothing_else_is_lost(holes: Ho
         ]
 
 
+def test_known_events_of_a_key_that_fails_are_known_however_often_they_come(holes: Holes) -> None:
+    known = holes.event(1, 2)
+    records = [holes.event(0, 1), known, replaced(known, offset=2), replaced(known, offset=3)]
+    holes.pass_over(1)
+    assert holes.deliver(holes.slice_of(records[1:])) == [Delivered()]
+    holes.rejected = {holes.key()}
+    for _ in range(2):
+        outcome = holes.again([records[0], replaced(records[0], offset=1), *records[1:]])
+        assert (outcome.known, list(outcome.failed.values())) == (3, ["DivisionByZero: division by zero"])
+
+
 def test_a_broken_handler_ends_the_run(holes: Holes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("consumers.redeliver.SET_MAX", 50)
     monkeypatch.setattr("consumers.redeliver.FAILURES_MAX", 10)

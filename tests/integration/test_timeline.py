@@ -45,7 +45,12 @@ def lines_of(story: Story) -> list[tuple[str, str]]:
 AT_THE_BANK = [
     ("payments.payment", "CREATED"),
     ("bank.transaction", "SUCCESS"),
-    ("bank.notification", "answered"),
+    ("bank.outbox", "bank.transaction_executed.v1"),
+    ("bank.transaction", "bank.transaction_executed.v1"),
+    ("bank.inbox", "applied"),
+    ("bank.notify_record", "CREATED"),
+    ("bank.notify_record_log", "SUCCESS"),
+    ("bank.notify_record", "SUCCESS"),
     ("payments.bank_notification", "received"),
     ("payments.payment", "SETTLED"),
     ("payments.outbox", "payment.settled.v1"),
@@ -55,6 +60,7 @@ AT_THE_BANK = [
     ("points.entry", "earn"),
     ("accounting.voucher", "settlement"),
     ("notification.notify_record", "CREATED"),
+    ("notification.notify_record_log", "SUCCESS"),
     ("notification.notify_record", "SUCCESS"),
 ]
 FROM_THE_BALANCE = [
@@ -67,7 +73,7 @@ FROM_THE_BALANCE = [
     ("funds.transfer", "funds.balance_paid.v1"),
     ("payments.inbox", "applied"),
     ("accounting.inbox", "applied"),
-    *AT_THE_BANK[4:],
+    *AT_THE_BANK[AT_THE_BANK.index(("payments.payment", "SETTLED")) :],
     *((f"{service}.inbox", "applied") for service in ("funds", "points", "accounting", "notification")),
 ]
 FAILED = [
@@ -80,7 +86,11 @@ FAILED = [
     ("payments.payment", "FAILED"),
     ("payments.outbox", "payment.failed.v1"),
     ("payment.order", "payment.failed.v1"),
-    ("notification.notify_record", "SUCCESS"),
+    *(
+        (f"{service}.{table}", "SUCCESS")
+        for service in ("bank", "notification")
+        for table in ("notify_record", "notify_record_log")
+    ),
 ]
 
 

@@ -19,7 +19,16 @@ from ops.reconcile.published import Published
 from ops.reconcile.verdict import Seen, judge
 from outbox.settings import Settings
 from schemas.codec import ID
-from tests.factories import balance_paid, balance_requested, deposited, envelope, failed, settled, suspense
+from tests.factories import (
+    balance_paid,
+    balance_requested,
+    bank_executed,
+    deposited,
+    envelope,
+    failed,
+    settled,
+    suspense,
+)
 
 EXPECTED = {one.processor.name: one.expected for one in FOLLOWERS}
 STANDS = {"M": "100"}
@@ -65,6 +74,7 @@ def test_each_event_calls_for_what_its_handlers_do() -> None:
     assert EXPECTED["settlement"](envelope(balance_paid()), {}) == {"order": "SETTLED"}
     assert EXPECTED["notification"](envelope(failed()), {}) == {"merchant": ""}
     assert EXPECTED["points"](envelope(failed()), {}) == {}
+    assert EXPECTED["bank_notification"](envelope(bank_executed()), {}) == {"bank": ""}
     assert business_no(suspense()) == "T-B1"
 
 

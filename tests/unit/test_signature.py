@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook
+from standardwebhooks.webhooks import WebhookVerificationError
 
 from schemas.bank import PaymentLink, link_address, read_link
 from schemas.signature import is_fresh, signed_at, signed_headers
@@ -23,6 +24,31 @@ def test_the_reference_library_verifies_ours() -> None:
     headers = signed_headers(SECRET, message_id="m1", at=now, body=b'{"a":1}')
     assert Webhook(SECRET).verify(b'{"a":1}', headers) == {"a": 1}
     assert signed_at(SECRET, headers, b'{"a":1}') == now
+
+
+def test_while_secrets_rotate_the_reference_library_verifies_with_either_and_afterwards_with_the_new_one_alone() -> (
+    None
+):
+    body = '{"note": "\u9a8c\u7b7e"}'.encode()
+    now = datetime.now(UTC).replace(microsecond=0)
+    both = signed_headers(SECRET, message_id="m1", at=now, body=body, old_secret=OTHER)
+    for secret in (SECRET, OTHER):
+        assert Webhook(secret).verify(body, both) == {"note": "\u9a8c\u7b7e"}
+        assert signed_at(secret, both, body) == now
+    after = signed_headers(SECRET, message_id="m1", at=now, body=body)
+    assert Webhook(SECRET).verify(body, after)
+    with pytest.raises(WebhookVerificationError):
+        Webhook(OTHER).verify(body, after)
+
+
+@given(st.binary(min_size=24, max_size=64), st.text(min_size=1, max_size=40), st.text(max_size=200))
+def test_we_sign_as_the_reference_library_does(key: bytes, message_id: str, body: str) -> None:
+    secret = "whsec_" + b64encode(key).decode()
+    try:
+        expected = Webhook(secret).sign(message_id, NOW, body)
+    except UnicodeEncodeError:
+        return
+    assert signed_headers(secret, message_id=message_id, at=NOW, body=body.encode())["webhook-signature"] == expected
 
 
 @pytest.mark.parametrize("change", [

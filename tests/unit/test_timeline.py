@@ -79,7 +79,7 @@ def test_a_payment_that_nobody_was_told_of_says_so() -> None:
 
 def test_each_attempt_to_tell_a_merchant_is_a_line() -> None:
     record = row(
-        id="N1", event_id=ID, merchant_no="M1", created_at=AT + 3 * S, finished_at=AT + 9 * S, status="SUCCESS", attempts=2,
+        id="N1", service="notification", event_id=ID, merchant_no="M1", created_at=AT + 3 * S, finished_at=AT + 9 * S, status="SUCCESS", attempts=2,
         last_error=None,
     )  # fmt: skip
     tries = [

@@ -5,7 +5,7 @@ And corrections of funds and points: rows of their own, beside what they correct
 
 from alembic import op
 
-revision = "0011"
+revision = "0010"
 down_revision = "0009"
 
 

@@ -1,0 +1,345 @@
+"""Whose records are sent next, and what becomes of those that were: receiver by receiver, in order of due time, under a lease.
+
+A claim looks at lanes that are worth a look, never at what is blocked or not yet due. Time is the caller's `now`.
+Transactions: the caller's, each function in one of its own; finish and claim may share one, in this order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from consumers.notification.lanes import Evidence, Lane, Queue, Result, after, bound, held_back, shares, slots
+from consumers.notification.rules import parse_rule
+from outbox.errors import Refused
+from outbox.rows import as_json
+
+LEASE_S = 30.0
+"""How long a claimed record is its sender's: longer than an attempt may take, and than it takes to write down."""
+LANES_MAX = 200
+"""Lanes looked at in a claim, and no more than could be served."""
+WAKES_MAX = 2_000
+EXPIRED_MAX = 1_000
+LEGIBLE_MAX = 2_000
+"""Characters kept of an answer and of an error."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claimed:
+    """A record that the caller may send until its lease ends."""
+
+    id: UUID
+    queue: str
+    merchant_no: str
+    body: str
+    rule: str
+    attempt: int
+    rule_begin: int
+    planned_at: datetime
+    postponed: bool
+    leased_until: datetime
+    url: str | None
+    secret: str | None
+    old_secret: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """An attempt that was made."""
+
+    claimed: Claimed
+    started_at: datetime
+    ended_at: datetime
+    result: Result
+    http_status: int | None = None
+    response: str = ""
+    error: str = ""
+    retry_after: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What becomes of a record after an attempt."""
+
+    status: str
+    finished_at: datetime | None
+    planned_at: datetime
+    """By the rule; of a finished record as it was."""
+    postponed_to: datetime | None = None
+    cause: str | None = None
+
+
+def queue_of(connection: Connection, queue: str) -> Queue:
+    """Return a queue's limits; raises Refused for one that is none."""
+    row = connection.execute(text("SELECT * FROM notify_queue WHERE queue = :queue"), {"queue": queue}).first()
+    if row is None:
+        raise Refused(f"no queue {queue!r}: payrelay notify rule list")
+    return Queue(**{one.name: getattr(row, one.name) for one in fields(Queue)})
+
+
+def verdict(ended: Ended, lane: Lane) -> Verdict:
+    """Return what becomes of a record, by its rule and the lane as it is after the attempt. Pure."""
+    if ended.result is Result.SUCCESS:
+        return Verdict(status="SUCCESS", finished_at=ended.ended_at, planned_at=ended.claimed.planned_at)
+    attempt = ended.claimed.attempt - ended.claimed.rule_begin
+    planned = parse_rule(ended.claimed.rule).next_at(attempt, started_at=ended.started_at, ended_at=ended.ended_at)
+    if planned is None:
+        return Verdict(status="FAILED", finished_at=ended.ended_at, planned_at=ended.claimed.planned_at)
+    if lane.blocked_until is not None and lane.blocked_until > planned:
+        return Verdict(
+            status=ended.result,
+            finished_at=None,
+            planned_at=planned,
+            postponed_to=lane.blocked_until,
+            cause=lane.blocked_cause,
+        )
+    return Verdict(status=ended.result, finished_at=None, planned_at=planned)
+
+
+def take_wakes(connection: Connection, queue: str) -> int:
+    """Lanes that something was made due in are worth a look by then; returns how many. May be repeated, and run beside itself.
+
+    In a transaction of its own: it waits for lanes, in order, and must hold none meanwhile.
+    """
+    return connection.execute(_WAKE, {"queue": queue, "limit": WAKES_MAX}).rowcount
+
+
+_WAKE = text("""
+    WITH woken AS (
+      DELETE FROM notify_wake WHERE ctid = ANY (ARRAY(
+        SELECT ctid FROM notify_wake WHERE queue = :queue LIMIT :limit FOR UPDATE SKIP LOCKED))
+      RETURNING merchant_no, planned_at)
+    INSERT INTO notify_lane AS lane (queue, merchant_no, ready_at)
+    SELECT :queue, merchant_no, min(planned_at) FROM woken GROUP BY merchant_no ORDER BY merchant_no
+    ON CONFLICT (queue, merchant_no) DO UPDATE
+    SET ready_at = least(lane.ready_at, greatest(EXCLUDED.ready_at, lane.blocked_until))
+    WHERE lane.paused_at IS NULL""")
+
+
+def claim(
+    connection: Connection, queue: Queue, *, limit: int, now: datetime, lease_s: float = LEASE_S
+) -> list[Claimed]:
+    """Return due records, now the caller's until their lease ends: the longest waiting receivers' first, of each the longest due,
+    shared out evenly. Several senders may claim beside it. What a lane had held back is noted with its cause.
+    """
+    if limit <= 0:
+        return []
+    looked_at = {"queue": queue.queue, "now": now, "limit": min(limit, LANES_MAX)}
+    rows = connection.execute(_READY, looked_at).all()
+    if not rows:
+        return []
+    lanes = {row.merchant_no: _lane(row) for row in rows}
+    given = shares([slots(_lane(row), row.in_flight, queue, now=now) for row in rows], limit)
+    orders = [_order(row, share) for row, share in zip(rows, given, strict=True) if share]
+    found: Sequence[Any] = ()
+    if orders:
+        until = now + timedelta(seconds=lease_s)
+        asked = {"queue": queue.queue, "now": now, "until": until, "orders": as_json(orders)}
+        found = connection.execute(_CLAIM, asked).all()
+    served = {row.merchant_no for row in found}
+    places = {row.merchant_no: now if row.merchant_no in served else row.ready_at for row in rows}
+    _save(connection, queue, lanes, places, now=now)
+    return [Claimed(**row._mapping) for row in sorted(found, key=lambda row: (row.planned_at, row.id))]
+
+
+def _order(row: Any, share: int) -> dict[str, Any]:
+    held = held_back(_lane(row))
+    until, cause = held or (None, None)
+    return {"merchant_no": row.merchant_no, "share": share, "held_until": until, "cause": cause}
+
+
+_READY = text("""
+    SELECT lane.*, (SELECT count(*) FROM notify_record AS record
+                    WHERE record.queue = :queue AND record.merchant_no = lane.merchant_no
+                      AND record.leased_until IS NOT NULL) AS in_flight
+    FROM notify_lane AS lane WHERE lane.queue = :queue AND lane.ready_at <= :now
+    ORDER BY lane.ready_at LIMIT :limit FOR UPDATE OF lane SKIP LOCKED""")
+
+_CLAIM = text("""
+    WITH due AS (
+      SELECT first.*, wanted.held_until, wanted.cause
+      FROM json_to_recordset(CAST(:orders AS json))
+           AS wanted (merchant_no text, share integer, held_until timestamptz, cause text)
+      CROSS JOIN LATERAL (
+        SELECT id, planned_at FROM notify_record AS record
+        WHERE record.queue = :queue AND record.merchant_no = wanted.merchant_no
+          AND record.leased_until IS NULL AND record.finished_at IS NULL AND record.planned_at <= :now
+        ORDER BY record.planned_at, record.id LIMIT wanted.share FOR UPDATE SKIP LOCKED) AS first),
+    claimed AS (
+      UPDATE notify_record AS record
+      SET leased_until = :until, postponed = record.postponed OR coalesce(due.planned_at < due.held_until, false),
+          planned_at = greatest(due.planned_at, due.held_until)
+      FROM due WHERE record.id = due.id
+      RETURNING record.*, due.planned_at AS was, due.cause),
+    noted AS (
+      INSERT INTO notify_postponement (record_id, attempt, cause, planned_at, postponed_to)
+      SELECT id, attempts + 1, cause, was, planned_at FROM claimed WHERE was < planned_at)
+    SELECT claimed.id, claimed.queue, claimed.merchant_no, claimed.body, claimed.rule, claimed.attempts + 1 AS attempt,
+           claimed.rule_begin, claimed.planned_at, claimed.postponed, claimed.leased_until, receiver.url, receiver.secret,
+           CASE WHEN receiver.old_secret_until > :now THEN receiver.old_secret END AS old_secret
+    FROM claimed LEFT JOIN receiver USING (merchant_no)""")
+
+
+def finish(connection: Connection, queue: Queue, ended: Sequence[Ended], *, now: datetime) -> None:
+    """Each attempt is in the log; its record is finished, or due by its rule, unless its lease was somebody else's by then.
+
+    Their lanes know how their receivers are. What is postponed is noted. Not repeatable: the log would have it twice.
+    """
+    if not ended:
+        return
+    of_lane: dict[str, list[Ended]] = {}
+    for one in ended:
+        of_lane.setdefault(one.claimed.merchant_no, []).append(one)
+    wanted = {"queue": queue.queue, "merchants": sorted(of_lane)}
+    locked = connection.execute(_LOCK, wanted).all()
+    lanes = {
+        row.merchant_no: after(_lane(row), [_evidence(one) for one in of_lane[row.merchant_no]], queue, now=now)
+        for row in locked
+    }
+    verdicts = [(one, verdict(one, lanes[one.claimed.merchant_no])) for one in ended]
+    rows = [_row(one, what) for one, what in verdicts]
+    connection.execute(_FINISH, {"queue": queue.queue, "rows": as_json(rows)})
+    _save(connection, queue, lanes, {row.merchant_no: row.ready_at or now for row in locked}, now=now)
+
+
+def _row(ended: Ended, what: Verdict) -> dict[str, Any]:
+    of = ended.claimed
+    return {
+        "id": of.id,
+        "merchant_no": of.merchant_no,
+        "lease": of.leased_until,
+        "attempt": of.attempt,
+        "was_planned": of.planned_at,
+        "was_postponed": of.postponed,
+        "started_at": ended.started_at,
+        "ended_at": ended.ended_at,
+        "url": of.url or "",
+        "result": ended.result,
+        "http_status": ended.http_status,
+        "response": legible(ended.response),
+        "error": legible(ended.error),
+        "status": what.status,
+        "finished_at": what.finished_at,
+        "planned_at": what.planned_at,
+        "postponed_to": what.postponed_to,
+        "cause": what.cause,
+    }
+
+
+def legible(content: str) -> str:
+    """Return what a text column takes of it: no NUL, no lone surrogate, at most 2,000 characters."""
+    return content[:LEGIBLE_MAX].replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
+
+
+_LOCK = text("""
+    SELECT * FROM notify_lane WHERE queue = :queue AND merchant_no = ANY (CAST(:merchants AS text[]))
+    ORDER BY merchant_no FOR UPDATE""")
+
+_FINISH = text("""
+    WITH ended AS (
+      SELECT * FROM json_to_recordset(CAST(:rows AS json)) AS ended (
+        id uuid, merchant_no text, lease timestamptz, attempt integer, was_planned timestamptz, was_postponed boolean,
+        started_at timestamptz, ended_at timestamptz, url text, result text, http_status integer, response text, error text,
+        status text, finished_at timestamptz, planned_at timestamptz, postponed_to timestamptz, cause text)),
+    counted AS (
+      UPDATE notify_record AS record
+      SET status = ended.status, attempts = ended.attempt, finished_at = ended.finished_at, leased_until = NULL,
+          planned_at = coalesce(ended.postponed_to, ended.planned_at),
+          postponed = CASE WHEN ended.finished_at IS NULL THEN ended.postponed_to IS NOT NULL ELSE record.postponed END,
+          http_status = ended.http_status, last_error = nullif(ended.error, '')
+      FROM ended WHERE record.id = ended.id AND record.leased_until = ended.lease AND record.attempts = ended.attempt - 1
+      RETURNING record.id),
+    noted AS (
+      INSERT INTO notify_postponement (record_id, attempt, cause, planned_at, postponed_to)
+      SELECT ended.id, attempt + 1, cause, planned_at, postponed_to FROM ended JOIN counted USING (id)
+      WHERE postponed_to IS NOT NULL)
+    INSERT INTO notify_record_log (record_id, attempt, queue, merchant_no, planned_at, postponed, started_at, ended_at, url,
+                                   result, http_status, response, error, counted)
+    SELECT ended.id, attempt, :queue, merchant_no, was_planned, was_postponed, started_at, ended_at, url, result, http_status,
+           response, error, counted.id IS NOT NULL
+    FROM ended LEFT JOIN counted USING (id)""")
+
+
+def release_expired(connection: Connection, queue: str, *, now: datetime) -> int:
+    """Records whose senders have not told in time what came of them are due again, the same attempt once more; returns how many.
+
+    Each has a row with the cause. May be repeated, and run beside itself.
+    """
+    return connection.execute(_RELEASE, {"queue": queue, "now": now, "limit": EXPIRED_MAX}).rowcount
+
+
+_RELEASE = text("""
+    WITH expired AS (
+      SELECT id, planned_at FROM notify_record WHERE queue = :queue AND leased_until IS NOT NULL AND leased_until < :now
+      LIMIT :limit FOR UPDATE SKIP LOCKED),
+    released AS (
+      UPDATE notify_record AS record SET leased_until = NULL, planned_at = :now, postponed = true
+      FROM expired WHERE record.id = expired.id
+      RETURNING record.id, record.merchant_no, record.attempts, expired.planned_at AS was),
+    woken AS (
+      INSERT INTO notify_wake (queue, merchant_no, planned_at) SELECT DISTINCT :queue, merchant_no, CAST(:now AS timestamptz)
+      FROM released)
+    INSERT INTO notify_postponement (record_id, attempt, cause, planned_at, postponed_to)
+    SELECT id, attempts + 1, 'LEASE', was, :now FROM released""")
+
+
+def _lane(row: Any) -> Lane:
+    return Lane(**{one.name: getattr(row, one.name) for one in fields(Lane)})
+
+
+def _evidence(ended: Ended) -> Evidence:
+    return Evidence(
+        started_at=ended.started_at, ended_at=ended.ended_at, result=ended.result, retry_after=ended.retry_after
+    )
+
+
+def _save(
+    connection: Connection,
+    queue: Queue,
+    lanes: Mapping[str, Lane],
+    places: Mapping[str, datetime],
+    *,
+    now: datetime,
+) -> None:
+    """The lanes, which the caller has locked, are as they are known to be, and worth a look when they next will be.
+
+    Their places say since when each waits for its turn. What is full or paused is looked at when that is over.
+    """
+    rows = [
+        {
+            **asdict(lane),
+            "merchant_no": merchant_no,
+            "bound": bound(lane, queue),
+            "probing": lane.failures >= queue.breaker_failures,
+            "place": min(places[merchant_no], now),
+        }
+        for merchant_no, lane in lanes.items()
+    ]
+    connection.execute(_SAVE, {"queue": queue.queue, "now": now, "lanes": as_json(rows)})
+
+
+_SAVE = text("""
+    UPDATE notify_lane AS lane
+    SET failures = known.failures, opened_at = known.opened_at, blocked_until = known.blocked_until,
+        blocked_cause = known.blocked_cause, freed_at = known.freed_at,
+        crowded = NOT known.probing AND known.bound > 0 AND known.bound <= seen.in_flight AND coalesce(seen.next <= :now, false),
+        ready_at = CASE WHEN seen.next IS NOT NULL AND known.bound > seen.in_flight
+                        THEN greatest(seen.next, known.blocked_until, known.place) END
+    FROM (
+      SELECT known.*, (SELECT count(*) FROM notify_record AS record
+              WHERE record.queue = :queue AND record.merchant_no = known.merchant_no
+                AND record.leased_until IS NOT NULL) AS in_flight,
+             (SELECT record.planned_at FROM notify_record AS record
+              WHERE record.queue = :queue AND record.merchant_no = known.merchant_no
+                AND record.leased_until IS NULL AND record.finished_at IS NULL
+              ORDER BY record.planned_at, record.id LIMIT 1) AS next
+      FROM json_to_recordset(CAST(:lanes AS json)) AS known (
+        merchant_no text, failures integer, opened_at timestamptz, blocked_until timestamptz, blocked_cause text,
+        freed_at timestamptz, bound integer, probing boolean, place timestamptz)) AS known,
+      LATERAL (SELECT known.in_flight, known.next) AS seen
+    WHERE lane.queue = :queue AND lane.merchant_no = known.merchant_no""")

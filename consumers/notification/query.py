@@ -1,0 +1,80 @@
+"""What merchants may ask of their own notifications: one, those of an order, and a feed of all from a cursor on.
+
+The feed is in the order of ids, which are made before their transaction commits: a record that commits late has an id behind
+a cursor that was given out meanwhile. So nothing is shown that is younger than the oldest transaction that still runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from outbox.clock import first_id_at
+
+FEED_MAX = 200
+ORDER_MAX = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Secrets:
+    """What a merchant's requests may be signed with."""
+
+    merchant_no: str
+    secret: str
+    old_secret: str | None
+
+
+def secrets_of(connection: Connection, merchant_no: str, *, now: datetime) -> Secrets | None:
+    """Return a merchant's secrets; None for one that has no receiver."""
+    row = connection.execute(_SECRETS, {"merchant_no": merchant_no, "now": now}).first()
+    return Secrets(**row._mapping) if row is not None else None
+
+
+_SECRETS = text("""
+    SELECT merchant_no, secret, CASE WHEN old_secret_until > :now THEN old_secret END AS old_secret
+    FROM receiver WHERE merchant_no = :merchant_no""")
+
+_SHOWN = """SELECT id, queue, payment_no, order_no, status, attempts, created_at, finished_at,
+                   CASE WHEN finished_at IS NULL THEN planned_at END AS next_attempt_at, body FROM notify_record"""
+
+
+def one(connection: Connection, merchant_no: str, identity: UUID) -> dict[str, Any] | None:
+    """Return a merchant's own notification; None where there is none of that id."""
+    asked = {"merchant_no": merchant_no, "id": identity}
+    row = connection.execute(text(f"{_SHOWN} WHERE merchant_no = :merchant_no AND id = :id"), asked).first()
+    return dict(row._mapping) if row is not None else None
+
+
+def of_order(connection: Connection, merchant_no: str, order_no: str) -> list[dict[str, Any]]:
+    """Return a merchant's own notifications of an order, the oldest first."""
+    asked = {"merchant_no": merchant_no, "order_no": order_no, "limit": ORDER_MAX}
+    statement = f"{_SHOWN} WHERE merchant_no = :merchant_no AND order_no = :order_no ORDER BY id LIMIT :limit"
+    return [dict(row._mapping) for row in connection.execute(text(statement), asked)]
+
+
+def feed(
+    connection: Connection, merchant_no: str, *, after: UUID, missed: bool, limit: int
+) -> tuple[list[dict[str, Any]], UUID]:
+    """Return a merchant's notifications behind a cursor, oldest first, and the cursor to ask with next: none is ever passed over.
+
+    `missed`: only those that are not known to be delivered. Transaction: the caller's, READ COMMITTED, with nothing written in it.
+    """
+    steady = first_id_at(connection.execute(_STEADY).scalar_one())
+    asked = {"merchant_no": merchant_no, "after": after, "before": steady, "missed": missed, "limit": limit}
+    rows = [dict(row._mapping) for row in connection.execute(_FEED, asked)]
+    if len(rows) == limit:
+        return rows, rows[-1]["id"]
+    return rows, max(after, UUID(int=steady.int - 1))
+
+
+_STEADY = text("""
+    SELECT least(min(xact_start), clock_timestamp()) FROM pg_stat_activity
+    WHERE usename = current_user AND datname = current_database() AND pid <> pg_backend_pid()""")
+
+_FEED = text(f"""
+    {_SHOWN} WHERE merchant_no = :merchant_no AND id > :after AND id < :before
+      AND (NOT :missed OR status <> 'SUCCESS') ORDER BY id LIMIT :limit""")

@@ -1,0 +1,55 @@
+"""payrelay console, console user."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from ops.cli.output import say
+from ops.cli.pipeline import current_settings, local_folder
+from ops.console.users import Role
+
+app = typer.Typer()
+
+
+@app.callback(invoke_without_command=True)
+def console(context: typer.Context) -> None:
+    """Serve the web console, what waits, failed and was sent, and acting on it, until SIGTERM or Ctrl-C.
+
+    On a local stack the first start makes a viewer and an operator, and prints their passwords, once.
+    """
+    from ops.console.app import listen, serve
+    from ops.console.users import users_of
+
+    if context.invoked_subcommand:
+        return
+    settings = current_settings()
+    listening = listen(settings)
+    users, passwords = users_of(settings, local_folder())
+    for name, password in passwords.items():
+        say(f"made for {name}, and shown only now: {password}")
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    serve(settings, users, listening, lambda: say(f"the console is at http://{shown}:{port}"))
+
+
+@app.command()
+def user(
+    name: Annotated[str, typer.Argument(help="lower-case letters and digits, with single _ between them")],
+    role: Annotated[Role, typer.Option("--role", help="a viewer looks, an operator acts too")] = Role.VIEWER,
+) -> None:
+    """Print the setting that lets somebody sign in to the console; the password is asked for, or read from standard input."""
+    from ops.console.passwords import LENGTH_MIN, hashed
+    from ops.console.users import parse_users
+
+    if sys.stdin.isatty():
+        password: str = typer.prompt("password", hide_input=True, confirmation_prompt=True, err=True)
+    else:
+        password = sys.stdin.readline().rstrip("\n")
+    if len(password) < LENGTH_MIN:
+        raise typer.BadParameter(f"a password has {LENGTH_MIN} characters or more")
+    said = f"{role.value}:{hashed(password)}"
+    parse_users({name: said})
+    sys.stdout.write(f"PAYRELAY_CONSOLE_USERS__{name.upper()}='{said}'\n")

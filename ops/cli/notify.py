@@ -1,0 +1,282 @@
+"""payrelay notify: list, show, resend, pause, resume, lateness; rule list, explain, set."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+
+from consumers.notification.search import STATUSES, Filter
+from ops.cli.output import Format, Output, print_json, print_rows, say
+from ops.cli.pipeline import FORMATS, current_settings, zoned
+from outbox.clock import utc_now
+from outbox.settings import Settings
+
+app = typer.Typer(help="Notifications: what merchants are told, and the platform by the bank.", no_args_is_help=True)
+rule = typer.Typer(help="Rules: when a notification is sent again.", no_args_is_help=True)
+app.add_typer(rule, name="rule")
+
+Identity = Annotated[UUID | None, typer.Argument(metavar="[ID]", help="as `notify list` shows it; the webhook-id")]
+Queue = Annotated[str, typer.Option("--queue", help="merchant, bank")]
+Status = Annotated[str, typer.Option("--status", help=", ".join(STATUSES))]
+Merchant = Annotated[str, typer.Option("--merchant")]
+Order = Annotated[str, typer.Option("--order")]
+Payment = Annotated[str, typer.Option("--payment")]
+HttpStatus = Annotated[str, typer.Option("--http-status", help="of the last attempt: 503, 5xx, none")]
+Begin = Annotated[datetime | None, typer.Option("--from", formats=FORMATS, metavar="TIME", help="made from then on")]
+End = Annotated[datetime | None, typer.Option("--to", formats=FORMATS, metavar="TIME", help="made before then")]
+Reason = Annotated[str, typer.Option("--reason", help="why; kept in the audit table")]
+Execute = Annotated[bool, typer.Option("--execute", help="without it, only show what would be done")]
+Yes = Annotated[bool, typer.Option("--yes", help="do not ask")]
+
+
+@app.command("list")
+def list_(
+    queue: Queue = "",
+    status: Status = "",
+    merchant: Merchant = "",
+    order: Order = "",
+    payment: Payment = "",
+    http_status: HttpStatus = "",
+    begin: Begin = None,
+    end: End = None,
+    blocked: Annotated[bool, typer.Option("--blocked", help="receivers that are paused or blocked instead")] = False,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=100_000)] = 100,
+    output: Output = Format.TABLE,
+) -> None:
+    """Show notifications, the newest first, and how many there are in each state."""
+    from ops.health import reader_engine
+    from ops.notify import LaneRow, RecordRow, counts, lanes, records
+
+    settings = current_settings()
+    wanted = _filter(settings, queue, status, merchant, order, payment, http_status, begin, end)
+    with reader_engine(settings).connect() as connection:
+        if blocked:
+            found = lanes(connection, now=utc_now())
+            print_rows([asdict(row) for row in found], output, columns=tuple(LaneRow.__dataclass_fields__))
+            say(f"{len(found)} receivers are paused or blocked")
+            return
+        rows, states = records(connection, wanted, limit=limit), counts(connection, wanted)
+    print_rows([asdict(row) for row in rows], output, columns=tuple(RecordRow.__dataclass_fields__))
+    total = sum(one.records for one in states)
+    told = ", ".join(f"{one.records} {one.queue} {one.status}" for one in states) or "none"
+    say(told + (f"; the {limit} newest shown" if total > limit else ""))
+
+
+@app.command()
+def show(identity: Annotated[UUID, typer.Argument(metavar="ID", help="the webhook-id")]) -> None:
+    """Show one notification whole, as JSON: body, attempts planned and actual, answers, postponements, who sent it again."""
+    from ops.health import reader_engine
+    from ops.notify import record
+
+    with reader_engine(current_settings()).connect() as connection:
+        print_json(record(connection, identity))
+
+
+@app.command()
+def resend(
+    reason: Reason,
+    identity: Identity = None,
+    queue: Queue = "",
+    status: Status = "",
+    merchant: Merchant = "",
+    order: Order = "",
+    payment: Payment = "",
+    http_status: HttpStatus = "",
+    begin: Begin = None,
+    end: End = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=100_000)] = 1_000,
+    execute: Execute = False,
+    yes: Yes = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Send notifications again now, one or all that match, under the same ids; their rules begin anew.
+
+    Exit code 1 if some were just being sent, and so were not made due.
+    """
+    from ops.health import reader_engine
+    from ops.notify import RecordRow, counts, records
+    from ops.notify import resend as resend_chosen
+    from ops.parked import operator
+
+    settings = current_settings()
+    wanted = _filter(settings, queue, status, merchant, order, payment, http_status, begin, end, identity=identity)
+    if wanted == Filter():
+        raise typer.BadParameter("name an ID, or choose with --status, --merchant, --order, --from and so on")
+    _require(reason)
+    with reader_engine(settings).connect() as connection:
+        chosen = records(connection, wanted, limit=limit)
+        total = sum(one.records for one in counts(connection, wanted))
+    if not execute:
+        print_rows([asdict(row) for row in chosen], output, columns=tuple(RecordRow.__dataclass_fields__))
+        say(f"{len(chosen)} of {total} notifications would be sent again; nothing was done: --execute sends them")
+        return
+    if chosen and not yes:
+        typer.confirm(f"send {len(chosen)} of {total} notifications again?", abort=True, err=True)
+    done = list(resend_chosen(settings, chosen, reason=reason, actor=operator()))
+    rows = [{"id": row.id, "merchant_no": row.merchant_no, "was": row.status, "due": due} for row, due in done]
+    print_rows(rows, output, columns=("id", "merchant_no", "was", "due"))
+    busy = sum(not due for _, due in done)
+    say(f"{len(done) - busy} are due now" + (f"; {busy} were just being sent" if busy else ""))
+    if busy:
+        raise typer.Exit(1)
+
+
+@app.command()
+def pause(
+    merchant: Annotated[str, typer.Argument(metavar="MERCHANT")],
+    reason: Reason,
+    queue: Queue = "merchant",
+    execute: Execute = False,
+    yes: Yes = False,
+) -> None:
+    """Send a receiver nothing until it is resumed; its notifications wait and are not thrown away."""
+    _turn(merchant, reason, queue, execute=execute, yes=yes, pauses=True)
+
+
+@app.command()
+def resume(
+    merchant: Annotated[str, typer.Argument(metavar="MERCHANT")],
+    reason: Reason,
+    queue: Queue = "merchant",
+    execute: Execute = False,
+    yes: Yes = False,
+) -> None:
+    """Send to a receiver again, from what has waited longest on; its breaker is closed."""
+    _turn(merchant, reason, queue, execute=execute, yes=yes, pauses=False)
+
+
+def _turn(merchant: str, reason: str, queue: str, *, execute: bool, yes: bool, pauses: bool) -> None:
+    from ops.health import reader_engine
+    from ops.notify import pause_receiver, resume_receiver, service_of, waiting
+    from ops.parked import operator
+
+    settings = current_settings()
+    _require(reason)
+    service_of(queue)
+    with reader_engine(settings).connect() as connection:
+        held = waiting(connection, merchant)
+    word = "paused" if pauses else "resumed"
+    if not execute:
+        say(f"{merchant} would be {word} in {queue}; {held} notifications wait; nothing was done: --execute does it")
+        return
+    if not yes:
+        typer.confirm(f"{merchant}, for whom {held} notifications wait, is to be {word}?", abort=True, err=True)
+    act = pause_receiver if pauses else resume_receiver
+    news = act(settings, queue, merchant, reason=reason, actor=operator())
+    say(f"{merchant} is {word} in {queue}" + ("" if news else ", as it was"))
+
+
+@app.command()
+def lateness(
+    begin: Begin = None,
+    queue: Queue = "",
+    output: Output = Format.TABLE,
+) -> None:
+    """Show attempts of the last hour, or from a time on, by how late they began: actual less last planned, a histogram."""
+    from ops.health import reader_engine
+    from ops.notify import LatenessRow
+    from ops.notify import lateness as lateness_of
+
+    settings = current_settings()
+    since = zoned(settings, begin) or utc_now() - timedelta(hours=1)
+    with reader_engine(settings).connect() as connection:
+        rows = lateness_of(connection, begin=since, queue=queue)
+    print_rows([asdict(row) for row in rows], output, columns=tuple(LatenessRow.__dataclass_fields__))
+
+
+@rule.command("list")
+def rule_list(output: Output = Format.TABLE) -> None:
+    """Show each queue with its rule, its success word and its limits."""
+    from ops.health import reader_engine
+    from ops.notify import queues
+
+    with reader_engine(current_settings()).connect() as connection:
+        print_rows(queues(connection), output)
+
+
+@rule.command("explain")
+def rule_explain(
+    text: Annotated[
+        str, typer.Argument(metavar="RULE", help='JSON such as {"1": 0, "2": 1, "3": "30m"}, or a queue\'s name')
+    ],
+    at: Annotated[datetime | None, typer.Option("--at", formats=FORMATS, metavar="TIME", help="made then")] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Print a rule's timetable: each attempt, how long after the one before, and when. Numbers are minutes."""
+    from consumers.notification.queues import QUEUES
+    from consumers.notification.rules import parse_rule, timetable
+
+    made_at = at
+    if text in QUEUES:
+        from ops.health import reader_engine
+        from ops.notify import queues
+
+        with reader_engine(current_settings()).connect() as connection:
+            [text] = [row["rule"] for row in queues(connection) if row["queue"] == text]
+    if at is not None and at.tzinfo is None:
+        made_at = zoned(current_settings(), at)
+    rows: list[dict[str, Any]] = []
+    for turn in timetable(parse_rule(text)):
+        rows.append({"attempt": turn.attempt, "after": str(turn.after), "since_made": str(turn.since_made)})
+        if made_at is not None:
+            rows[-1]["at"] = made_at + turn.since_made
+    print_rows(rows, output)
+
+
+@rule.command("set")
+def rule_set(
+    queue: Annotated[str, typer.Argument(metavar="QUEUE")],
+    text: Annotated[str, typer.Argument(metavar="RULE")],
+    reason: Reason,
+    execute: Execute = False,
+    yes: Yes = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Give a queue another rule; notifications made before keep theirs."""
+    from ops.notify import change_rule, service_of
+    from ops.parked import operator
+
+    service_of(queue)
+    _require(reason)
+    rule_explain(text, None, output)
+    if not execute:
+        say(f"{queue} would have this rule; nothing was done: --execute sets it")
+        return
+    if not yes:
+        typer.confirm(f"set {queue}'s rule?", abort=True, err=True)
+    change_rule(current_settings(), queue, text, reason=reason, actor=operator())
+    say(f"{queue} has this rule from now on")
+
+
+def _require(reason: str) -> None:
+    if not reason.strip():
+        raise typer.BadParameter("--reason is empty")
+
+
+def _filter(
+    settings: Settings,
+    queue: str,
+    status: str,
+    merchant: str,
+    order: str,
+    payment: str,
+    http_status: str,
+    begin: datetime | None,
+    end: datetime | None,
+    identity: UUID | None = None,
+) -> Filter:
+    return Filter(
+        id=identity,
+        queue=queue,
+        status=status.upper(),
+        merchant_no=merchant,
+        order_no=order,
+        payment_no=payment,
+        http_status=http_status.lower(),
+        begin=zoned(settings, begin),
+        end=zoned(settings, end),
+    )

@@ -1,0 +1,60 @@
+"""What was done by whom: acts on everything that matched, followed live, and single ones."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from fastapi import APIRouter, Request, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from sqlalchemy import Connection
+
+from consumers.notification.acts import stop
+from ops.console.edge import SEEN, Acting, console_of, followed, fragment, go, page
+from ops.notify_acts import act, acts, items, single_acts, statuses
+
+router = APIRouter(dependencies=[SEEN])
+
+EVERY_S = 0.5
+
+
+@router.get("/acts")
+async def show_acts(request: Request) -> Response:
+    """The latest."""
+    reader = console_of(request).reader
+    return page(request, "acts.html", acts=await reader.transact(acts), audit=await reader.transact(single_acts))
+
+
+@router.get("/acts/{identity}")
+async def show_act(request: Request, identity: UUID) -> Response:
+    """One act, its progress and its items; live until all is finished."""
+    seen = await console_of(request).reader.transact(partial(_read, identity=identity))
+    return page(request, "act.html", **seen)
+
+
+@router.get("/acts/{identity}/live", response_class=EventSourceResponse)
+async def live(request: Request, identity: UUID) -> AsyncGenerator[ServerSentEvent]:
+    """The act's progress, until it has ended and its items are finished."""
+    reader = console_of(request).reader
+    read = partial(reader.transact, partial(_read, identity=identity))
+    async for seen in followed(request, ("act", identity), read, every_s=EVERY_S):
+        yield ServerSentEvent(raw_data=fragment(request, "act_partial.html", **seen))
+        if seen["act"].ended_at and not seen["moving"]:
+            yield ServerSentEvent(raw_data="", event="finished")
+            return
+
+
+@router.post("/acts/{identity}/stop")
+async def stop_act(request: Request, identity: UUID, session: Acting) -> Response:
+    """The act goes no further."""
+    for database in console_of(request).services.values():
+        await database.transact(partial(stop, identity=identity, actor=session.user.name))
+    return go(f"/acts/{identity}")
+
+
+def _read(connection: Connection, identity: UUID) -> dict[str, Any]:
+    now = statuses(connection, identity)
+    moving = sum(count for status, count in now.items() if status not in ("SUCCESS", "FAILED"))
+    return {"act": act(connection, identity), "now": now, "items": items(connection, identity), "moving": moving}

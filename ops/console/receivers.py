@@ -1,0 +1,50 @@
+"""Receivers: who is sent to, who is paused or held up; pausing and resuming one, or all that match."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+
+from ops.console.edge import SEEN, TEXT_MAX, Acting, console_of, form_of, go, page, reason_of
+from ops.notify import pause_receiver, queues, resume_receiver
+from ops.notify_receivers import RECEIVERS_MAX, STATES, receivers
+from outbox.errors import Refused
+
+router = APIRouter(dependencies=[SEEN])
+
+Words = Annotated[str, Query(max_length=TEXT_MAX)]
+
+
+@router.get("/receivers")
+async def show(request: Request, queue: Words = "", merchant: Words = "", state: Words = "") -> Response:
+    """The receivers that match."""
+    reader = console_of(request).reader
+    wanted = {"queue": queue, "merchant_no": merchant.strip(), "state": state}
+    rows = await reader.transact(lambda connection: receivers(connection, **wanted, limit=RECEIVERS_MAX + 1))
+    names = [one["queue"] for one in await reader.transact(queues)]
+    return page(
+        request, "receivers.html", asked={"queue": queue, "merchant": merchant, "state": state}, states=STATES,
+        rows=rows[:RECEIVERS_MAX], more=len(rows) > RECEIVERS_MAX, queues=names,
+    )  # fmt: skip
+
+
+@router.post("/receivers/{action}")
+async def act(request: Request, action: Literal["pause", "resume"], session: Acting) -> Response:
+    """Each receiver that matches, one transaction each, is paused or resumed; as many must match as were shown."""
+    form, console, reason = await form_of(request), console_of(request), await reason_of(request)
+    wanted = {
+        "queue": form.get("queue", ""),
+        "merchant_no": form.get("merchant", "").strip(),
+        "state": form.get("state", ""),
+    }
+    rows = await console.reader.transact(lambda connection: receivers(connection, **wanted, limit=RECEIVERS_MAX + 1))
+    if str(len(rows)) != form.get("matched") or len(rows) > RECEIVERS_MAX:
+        raise Refused(f"{len(rows)} receivers match now, not those that were shown: look again")
+    change = pause_receiver if action == "pause" else resume_receiver
+    for row in rows:
+        given = {"reason": reason, "actor": session.user.name}
+        await console.act(partial(change, console.settings, row.queue, row.merchant_no, **given))
+    back = form.get("back", "")
+    return go(back if back.startswith("/receivers?") else "/receivers")

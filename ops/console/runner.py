@@ -1,0 +1,49 @@
+"""Carries acts out, step by step. They are rows: what one console began, it or another goes on with after a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
+
+from consumers.notification.acts import step, unfinished
+from outbox.errors import PayrelayError
+from producers.http import Database, HttpError
+
+IDLE_S = 10.0
+"""So often the acts of other consoles are looked for."""
+
+log = logging.getLogger(__name__)
+
+
+class Runner:
+    """Takes unfinished acts by turns, a step each, so that a small one does not wait for a large one."""
+
+    def __init__(self, services: Mapping[str, Database]) -> None:
+        self._services = services
+        self._wake = asyncio.Event()
+
+    def wake(self) -> None:
+        """There is something to do."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Acts are carried out until this is cancelled; cut off anywhere, nothing is done twice or left out."""
+        while True:
+            self._wake.clear()
+            goes_on = [await self._turn(database) for database in self._services.values()]
+            if not any(goes_on):
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), IDLE_S)
+
+    async def _turn(self, database: Database) -> bool:
+        """Each unfinished act of a service is a step further; returns whether one has more to do, and can."""
+        goes_on = False
+        try:
+            for identity in await database.transact(unfinished):
+                goes_on |= not (await database.transact(partial(step, identity=identity))).ended
+        except (HttpError, PayrelayError) as error:
+            log.warning("acts wait: %s", error)
+        return goes_on

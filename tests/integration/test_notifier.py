@@ -1,0 +1,442 @@
+"""The notifier's rows on real PostgreSQL under a clock that the test turns: rules to the microsecond, turns, breaker, leases."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from itertools import pairwise
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from consumers.notification import claims
+from consumers.notification.lanes import Cause, Result
+from consumers.notification.records import pause, resend, resume, rotate_secret, set_rule
+from outbox.errors import Refused
+from outbox.settings import Settings
+from tests.notifier import PATIENT, Desk, desks, ended
+from tests.pipeline import engine_of
+from tests.unit.test_rules import PUBLISHED
+
+MICROSECOND = timedelta(microseconds=1)
+SECOND = timedelta(seconds=1)
+MINUTE = timedelta(minutes=1)
+FAILED, ALMOST, SUCCESS = Result.HTTP_REQUEST_FAILED, Result.HTTP_REQUEST_SUCCESS, Result.SUCCESS
+
+
+@pytest.fixture
+def open_desk(settings: Settings, prefix: str) -> Iterator[Callable[..., Desk]]:
+    with desks(settings, prefix) as opened:
+        yield opened
+
+
+def play(desk: Desk, results: list[Result]) -> list[datetime]:
+    """Return when each attempt was claimed: not a microsecond before it was planned, and then at once."""
+    times = []
+    for result in results:
+        planned = desk.record().planned_at
+        assert desk.claim(planned - MICROSECOND) == []
+        [claimed] = desk.claim(planned)
+        assert (claimed.planned_at, claimed.postponed) == (planned, False)
+        assert desk.claim(planned) == [], "it is under way"
+        desk.finish([ended(claimed, planned, result)], planned + 10_000 * MICROSECOND)
+        times.append(planned)
+    return times
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_schedule_is_kept_to_the_microsecond(open_desk: Any, prefix: str, name: str) -> None:
+    rule, seconds = PUBLISHED[name]
+    desk = open_desk(rule=rule, breaker_failures=PATIENT)
+    desk.write()
+    times = play(desk, [FAILED] * len(seconds))
+    assert [(at - times[0]).total_seconds() for at in times] == seconds
+    record = desk.record()
+    assert (record.status, record.attempts, record.finished_at) == (
+        "FAILED",
+        len(seconds),
+        times[-1] + 10_000 * MICROSECOND,
+    )
+    assert [(row.attempt, row.planned_at, row.started_at, row.counted) for row in desk.log()] == [
+        (number, at, at, True) for number, at in enumerate(times, 1)
+    ]
+    assert desk.claim(times[-1] + timedelta(days=365)) == []
+    assert desk.postponements() == []
+
+
+@examples(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(0, 10**7), min_size=1, max_size=6), st.data())
+def test_every_rule_is_kept_attempt_by_attempt(open_desk: Any, prefix: str, delays: list[int], data: Any) -> None:
+    """Counted from the start of the attempt before, however late that began and however long it took."""
+    rule = json.dumps({str(number): f"{delay / 1000:.3f}s" for number, delay in enumerate(delays, 1)})
+    desk = open_desk(f"{prefix}{uuid4()}", rule=rule, breaker_failures=PATIENT)
+    desk.write()
+    record = desk.record()
+    planned = record.planned_at
+    assert planned == record.created_at + timedelta(milliseconds=delays[0])
+    for number in range(1, len(delays) + 1):
+        late, took = data.draw(st.integers(0, 10**6)) * MICROSECOND, data.draw(st.integers(0, 10**9)) * MICROSECOND
+        assert desk.claim(planned - MICROSECOND) == []
+        [claimed] = desk.claim(planned + late)
+        started = planned + late
+        desk.finish([ended(claimed, started, data.draw(st.sampled_from([FAILED, ALMOST])), took=took)], started + took)
+        if number < len(delays):
+            planned = max(started + timedelta(milliseconds=delays[number]), started + took)
+            assert desk.record().planned_at == planned
+            assert desk.forgotten(started + took) == []
+    assert (desk.record().status, desk.record().attempts) == ("FAILED", len(delays))
+
+
+def test_states_are_as_the_answers_were(open_desk: Any, prefix: str) -> None:
+    desk = open_desk(rule='{"1":0,"2":1,"3":2,"4":5,"5":15}')
+    desk.write()
+    seen = [desk.record().status]
+    for result in (FAILED, ALMOST, FAILED, SUCCESS):
+        play(desk, [result])
+        seen.append(desk.record().status)
+    assert seen == ["CREATED", "HTTP_REQUEST_FAILED", "HTTP_REQUEST_SUCCESS", "HTTP_REQUEST_FAILED", "SUCCESS"]
+    assert desk.record().attempts == 4
+
+
+@pytest.mark.parametrize("change", [
+    "status = 'CREATED', finished_at = NULL", "status = 'FAILED'", "status = 'HTTP_REQUEST_FAILED', finished_at = NULL",
+    "attempts = attempts + 1", "attempts = attempts - 1", "status = 'SENT'", "body = 'other'", "rule = '{}'",
+    "rule_begin = 0, attempts = 9", "leased_until = now()", "finished_at = NULL", "id = uuidv7()",
+])  # fmt: skip
+def test_the_table_refuses_what_cannot_be(open_desk: Any, prefix: str, change: str) -> None:
+    desk = open_desk()
+    desk.write()
+    play(desk, [SUCCESS])
+    with pytest.raises(DBAPIError, match="notify_record"), desk.engine.begin() as connection:
+        connection.execute(text(f"UPDATE notify_record SET {change} WHERE queue = :queue"), {"queue": prefix})
+
+
+@pytest.mark.parametrize("change", [
+    "status = 'SUCCESS', finished_at = now()", "status = 'FAILED', finished_at = now(), attempts = 2",
+    "status = 'HTTP_REQUEST_SUCCESS'", "rule_begin = 1", "finished_at = now()",
+])  # fmt: skip
+def test_a_record_does_not_change_its_state_without_an_attempt(open_desk: Any, prefix: str, change: str) -> None:
+    desk = open_desk()
+    desk.write()
+    with pytest.raises(DBAPIError, match="notify_record"), desk.engine.begin() as connection:
+        connection.execute(text(f"UPDATE notify_record SET {change} WHERE queue = :queue"), {"queue": prefix})
+
+
+def test_a_record_keeps_the_rule_it_was_made_with(settings: Settings, open_desk: Any, prefix: str) -> None:
+    desk = open_desk(rule='{"1":0,"2":1}')
+    desk.write()
+    with pytest.raises(Refused, match="each once"), desk.engine.begin() as connection:
+        set_rule(connection, prefix, '{"2":0}', reason="", actor="test")
+    with desk.engine.begin() as connection:
+        set_rule(connection, prefix, '{"1":0,"2":7,"3":7}', reason="slower", actor="test")
+    desk.write()
+    assert [record.rule for record in desk.records()] == ['{"1":0,"2":1}', '{"1":0,"2":7,"3":7}']
+    [audit] = desk.audit()
+    assert (audit.action, audit.reason, audit.actor, audit.role) == ("RULE", "slower", "test", "notification")
+    for role, says in (("notification", "denied"), ("owner", "never changed")):
+        with pytest.raises(DBAPIError, match=says), engine_of(settings, role).begin() as connection:
+            connection.execute(text("DELETE FROM notification.notify_audit"))
+
+
+def test_resending_begins_the_rule_anew_under_the_same_id(open_desk: Any, prefix: str) -> None:
+    desk = open_desk()
+    [event] = desk.write()
+    play(desk, [FAILED, FAILED])
+    assert desk.record().status == "FAILED"
+    assert desk.resend([event]) == [desk.record().id]
+    record = desk.record()
+    assert (record.status, record.attempts, record.rule_begin, record.finished_at) == ("CREATED", 2, 2, None)
+    [claimed] = desk.claim(record.planned_at)
+    assert (claimed.id, claimed.attempt) == (record.id, 3)
+    assert desk.resend([event]) == [], "it is just being sent"
+    desk.finish([ended(claimed, record.planned_at)], record.planned_at)
+    assert desk.record().planned_at == record.planned_at + MINUTE
+    play(desk, [SUCCESS])
+    assert desk.resend([event, event]) == [record.id]
+    assert desk.record().status == "CREATED"
+    assert [row.cause for row in desk.postponements()] == ["RESEND", "RESEND"]
+    assert [(row.action, row.outcome, row.actor) for row in desk.audit()] == [
+        ("RESEND", outcome, "test") for outcome in ("DUE", "UNDER_WAY", "DUE")
+    ]
+
+
+def test_redelivered_events_are_told_once_more_where_they_were_told_or_given_up(open_desk: Any) -> None:
+    desk = open_desk()
+    events = desk.write(3)
+    now = max(record.planned_at for record in desk.records())
+    first, second, third = desk.claim(now)
+    desk.finish([ended(first, now, SUCCESS), ended(second, now), ended(third, now)], now)
+    [again] = desk.claim(now + MINUTE, limit=1)
+    desk.finish([ended(again, now + MINUTE)], now + MINUTE)
+    assert sorted(record.status for record in desk.records()) == ["FAILED", "HTTP_REQUEST_FAILED", "SUCCESS"]
+    for expected in (2, 0):
+        with desk.engine.begin() as connection:
+            assert resend(connection, events) == expected
+    assert len(desk.claim(now + MINUTE)) == 3
+
+
+def test_a_lost_lease_costs_no_attempt_and_its_late_end_changes_nothing(open_desk: Any, prefix: str) -> None:
+    desk = open_desk()
+    desk.write()
+    planned = desk.record().planned_at
+    [first] = desk.claim(planned)
+    assert desk.release(first.leased_until) == 0
+    later = first.leased_until + MICROSECOND
+    assert desk.release(later) == 1
+    assert desk.release(later) == 0
+    [second] = desk.claim(later)
+    assert (second.id, second.attempt, second.planned_at, second.postponed) == (first.id, 1, later, True)
+    desk.finish([ended(first, planned, SUCCESS)], later)
+    assert (desk.record().status, desk.record().attempts) == ("CREATED", 0)
+    desk.finish([ended(second, later)], later + SECOND)
+    assert (desk.record().status, desk.record().attempts) == ("HTTP_REQUEST_FAILED", 1)
+    desk.finish([ended(second, later)], later + SECOND)
+    assert [row.counted for row in desk.log()] == [False, True, False]
+    assert desk.record().attempts == 1
+    assert [(row.cause, row.planned_at, row.postponed_to) for row in desk.postponements()] == [
+        ("LEASE", planned, later)
+    ]
+
+
+def test_retry_after_puts_the_whole_receiver_off_within_limits(open_desk: Any, prefix: str) -> None:
+    desk = open_desk(rule='{"1":0,"2":"1s"}', retry_after_cap_s=60)
+    desk.write(2)
+    planned = desk.records()[1].planned_at
+    [first] = desk.claim(planned, limit=1)
+    end = planned + 10_000 * MICROSECOND
+    desk.finish([ended(first, planned, retry_after=timedelta(hours=9))], end)
+    until = end + MINUTE
+    assert desk.claim(until - MICROSECOND) == []
+    claimed = desk.claim(until)
+    assert [(one.planned_at, one.postponed) for one in claimed] == [(until, True)] * 2
+    assert [(row.cause, row.postponed_to) for row in desk.postponements()] == [(Cause.RETRY_AFTER, until)] * 2
+    desk.finish([ended(one, until, SUCCESS) for one in claimed], until)
+    assert {record.status for record in desk.records()} == {"SUCCESS"}
+
+
+def test_the_breaker_opens_probes_doubles_and_closes(open_desk: Any, prefix: str) -> None:
+    rule = json.dumps({str(number): 0 for number in range(1, 21)})
+    desk = open_desk(rule=rule, breaker_failures=3, breaker_first_s=10, breaker_cap_s=15)
+    desk.write(8)
+    now = desk.records()[-1].planned_at
+    claimed = desk.claim(now)
+    assert len(claimed) == 8
+    desk.finish([ended(one, now) for one in claimed], now)  # all under way at once: opened once, not six times
+    for open_s in (10, 15, 15):
+        until = now + timedelta(seconds=open_s) + 10_000 * MICROSECOND
+        assert desk.claim(until - MICROSECOND) == []
+        [probe] = desk.claim(until)
+        assert desk.claim(until + SECOND) == [], "one at a time"
+        now = until
+        if open_s != 15 or len(desk.log()) < 10:
+            desk.finish([ended(probe, now)], now)
+    desk.finish([ended(probe, now, SUCCESS)], now)
+    assert len(desk.claim(now + SECOND)) == 7
+    assert {row.cause for row in desk.postponements()} == {"BREAKER"}
+
+
+def test_a_paused_receivers_records_wait_and_go_on(open_desk: Any, prefix: str) -> None:
+    desk = open_desk()
+    desk.write(2)
+    now = desk.records()[-1].planned_at
+    [first] = desk.claim(now, limit=1)
+    act: Any = {"reason": "moving", "actor": "test"}
+    with desk.engine.begin() as connection:
+        assert pause(connection, prefix, desk.merchant(), now=now, **act)
+        assert not pause(connection, prefix, desk.merchant(), now=now, **act)
+    desk.finish([ended(first, now)], now)
+    desk.write(1)
+    desk.resend([record.event_id for record in desk.records()])
+    for ahead in (SECOND, timedelta(days=3)):
+        assert desk.claim(now + ahead) == []
+    back = now + timedelta(days=3)
+    with desk.engine.begin() as connection:
+        assert resume(connection, prefix, desk.merchant(), now=back, **act)
+        assert not resume(connection, prefix, desk.merchant(), now=back, **act)
+    claimed = desk.claim(back)
+    assert [(one.planned_at, one.postponed) for one in claimed] == [(back, True)] * 3
+    assert [row.cause for row in desk.postponements()].count("PAUSE") == 3
+    actions = [row.action for row in desk.audit()]
+    assert [action for action in actions if action != "RESEND"] == ["PAUSE", "PAUSE", "RESUME", "RESUME"]
+
+
+def test_a_receivers_bound_holds_across_senders_and_what_it_holds_back_says_so(open_desk: Any, prefix: str) -> None:
+    desk = open_desk(receiver_in_flight_max=3)
+    desk.write(5)
+    now = desk.records()[-1].planned_at
+    claimed = [*desk.claim(now, limit=2), *desk.claim(now), *desk.claim(now)]
+    assert len(claimed) == 3
+    assert desk.forgotten(now) == []
+    later = now + SECOND
+    desk.finish([ended(claimed[0], now, SUCCESS)], later)
+    [fourth] = desk.claim(later)
+    assert (fourth.planned_at, fourth.postponed) == (later, True)
+    assert [(row.cause, row.postponed_to) for row in desk.postponements()] == [("BOUND", later)]
+
+
+def test_slots_are_shared_out_evenly_and_the_longest_due_go_first(open_desk: Any, prefix: str) -> None:
+    desk = open_desk(receiver_in_flight_max=50)
+    desk.write(60, number=0)
+    desk.write(2, number=1)
+    desk.write(60, number=2)
+    now = max(record.planned_at for record in desk.records())
+    claimed = desk.claim(now, limit=12)
+    of = [sum(one.merchant_no == desk.merchant(number) for one in claimed) for number in range(3)]
+    assert of == [4, 2, 4]
+    for number in range(3):
+        times = sorted(record.planned_at for record in desk.records() if record.merchant_no == desk.merchant(number))
+        mine = [one.planned_at for one in claimed if one.merchant_no == desk.merchant(number)]
+        assert mine == times[: len(mine)]
+    # One at a time: nobody is served twice while another waits.
+    turns = [desk.claim(now + MICROSECOND * turn, limit=1)[0].merchant_no for turn in range(1, 9)]
+    assert all(one != other for one, other in pairwise(turns))
+
+
+def test_a_secret_that_rotates_signs_beside_the_new_one_until_its_end(open_desk: Any, prefix: str) -> None:
+    desk = open_desk()
+    desk.register("https://receiver.example")
+    desk.write(2)
+    now = desk.records()[-1].planned_at
+    new = "whsec_" + "bmV3" * 8
+    with desk.engine.begin() as connection:
+        with pytest.raises(Refused, match="has no receiver"):
+            rotate_secret(connection, "nobody", secret=new, old_until=now)
+        for _ in range(2):
+            rotate_secret(connection, desk.merchant(), secret=new, old_until=now + SECOND)
+    old = desk.claim(now, limit=1)[0]
+    late = desk.claim(now + SECOND, limit=1)[0]
+    assert (old.secret, old.old_secret is not None) == (new, True)
+    assert (late.secret, late.old_secret) == (new, None)
+
+
+UNDER_WAY = """SELECT merchant_no, count(*) AS under_way FROM notify_record WHERE queue = :queue AND leased_until IS NOT NULL
+               GROUP BY merchant_no"""
+ACTS = st.lists(
+    st.tuples(
+        st.sampled_from(["write", "claim", "finish", "lose", "wait", "pause", "resume", "resend"]),
+        st.integers(0, 2),
+        st.integers(0, 5),
+    ),
+    max_size=40,
+)
+
+
+@examples(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ACTS)
+def test_whatever_happens_no_record_is_forgotten_and_each_goes_on_by_its_rule(
+    open_desk: Any, prefix: str, acts: list[tuple[str, int, int]]
+) -> None:
+    """Two merchants, random acts; then everything is sent on until nothing waits."""
+    desk = open_desk(
+        f"{prefix}{uuid4()}", rule='{"1":0,"2":"10s","3":"20s"}', receiver_in_flight_max=3, breaker_failures=4,
+        breaker_first_s=7, breaker_cap_s=15,
+    )  # fmt: skip
+    desk.write(1, 0)
+    now, held = desk.record().created_at + SECOND, []
+    who: Any = {"reason": "test", "actor": "test"}
+    for act, number, many in acts:
+        merchant = desk.merchant(number % 2)
+        if act == "write":
+            desk.write(many + 1, number % 2)
+            now = max(now, *(record.created_at for record in desk.records()))
+        elif act == "claim":
+            held += desk.claim(now, limit=many + 1)
+        elif act == "finish":
+            done, held = held[: many + 1], held[many + 1 :]
+            desk.finish([ended(one, now, (FAILED, ALMOST, SUCCESS)[number]) for one in done], now)
+        elif act == "lose":
+            now, held = now + timedelta(seconds=claims.LEASE_S + 1), []
+            desk.release(now)
+        elif act == "wait":
+            now += timedelta(seconds=3 * many)
+        elif act == "resend":
+            desk.resend([record.event_id for record in desk.records()[: many + 1]])
+            now = max(now, *(record.planned_at for record in desk.records() if record.status == "CREATED"), now)
+        else:
+            with desk.engine.begin() as connection:
+                (pause if act == "pause" else resume)(connection, desk.queue.queue, merchant, now=now, **who)
+        assert desk.forgotten(now) == [], act
+        for number_of in range(2):
+            under_way = [
+                row for row in desk.records() if row.leased_until and row.merchant_no == desk.merchant(number_of)
+            ]
+            assert len(under_way) <= 3
+    for number in range(2):
+        with desk.engine.begin() as connection:
+            resume(connection, desk.queue.queue, desk.merchant(number), now=now, **who)
+    for _ in range(300):
+        if all(record.finished_at for record in desk.records()):
+            break
+        now += timedelta(seconds=8)
+        desk.release(now)
+        desk.finish([ended(one, now) for one in desk.claim(now)], now)
+    for record in desk.records():
+        counted = [row for row in desk.log() if row.record_id == record.id and row.counted]
+        assert [row.attempt for row in counted] == list(range(1, record.attempts + 1))
+        assert record.status == "SUCCESS" or record.attempts - record.rule_begin == 3, record
+
+
+# ---- what a claim costs ------------------------------------------------------------------------------------------------
+
+
+def plans(desk: Desk, now: datetime) -> dict[str, Any]:
+    """Return the plan of each statement of a claim, as it was carried out."""
+    found = {}
+    with desk.engine.connect() as connection:
+        lanes = connection.execute(claims._READY, {"queue": desk.queue.queue, "now": now, "limit": 100}).all()
+        orders = [{"merchant_no": row.merchant_no, "share": 5, "held_until": None, "cause": None} for row in lanes]
+        given = {
+            "queue": desk.queue.queue,
+            "now": now,
+            "until": now + SECOND,
+            "limit": 100,
+            "orders": json.dumps(orders),
+        }
+        for name, statement in (("ready", claims._READY), ("claim", claims._CLAIM)):
+            asked = text(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement.text}")
+            found[name] = connection.execute(asked, given).scalar_one()[0]["Plan"]
+        connection.rollback()
+    return found
+
+
+def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    return [plan, *(inner for one in plan.get("Plans", []) for inner in nodes(one))]
+
+
+def test_a_claim_costs_the_same_whatever_is_blocked_and_reads_nothing_but_indexes(open_desk: Any, prefix: str) -> None:
+    desk = open_desk()
+    for number in range(10):
+        desk.write(20, number=number)
+    now = max(record.planned_at for record in desk.records())
+    with desk.engine.begin() as connection:
+        claims.take_wakes(connection, prefix)
+    before = plans(desk, now)
+    fill = """INSERT INTO notify_record (queue, rule, planned_at, event_id, merchant_no, payment_no, order_no, body)
+              SELECT :queue, '{}', CAST(:now AS timestamptz) - make_interval(secs => number), uuidv7(),
+                     :queue || 'dead' || number % 500, 'P', 'O', '{}' FROM generate_series(1, 30000) AS number"""
+    block = """INSERT INTO notify_lane (queue, merchant_no, ready_at, paused_at, blocked_until, blocked_cause)
+               SELECT :queue, :queue || 'dead' || number,
+                      CASE WHEN number % 2 = 0 THEN CAST(:now AS timestamptz) + interval '1 hour' END,
+                      CASE WHEN number % 2 = 1 THEN :now END, CASE WHEN number % 2 = 0 THEN CAST(:now AS timestamptz) + interval '1 hour' END,
+                      CASE WHEN number % 2 = 0 THEN 'BREAKER' END FROM generate_series(0, 499) AS number"""
+    with desk.engine.begin() as connection:
+        for statement in (fill, block):
+            connection.execute(text(statement), {"queue": prefix, "now": now})
+    after = plans(desk, now)
+    for name, plan in after.items():
+        scans = [node for node in nodes(plan) if node.get("Relation Name") in ("notify_record", "notify_lane")]
+        kinds = {node["Node Type"] for node in scans if node["Node Type"] != "ModifyTable"}
+        assert kinds <= {"Index Scan", "Index Only Scan", "Bitmap Heap Scan"}, f"{name}: {kinds}"
+        assert sum(node.get("Rows Removed by Filter", 0) for node in scans) <= 20
+        touched = [one["Shared Hit Blocks"] + one["Shared Read Blocks"] for one in (before[name], plan)]
+        assert touched[1] <= 1.5 * touched[0] + 50, f"{name}: {touched} blocks"
+    assert "notify_lane_ready" in json.dumps(after["ready"])
+    assert "notify_record_waiting" in json.dumps(after["claim"])
+    assert len(desk.claim(now)) == 100
