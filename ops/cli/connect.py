@@ -12,7 +12,7 @@ import typer
 from connect.apply import apply_connector
 from connect.client import ConnectClient, ConnectorStatus
 from ops.cli.output import Format, Output, print_rows, say
-from ops.cli.pipeline import FORMATS, Zone, current_settings, instant
+from ops.cli.pipeline import FORMATS, Zone, current_settings, span
 from outbox.clock import utc_now
 from outbox.errors import Refused
 from outbox.settings import Settings
@@ -200,9 +200,8 @@ def snapshot(
     from ops.snapshot import Rows, emit_again, find_rows
     from outbox.settings import SERVICES
 
-    wanted = Rows(
-        where=where, begin=instant(since, tz), end=instant(to, tz), order=order, events=frozenset(event or ())
-    )
+    since, to = span(since, to, tz)
+    wanted = Rows(where=where, begin=since, end=to, order=order, events=frozenset(event or ()))
     if wanted == Rows():
         raise typer.BadParameter("say which rows: --where, --since, --to, --order or --event")
     settings = current_settings()

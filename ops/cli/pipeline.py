@@ -71,6 +71,14 @@ def instant(at: datetime | None, tz: str) -> datetime | None:
         raise typer.BadParameter(str(error)) from error
 
 
+def span(begin: datetime | None, end: datetime | None, tz: str) -> tuple[datetime | None, datetime | None]:
+    """Return both ends of a window as they were meant; one that ends before it begins is refused: it would find nothing wrong."""
+    first, last = instant(begin, tz), instant(end, tz)
+    if first is not None and last is not None and first >= last:
+        raise typer.BadParameter(f"nothing lies from {first.isoformat()} on and before {last.isoformat()}")
+    return first, last
+
+
 def migrate() -> None:
     """Bring the database to this version: schemas, roles, days ahead, publication, slot. May be repeated."""
     from outbox.migrate import migrate as bring

@@ -13,7 +13,7 @@ from uuid import UUID
 import typer
 
 from ops.cli.output import Format, Output, errors, print_rows, say
-from ops.cli.pipeline import FORMATS, Zone, current_settings, instant
+from ops.cli.pipeline import FORMATS, Zone, current_settings, span
 from outbox.settings import Settings
 
 if TYPE_CHECKING:
@@ -72,11 +72,11 @@ def redeliver(
     from ops.replay import carry_out, plan
     from ops.window import Window
 
-    settings = current_settings()
+    begin, end = span(begin, end, tz)
     window = Window(
-        topic=topic, begin=instant(begin, tz), end=instant(end, tz), key=key, type=type_, order=order,
-        events=frozenset(event or ()),
+        topic=topic, begin=begin, end=end, key=key, type=type_, order=order, events=frozenset(event or ())
     )  # fmt: skip
+    settings = current_settings()
     foreseen = plan(settings, consumer, window, from_outbox=from_outbox, resends_external=resend_external)
     total = foreseen.total
     ahead = f"apply {total.applied}, tell the outside of {total.outside} for the first time and of {total.resent} again"
@@ -84,6 +84,8 @@ def redeliver(
         print_rows([_row(place, one) for place, one in foreseen.places.items()], output, columns=("place", *COUNTS))
         say(f"would {ahead}; nothing was done: --execute does it")
         _tell(total)
+        if not total.is_whole:
+            raise typer.Exit(1)
         return
     if (total.applied or total.resent) and not yes:
         typer.confirm(f"{ahead}?", abort=True, err=True)

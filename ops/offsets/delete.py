@@ -8,7 +8,7 @@ from pathlib import Path
 from ops.offsets.files import write_undo
 from ops.offsets.groups import commit, committed, delete
 from ops.stack.programs import Programs, java
-from outbox.errors import NotReady, Refused
+from outbox.errors import NotReady, PayrelayError, Refused
 from outbox.settings import Settings
 
 TOOL = "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand"
@@ -39,7 +39,12 @@ def delete_topic(settings: Settings, name: str, topic: str, *, programs: Program
         how = "by Kafka's own tool"
     else:
         delete(settings, name)
-        commit(settings, name, {place: offset for place, offset in found.items() if place[0] != topic})
+        try:
+            commit(settings, name, {place: offset for place, offset in found.items() if place[0] != topic})
+        except PayrelayError as error:
+            raise type(error)(
+                f"{name} is deleted, and its other offsets are not back: payrelay offsets undo {name} {undo} --execute: {error}"
+            ) from error
         how = "the group was deleted, and its other offsets were committed again"
     if left := sorted(place for place in committed(settings, name) if place[0] == topic):
         raise Refused(f"{name} still has offsets of {topic}: {left}")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import Connection, text
 
 from ops.applied import Effects, Fate, meet
 from ops.health import reader_engine
@@ -158,7 +161,8 @@ def plan(settings: Settings, view: View, wish: Wish, *, count_limit: int) -> Pla
     total = sum(map(len, spans.values()))
     counted: dict[Place, Counted] = {}
     if view.ours is not None and total <= count_limit:
-        counted = count(settings, view.group.name, view.ours, spans)
+        back = {one.place for one, found in targets if found.offset < one.begin}
+        counted = count(settings, view.group.name, view.ours, spans, back=back)
     moves = [
         Move(
             place=one.place,
@@ -183,18 +187,40 @@ def _between(one: Standing, new: int) -> range:
     return range(begin, end)
 
 
-def count(settings: Settings, name: str, known: Ours, spans: Mapping[Place, range]) -> dict[Place, Counted]:
-    """Return what became of the events of each span at a consumer of ours."""
+def count(
+    settings: Settings, name: str, known: Ours, spans: Mapping[Place, range], *, back: Collection[Place] = ()
+) -> dict[Place, Counted]:
+    """Return what became of the events of each span at a consumer of ours.
+
+    Of spans that lead `back`, a later record of an event that would be applied counts as applied, since it is by then, and
+    what would park behind its key as parked.
+    """
     found = {place: Counted() for place in spans}
     if not any(spans.values()):
         return found
     engine = reader_engine(settings)
     with engine.connect() as connection:
         oldest, _ = horizon(connection, known.processor.service)
+        blocked = _parked_keys(connection, known.processor.service, name)
+    applied: set[UUID] = set()
     for met in meet(engine, known.processor, name, read(settings, spans)):
-        one = found[met.message.topic(), met.message.partition()]
-        if met.fate is Fate.MISSING and met.envelope is not None and met.envelope.id < oldest:
+        place = met.message.topic(), met.message.partition()
+        one = found[place]
+        if met.fate is not Fate.MISSING or met.envelope is None:
+            one.effects.add(known.processor, met)
+        elif met.envelope.id < oldest:
             one.forgotten += 1
+        elif place in back and met.message.key() in blocked:
+            one.effects.add(known.processor, replace(met, fate=Fate.PARKED))
+        elif place in back and met.envelope.id in applied:
+            one.effects.add(known.processor, replace(met, fate=Fate.APPLIED))
         else:
+            applied.add(met.envelope.id)
             one.effects.add(known.processor, met)
     return found
+
+
+def _parked_keys(connection: Connection, service: str, consumer: str) -> set[bytes]:
+    """Return the keys of which the consumer has something parked: whatever comes of them parks behind it."""
+    statement = text(f"SELECT DISTINCT key FROM {service}.parked WHERE consumer = :consumer AND key IS NOT NULL")  # noqa: S608
+    return {bytes(key) for key in connection.execute(statement, {"consumer": consumer}).scalars()}

@@ -18,6 +18,7 @@ from ops.offsets.files import from_csv
 from ops.records import append_times
 from ops.stack.programs import installed_programs, java
 from ops.stack.state import StackFolder
+from outbox.errors import Unreachable
 from outbox.settings import Settings
 from tests.foreign import BEGIN, Command, Foreign, kafka_alone
 
@@ -243,6 +244,27 @@ def test_one_topic_of_a_group_is_forgotten(foreign: Foreign, offsets: Command, t
     assert offsets("undo", foreign.group, *YES).code == 0
     assert (foreign.committed(), foreign.committed(topic=other)) == ({0: 4, 1: 6}, {0: 2})
     assert "no offset of 'nosuch'" in offsets("delete", foreign.group, "--topic", "nosuch", *YES).said
+
+
+def test_cut_off_while_the_other_offsets_are_not_back_it_says_how_they_come_back(
+    foreign: Foreign, offsets: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kafka goes away between the two."""
+    foreign.make(9, 9)
+    other = foreign.make(5, topic=f"{foreign.prefix}other")
+    foreign.commit(4, 6)
+    foreign.commit(2, topic=other)
+
+    def away(*_: object) -> None:
+        raise Unreachable("Kafka does not answer")
+
+    with monkeypatch.context() as cut:
+        cut.setattr("ops.offsets.delete.commit", away)
+        failed = offsets("delete", foreign.group, "--topic", other, *YES)
+    assert (failed.code, foreign.committed()) == (3, {})
+    assert f"payrelay offsets undo {foreign.group}" in failed.said
+    assert offsets("undo", foreign.group, *YES).code == 0
+    assert (foreign.committed(), foreign.committed(topic=other)) == ({0: 4, 1: 6}, {0: 2})
 
 
 def test_list_describe_export_and_peek(foreign: Foreign, offsets: Command) -> None:

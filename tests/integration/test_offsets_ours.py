@@ -152,6 +152,22 @@ def test_a_plan_tells_what_has_become_of_the_events_between_and_what_would(one: 
     assert offsets("peek", one.group, *on(one), "-p", "0", "--before", 10, "--after", 0).rows[0]["fate"] == "PARKED"
 
 
+def test_a_way_back_applies_an_event_once_and_nothing_past_what_is_parked_of_its_key(
+    one: Operated, offsets: Command
+) -> None:
+    one.send(9, unreadable=[0])
+    one.apply(2, 0, 0)
+    parked, _, event = list(read(one.settings, {(one.pipeline.topic, 0): range(3)}))
+    producer = Producer({"bootstrap.servers": one.settings.kafka_bootstrap, "acks": "all"})
+    for key in (parked.key(), event.key()):
+        producer.produce(one.pipeline.topic, value=event.value(), key=key, headers=event.headers(), partition=0)
+        assert producer.flush(30) == 0
+    ahead = offsets("reset", one.group, "--to-latest", *on(one), *YES)
+    assert ahead.of(*COUNTS)[0] == (5, 3, 0, 3, 0), "skipped, none of them is applied"
+    back = offsets("reset", one.group, "--to-earliest", *on(one))
+    assert back.of(*COUNTS)[0] == (0, 5, 2, 1, 2)
+
+
 def test_events_that_would_be_told_to_the_outside_are_counted(pipeline: Pipeline, offsets: Command) -> None:
     one = Operated(pipeline, "notification")
     one.send(9)
