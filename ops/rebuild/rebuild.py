@@ -117,6 +117,17 @@ def alone(settings: Settings, consumer: str) -> Generator[None]:
         yield
 
 
+@contextmanager
+def alone_with(settings: Settings, rebuilt: Rebuilt) -> Generator[None]:
+    """The shadow is the one that was compared, and nobody else touches it meanwhile; raises Refused if it is not."""
+    with alone(settings, rebuilt.consumer):
+        with reader_engine(settings).connect() as connection:
+            found = find_schema(connection, rebuilt.shadow.name)
+        if found != rebuilt.shadow:
+            raise Refused(f"{rebuilt.shadow.name} was made again or dropped since it was compared: run it again")
+        yield
+
+
 def code_of() -> str:
     """Return what the code that applies events is, as a digest of its files."""
     digest = hashlib.sha256()

@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 from consumers.delivery import Processor
 from ops.processors import processor_of
 from ops.rebuild.feeding import Feeder, Told, progress_of, skipped_of
-from ops.rebuild.rebuild import Rebuilt, alone
+from ops.rebuild.rebuild import Rebuilt, alone_with
 from ops.rebuild.schemas import Made, drop_schema, tell
 from ops.rebuild.subjects import repeatable
 from outbox.clock import utc_now
@@ -76,7 +76,7 @@ def switch(
     """
     chosen = processor or processor_of(settings, rebuilt.consumer)
     engine = owner_engine(settings)
-    with alone(settings, rebuilt.consumer):
+    with alone_with(settings, rebuilt):
         with engine.begin() as owner:
             require_switchable(owner, rebuilt)
             skipped = skipped_of(owner, chosen.service, rebuilt.consumer)

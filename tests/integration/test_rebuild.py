@@ -232,7 +232,13 @@ def test_a_voucher_that_the_handler_makes_no_more_is_reversed(shop: Shop) -> Non
     mended = posts_wrong(ACCOUNTING, lambda event: None if event.payment_no.endswith("3") else event)
     rebuilt = shop.rebuild(mended)
     assert [one.what for one in rebuilt.difference.findings if one.kind == "voucher"] == [What.EXTRA]
-    [(_, done)] = correct(shop.settings, rebuilt, corrections_of(rebuilt), reason="r", actor="a", at=utc_now())
+    by: dict[str, Any] = {"reason": "r", "actor": "a", "at": utc_now()}
+    shown, rebuilt = rebuilt, shop.rebuild(mended, anew=True)  # somebody else's: its vouchers' numbers are others
+    with pytest.raises(Refused, match="made again or dropped since it was compared"):
+        list(correct(shop.settings, shown, corrections_of(shown), **by))
+    with pytest.raises(Refused, match="made again or dropped since it was compared"):
+        switch(shop.settings, shown)
+    [(_, done)] = correct(shop.settings, rebuilt, corrections_of(rebuilt), **by)
     assert done.startswith("reversed")
     assert shop.rebuild(mended).difference.findings == []
 
