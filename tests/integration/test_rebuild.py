@@ -22,6 +22,7 @@ from consumers.accounting.agent import PROCESSOR as ACCOUNTING
 from consumers.accounting.entries import Entry
 from consumers.accounting.ledger import correct_voucher, reverse_voucher
 from consumers.delivery import Delivery, Processor
+from consumers.funds.corrections import correct_moves
 from consumers.funds.funds import deposit
 from consumers.points.agent import PROCESSOR as POINTS
 from consumers.retry import retry_key, skip
@@ -362,6 +363,17 @@ def described(shop: Shop, service: str) -> list[tuple[str, ...]]:
             FROM {tables} JOIN pg_attribute ON attrelid = t.oid AND attnum > 0""",
         f"SELECT relname, conname, pg_get_constraintdef(c.oid) FROM {tables} JOIN pg_constraint c ON conrelid = t.oid",
         f"SELECT relname, pg_get_indexdef(indexrelid), '' FROM {tables} JOIN pg_index ON indrelid = t.oid",
+    mistaken = payments(shop, 1)[0]
+    account = {"no": mistaken.merchant_no, "payment_no": mistaken.payment_no}
+    with shop.owner() as owner:  # credited 100 too little, and put right by an entry beside
+        owner.execute(
+            text("UPDATE funds.entry SET amount_fen = amount_fen - 100 WHERE payment_no = :payment_no"), account
+        )
+        owner.execute(text("UPDATE funds.account SET balance_fen = balance_fen - 100 WHERE account_no = :no"), account)
+    assert len(shop.rebuild().difference.findings) == 2
+    with engine_of(shop.settings, "funds").begin() as connection:
+        wanted = {mistaken.merchant_no: mistaken.amount_fen - mistaken.fee_fen}
+        correct_moves(connection, mistaken.payment_no, wanted, event_id=fresh_id(), reason="r", actor="a")
         f"SELECT relname, tgname, pg_get_triggerdef(g.oid) FROM {tables} JOIN pg_trigger g ON tgrelid = t.oid AND NOT tgisinternal",
     )
     return sorted(
