@@ -437,6 +437,17 @@ def test_points_are_switched_with_inbox_progress_and_lot_and_everything_else_is_
     with owner_engine(shop.settings).connect() as owner:
         ahead = days_of(owner, "points", "inbox")
     assert make_days(owner_engine(shop.settings), ["points"], today=ahead[-1], days_ahead=1)
+    told = {"id": fresh_id(), "payment_no": "nobody's", "account_no": of_all[0].payer_no}
+    with shop.tampering() as owner:  # redelivered from the outbox since: on no topic
+        owner.execute(
+            text("""INSERT INTO points.entry (payment_no, account_no, kind, points, event_id)
+                    VALUES (:payment_no, :account_no, 'earn', 1, :id)"""),
+            told,
+        )
+    with pytest.raises(Refused, match="1 rows would be lost"):
+        switch(shop.settings, rebuilt, processor=mended)
+    with shop.tampering() as owner:
+        owner.execute(text("DELETE FROM points.entry WHERE event_id = :id"), told)
 
 
 def test_a_switch_beside_a_live_worker_loses_and_doubles_nothing(of: Callable[[str], Shop], tmp_path: Any) -> None:
