@@ -256,10 +256,15 @@ def _exactly(settings: Settings, live: Connection, processor: Processor, feeder:
 
 
 def _require_belonging(live: Connection, processor: Processor, consumer: str) -> None:
-    """Live has applied nothing beyond its positions, as it would have after they were set back."""
+    """Live has applied nothing beyond its positions, as it would have after they were set back.
+
+    The inbox does not say which of a topic's namesakes a row is of: the farthest position counts.
+    """
     ahead = live.execute(
-        text(f"""SELECT topic || '/' || partition AS place FROM {processor.service}.inbox JOIN {processor.service}.progress
-                   USING (consumer, topic, partition)
+        text(f"""SELECT topic || '/' || partition AS place
+                 FROM {processor.service}.inbox JOIN (
+                   SELECT topic, partition, max(next_offset) AS next_offset FROM {processor.service}.progress
+                   WHERE consumer = :consumer GROUP BY topic, partition) AS stands USING (topic, partition)
                  WHERE consumer = :consumer AND "offset" >= next_offset LIMIT 1"""),  # noqa: S608 - a schema of ours
         {"consumer": consumer},
     ).scalar()

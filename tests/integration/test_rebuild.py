@@ -312,10 +312,34 @@ def test_positions_that_were_set_back_or_lie_in_an_older_topic_are_refused(shop:
         owner.execute(text("UPDATE accounting.progress SET next_offset = 1 WHERE next_offset > 1"))
     with pytest.raises(Refused, match="was set back"):
         shop.rebuild()
+    shop.live()
     with shop.owner() as owner:
         owner.execute(text("UPDATE accounting.progress SET topic_id = 'older'"))
-    with pytest.raises(Refused, match="made again"):
+    with pytest.raises(Refused, match=f"made again.*payrelay replay checkpoint {shop.consumer}"):
         shop.rebuild()
+    made = take_checkpoint(shop.settings, shop.consumer)
+    with shop.owner() as owner:  # the topic made again holds fewer records
+        owner.execute(text("UPDATE accounting.progress SET next_offset = next_offset + 100"))
+        owner.execute(text(f"UPDATE {made.name}.progress SET next_offset = next_offset + 100"))
+    shop.send(payments(shop, 5, first=20))
+    shop.live()
+    rebuilt = shop.rebuild()
+    assert (rebuilt.shadow.base, rebuilt.difference.findings, rebuilt.difference.compared) == (made.name, [], 25)
+
+
+def test_records_of_an_aborted_transaction_are_read_as_live_reads_them_and_an_open_one_holds_up_nobody(
+    shop: Shop,
+) -> None:
+    first, second = payments(shop, 2)
+    shop.send([first])
+    producer = Producer({"bootstrap.servers": shop.settings.kafka_bootstrap, "transactional.id": shop.consumer})
+    producer.init_transactions(20)
+    producer.begin_transaction()
+    shop.produce([(second, fresh_id(), False)], producer)
+    assert shop.live() == 2
+    assert shop.rebuild().difference.findings == []
+    producer.abort_transaction(20)
+    assert (shop.live(), shop.rebuild(anew=True).difference.compared) == (0, 2)
 
 
 def test_what_cannot_be_rebuilt_says_why_and_two_at_once_are_refused(shop: Shop) -> None:
