@@ -101,9 +101,11 @@ class Shop:
         self.produce(items)
         return [identity for _, identity, _ in items]
 
-    def produce(self, items: Iterable[tuple[Event, UUID, bool]]) -> None:
+    def produce(self, items: Iterable[tuple[Event, UUID, bool]], producer: Producer | None = None) -> None:
         """The events are on their topics under these ids, as the connector would put them there; poison reads as none."""
-        producer = Producer({"bootstrap.servers": self.settings.kafka_bootstrap, "linger.ms": 2, "acks": "all"})
+        producer = producer or Producer(
+            {"bootstrap.servers": self.settings.kafka_bootstrap, "linger.ms": 2, "acks": "all"}
+        )
         for event, identity, poison in items:
             producer.produce(
                 self.settings.topic_prefix + event.topic.name,
