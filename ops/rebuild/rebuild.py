@@ -31,7 +31,7 @@ from outbox.migrate import owner_engine
 from outbox.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
-CODE = ("schemas", "outbox", "consumers")
+CODE = ("schemas", "outbox", "consumers", "ops/rebuild")
 """What decides how an event is applied; a shadow that other code has filled is begun anew."""
 
 ROUNDS_MAX = 20
