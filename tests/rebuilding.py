@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -140,6 +142,25 @@ class Shop:
             return feeder.records
         finally:
             feeder.engine.dispose()
+
+    @contextmanager
+    def following(self) -> Generator[list[int]]:
+        """Live takes what comes, beside the caller, until the end of what is there then; gives how many records at a time."""
+        delivered: list[int] = []
+        stop = threading.Event()
+
+        def follow() -> None:
+            while not stop.is_set():
+                delivered.append(self.live())
+            delivered.append(self.live())
+
+        with ThreadPoolExecutor(1) as pool:
+            follower = pool.submit(follow)
+            try:
+                yield delivered
+            finally:
+                stop.set()
+                follower.result()
 
     def rebuild(self, processor: Processor | None = None, **how: Any) -> Rebuilt:
         return rebuild(self.settings, self.consumer, processor=processor or self.processor, **how)
