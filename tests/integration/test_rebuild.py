@@ -239,7 +239,13 @@ def test_a_voucher_that_the_handler_makes_no_more_is_reversed(shop: Shop) -> Non
         list(correct(shop.settings, shown, corrections_of(shown), **by))
     with pytest.raises(Refused, match="made again or dropped since it was compared"):
         switch(shop.settings, shown)
-    [(_, done)] = correct(shop.settings, rebuilt, corrections_of(rebuilt), **by)
+    with engine_of(shop.settings, "accounting").connect() as holder, ThreadPoolExecutor(1) as pool:
+        holder.execute(text("LOCK TABLE accounting.balance IN SHARE MODE"))
+        correcting = pool.submit(list, correct(shop.settings, rebuilt, corrections_of(rebuilt), **by))
+        ended = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE relation = 'accounting.balance'::regclass AND NOT granted"
+        eventually(lambda: shop.rows(ended, "owner"), what="its first attempt has been ended")
+        holder.rollback()
+        [(_, done)] = correcting.result()
     assert done.startswith("reversed")
     assert shop.rebuild(mended).difference.findings == []
 
