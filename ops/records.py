@@ -231,7 +231,8 @@ def last_append(settings: Settings, topics: Sequence[str]) -> datetime | None:
 def _looking(settings: Settings, **how: object) -> Generator[Consumer]:
     consumer = Consumer(
         {"bootstrap.servers": settings.kafka_bootstrap, "group.id": "payrelay-look", "enable.auto.commit": False,
-         "log_level": 0, "auto.offset.reset": "earliest", "enable.partition.eof": False, **how}
+         "log_level": 0, "auto.offset.reset": "earliest", "enable.partition.eof": False,
+         "isolation.level": "read_uncommitted", **how}
     )  # fmt: skip
     try:
         yield consumer

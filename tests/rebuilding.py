@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -101,9 +103,11 @@ class Shop:
         self.produce(items)
         return [identity for _, identity, _ in items]
 
-    def produce(self, items: Iterable[tuple[Event, UUID, bool]]) -> None:
+    def produce(self, items: Iterable[tuple[Event, UUID, bool]], producer: Producer | None = None) -> None:
         """The events are on their topics under these ids, as the connector would put them there; poison reads as none."""
-        producer = Producer({"bootstrap.servers": self.settings.kafka_bootstrap, "linger.ms": 2, "acks": "all"})
+        producer = producer or Producer(
+            {"bootstrap.servers": self.settings.kafka_bootstrap, "linger.ms": 2, "acks": "all"}
+        )
         for event, identity, poison in items:
             producer.produce(
                 self.settings.topic_prefix + event.topic.name,
@@ -138,6 +142,25 @@ class Shop:
             return feeder.records
         finally:
             feeder.engine.dispose()
+
+    @contextmanager
+    def following(self) -> Generator[list[int]]:
+        """Live takes what comes, beside the caller, until the end of what is there then; gives how many records at a time."""
+        delivered: list[int] = []
+        stop = threading.Event()
+
+        def follow() -> None:
+            while not stop.is_set():
+                delivered.append(self.live())
+            delivered.append(self.live())
+
+        with ThreadPoolExecutor(1) as pool:
+            follower = pool.submit(follow)
+            try:
+                yield delivered
+            finally:
+                stop.set()
+                follower.result()
 
     def rebuild(self, processor: Processor | None = None, **how: Any) -> Rebuilt:
         return rebuild(self.settings, self.consumer, processor=processor or self.processor, **how)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # commands import what they run: --help is quick
     from outbox.settings import Settings
 
 COLUMNS = ("kind", "consumer", "event", "type", "key", "order_no", "place", "found", "mend")
-SPAN = r"^\d+(s|m|h|d)$"
+SPAN_MAX_S = 3_650 * 86_400
 SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
@@ -81,7 +81,9 @@ def span_of(told: str) -> timedelta:
     number, unit = told[:-1], told[-1:]
     if not number.isdecimal() or unit not in SECONDS:
         raise typer.BadParameter(f"{told!r} is no span: 30s, 10m, 2h or 1d")
-    return timedelta(seconds=int(number) * SECONDS[unit])
+    if (seconds := int(number) * SECONDS[unit]) > SPAN_MAX_S:
+        raise typer.BadParameter(f"{told!r} is longer than anything is kept")
+    return timedelta(seconds=seconds)
 
 
 def show(report: Report, output: Format, *, limit: int) -> None:

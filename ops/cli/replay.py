@@ -235,6 +235,7 @@ def drop(
     """Remove a shadow, a checkpoint, or tables that a switch has put aside; without a name, show what there is."""
     from ops.health import reader_engine
     from ops.rebuild.schemas import drop_schema, find_schemas
+    from outbox.errors import Refused
     from outbox.migrate import owner_engine
 
     settings = current_settings()
@@ -245,6 +246,10 @@ def drop(
         output,
         columns=("name", "purpose", "consumer", "at", "base"),
     )
+    if name and name not in {made.name for made in found}:
+        raise Refused(
+            f"{name!r} was not made by a rebuild, a switch or a checkpoint: payrelay replay drop lists what was"
+        )
     if name and not execute:
         say("nothing was done: --execute removes it")
     elif name:

@@ -36,25 +36,27 @@ def usable_checkpoint(
 
     Raises Refused where neither will do: a part of a history is not compared as if it were all of it.
     """
-    if gone := [str(log) for log in kept if log not in logs]:
-        raise Refused(
-            f"{consumer} has read {', '.join(sorted(gone))} as it was before its topic was made again: "
-            "those records are gone, and what they did cannot be made again"
-        )
-    if beyond := [str(log) for log, position in kept.items() if position > logs[log].stop]:
+    gone = sorted(str(log) for log in kept if log not in logs)
+    if beyond := [str(log) for log, position in kept.items() if log in logs and position > logs[log].stop]:
         raise Refused(f"{', '.join(beyond)} ends before the position of {consumer}: it has lost records")
     found = [made for made in find_schemas(connection) if made.purpose == "checkpoint" and made.consumer == consumer]
     if named:
         if not (found := [made for made in found if made.name == named]):
             raise Refused(f"{named!r} is no checkpoint of {consumer}: payrelay replay drop lists them")
-    elif not (cut := [f"{log} begins at {span.start}" for log, span in logs.items() if span.start]):
+    elif not gone and not (cut := [f"{log} begins at {span.start}" for log, span in logs.items() if span.start]):
         return None
     for made in sorted(found, key=lambda one: one.at, reverse=True):
         stands = progress_of(connection, made.name, consumer)
-        if all(logs[log].start <= stands.get(log, 0) <= kept.get(log, 0) for log in logs):
+        joins = all(logs[log].start <= stands.get(log, 0) <= kept.get(log, 0) for log in logs)
+        if joins and all(stands.get(log) == position for log, position in kept.items() if log not in logs):
             return made
     if named:
         raise Refused(f"{named} does not join the logs as they are: records after it are gone, or it is ahead of live")
+    if gone:
+        raise Refused(
+            f"{consumer} has read {', '.join(gone)} as it was before its topic was made again: those records are gone, and what "
+            f"they did cannot be made again. A checkpoint from now on can be begun from: payrelay replay checkpoint {consumer}"
+        )
     raise Refused(
         f"the history is not whole: {', '.join(cut[:NAMED])}. A rebuild of the rest would take all that is older for an "
         f"error. With a checkpoint it can begin there: payrelay replay checkpoint {consumer} takes one for the next time"

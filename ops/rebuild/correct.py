@@ -15,9 +15,9 @@ from sqlalchemy import Connection, Engine, text
 from consumers.accounting.entries import Voucher
 from consumers.accounting.ledger import correct_voucher, find_voucher, post_vouchers, reverse_voucher
 from consumers.delivery import DuplicateFact
-from consumers.retry import remember
+from consumers.retry import remember, transact
 from ops.rebuild.difference import REVERSED, Finding, What
-from ops.rebuild.rebuild import Rebuilt
+from ops.rebuild.rebuild import Rebuilt, alone_with
 from outbox.database import engine_for
 from outbox.errors import Refused
 from outbox.inbox import Arrival, Log
@@ -54,6 +54,7 @@ def correct(
     """Each correction is posted; gives what was posted, or why it was not: somebody has seen to it meanwhile.
 
     Own transactions, one a correction, as the service. May be repeated and cut off anywhere: what was posted is not posted again.
+    Raises Refused where the shadow is no longer the one that the corrections were made from.
     """
     service, shadow = rebuilt.shadow.service, rebuilt.shadow.name
     engine = engine_for(settings.dsn_of(service), name="correct", pool_size=1)
@@ -61,8 +62,9 @@ def correct(
         settings.dsn_of(service), name="correct", pool_size=1, parameters={"search_path": f"{shadow},public"}
     )
     try:
-        for one in chosen:
-            yield one, _corrected(engine, shadows, rebuilt.consumer, one, reason=reason, actor=actor, at=at)
+        with alone_with(settings, rebuilt):
+            for one in chosen:
+                yield one, _corrected(engine, shadows, rebuilt.consumer, one, reason=reason, actor=actor, at=at)
     finally:
         engine.dispose()
         shadows.dispose()
@@ -77,21 +79,24 @@ def _corrected(
         with shadows.begin() as connection:
             wanted = find_voucher(connection, wanted_no)
             arrival = _arrival(connection, consumer, wanted)
+
+    def step(connection: Connection) -> str:
+        if number is None:
+            assert wanted is not None
+            if arrival is not None:
+                remember(connection, consumer, arrival)
+            post_vouchers(connection, [wanted])
+            return "posted"
+        done = []
+        if one.action != "correct":
+            done.append(f"reversed by {reverse_voucher(connection, number, reason=reason, actor=actor, at=at)}")
+        if wanted is not None:
+            corrected = correct_voucher(connection, number, wanted.entries, reason=reason, actor=actor, at=at)
+            done.append(f"corrected by {corrected}")
+        return ", ".join(done)
+
     try:
-        with engine.begin() as connection:
-            if number is None:
-                assert wanted is not None
-                if arrival is not None:
-                    remember(connection, consumer, arrival)
-                post_vouchers(connection, [wanted])
-                return "posted"
-            done = []
-            if one.action != "correct":
-                done.append(f"reversed by {reverse_voucher(connection, number, reason=reason, actor=actor, at=at)}")
-            if wanted is not None:
-                corrected = correct_voucher(connection, number, wanted.entries, reason=reason, actor=actor, at=at)
-                done.append(f"corrected by {corrected}")
-            return ", ".join(done)
+        return transact(engine, step)
     except DuplicateFact:
         return "nothing: it was posted meanwhile"
     except Refused as error:

@@ -31,7 +31,7 @@ from outbox.migrate import owner_engine
 from outbox.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
-CODE = ("schemas", "outbox", "consumers")
+CODE = ("schemas", "outbox", "consumers", "ops/rebuild")
 """What decides how an event is applied; a shadow that other code has filled is begun anew."""
 
 ROUNDS_MAX = 20
@@ -114,6 +114,17 @@ def alone(settings: Settings, consumer: str) -> Generator[None]:
         ).scalar_one()
         if not free:
             raise Refused(f"{consumer} is being rebuilt by somebody else: wait for it")
+        yield
+
+
+@contextmanager
+def alone_with(settings: Settings, rebuilt: Rebuilt) -> Generator[None]:
+    """The shadow is the one that was compared, and nobody else touches it meanwhile; raises Refused if it is not."""
+    with alone(settings, rebuilt.consumer):
+        with reader_engine(settings).connect() as connection:
+            found = find_schema(connection, rebuilt.shadow.name)
+        if found != rebuilt.shadow:
+            raise Refused(f"{rebuilt.shadow.name} was made again or dropped since it was compared: run it again")
         yield
 
 
@@ -245,10 +256,15 @@ def _exactly(settings: Settings, live: Connection, processor: Processor, feeder:
 
 
 def _require_belonging(live: Connection, processor: Processor, consumer: str) -> None:
-    """Live has applied nothing beyond its positions, as it would have after they were set back."""
+    """Live has applied nothing beyond its positions, as it would have after they were set back.
+
+    The inbox does not say which of a topic's namesakes a row is of: the farthest position counts.
+    """
     ahead = live.execute(
-        text(f"""SELECT topic || '/' || partition AS place FROM {processor.service}.inbox JOIN {processor.service}.progress
-                   USING (consumer, topic, partition)
+        text(f"""SELECT topic || '/' || partition AS place
+                 FROM {processor.service}.inbox JOIN (
+                   SELECT topic, partition, max(next_offset) AS next_offset FROM {processor.service}.progress
+                   WHERE consumer = :consumer GROUP BY topic, partition) AS stands USING (topic, partition)
                  WHERE consumer = :consumer AND "offset" >= next_offset LIMIT 1"""),  # noqa: S608 - a schema of ours
         {"consumer": consumer},
     ).scalar()

@@ -81,15 +81,20 @@ ACCOUNTING = Subject(
     resolved=("suspense",),
 )
 
+# What `reconcile --fix` has put right stands beside what it corrects: together they are what the event calls for, or nothing.
+_ENTERED_BY = "(array_agg(event_id ORDER BY kind = 'correction'))[1]"
+_UNTOUCHED = "NOT bool_or(kind = 'correction')"
+
 _POINTS = "SELECT account_no AS account, CAST(sum(points) AS bigint) AS amount FROM {schema}.entry"
 
 POINTS = Subject(
     kind="entry",
     tables=("account", "entry"),
-    rows="""
-        SELECT payment_no || ' ' || account_no || ' ' || kind AS subject, event_id, CAST(NULL AS bigint) AS number,
-               CAST(points AS text) AS content, '' AS about
-        FROM {schema}.entry ORDER BY payment_no || ' ' || account_no || ' ' || kind COLLATE "C" """,
+    rows=f"""
+        SELECT payment_no || ' ' || account_no AS subject, {_ENTERED_BY} AS event_id, CAST(NULL AS bigint) AS number,
+               CAST(sum(points) AS text) AS content, '' AS about
+        FROM {{schema}}.entry GROUP BY payment_no, account_no HAVING sum(points) <> 0 OR {_UNTOUCHED}
+        ORDER BY payment_no || ' ' || account_no COLLATE "C" """,  # noqa: S608 - names of ours
     balances="""SELECT account_no AS account, balance AS amount FROM {schema}.account ORDER BY account_no COLLATE "C" """,
     entries=f"{_POINTS} GROUP BY 1",
     effects=f"{_POINTS} WHERE event_id = ANY(CAST(:ids AS uuid[])) GROUP BY 1",
@@ -108,19 +113,20 @@ _MOVED = """
 FUNDS = Subject(
     kind="entry",
     tables=("account", "entry", "balance_payment", "deposit"),
-    rows="""
-        SELECT payment_no || ' ' || account_no || ' ' || kind AS subject, event_id, CAST(NULL AS bigint) AS number,
-               CAST(amount_fen AS text) AS content, '' AS about
-        FROM {schema}.entry
-        WHERE kind = 'credit' AND NOT EXISTS (SELECT FROM {schema}.balance_payment AS decided
-                                              WHERE decided.payment_no = entry.payment_no)
-        ORDER BY payment_no || ' ' || account_no || ' ' || kind COLLATE "C" """,
+    rows=f"""
+        SELECT payment_no || ' ' || account_no AS subject, {_ENTERED_BY} AS event_id, CAST(NULL AS bigint) AS number,
+               CAST(sum(amount_fen) AS text) AS content, '' AS about
+        FROM {{schema}}.entry
+        WHERE kind IN ('credit', 'correction') AND NOT EXISTS (SELECT FROM {{schema}}.balance_payment AS decided
+                                                               WHERE decided.payment_no = entry.payment_no)
+        GROUP BY payment_no, account_no HAVING sum(amount_fen) <> 0 OR {_UNTOUCHED}
+        ORDER BY payment_no || ' ' || account_no COLLATE "C" """,  # noqa: S608 - names of ours
     balances="""
         SELECT account_no AS account, balance_fen AS amount FROM {schema}.account ORDER BY account_no COLLATE "C" """,
     entries=f"{_MOVED} GROUP BY 1",
     effects=f"{_MOVED} WHERE event_id = ANY(CAST(:ids AS uuid[])) GROUP BY 1",
     decided=f"""{_MOVED}
-        WHERE kind <> 'credit' OR EXISTS (SELECT FROM {{schema}}.balance_payment AS decided
+        WHERE kind NOT IN ('credit', 'correction') OR EXISTS (SELECT FROM {{schema}}.balance_payment AS decided
                                           WHERE decided.payment_no = entry.payment_no)
         GROUP BY 1""",
     aside="deposits and balance payments, which funds decides itself by the balance of the moment",

@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 from consumers.delivery import Processor
 from ops.processors import processor_of
 from ops.rebuild.feeding import Feeder, Told, progress_of, skipped_of
-from ops.rebuild.rebuild import Rebuilt, alone
+from ops.rebuild.rebuild import Rebuilt, alone_with
 from ops.rebuild.schemas import Made, drop_schema, tell
 from ops.rebuild.subjects import repeatable
 from outbox.clock import utc_now
@@ -76,7 +76,7 @@ def switch(
     """
     chosen = processor or processor_of(settings, rebuilt.consumer)
     engine = owner_engine(settings)
-    with alone(settings, rebuilt.consumer):
+    with alone_with(settings, rebuilt):
         with engine.begin() as owner:
             require_switchable(owner, rebuilt)
             skipped = skipped_of(owner, chosen.service, rebuilt.consumer)
@@ -136,6 +136,7 @@ def _switch(owner: Connection, feeder: Feeder, rebuilt: Rebuilt) -> tuple[str, i
         raise Refused("the shadow is not where live is: somebody else feeds it")
     if skipped_of(owner, service, consumer).count != rebuilt.shadow.skips:
         raise Refused("an event was skipped just now, which the rebuild has applied: run it again")
+    _require_met(owner, rebuilt)
     at = utc_now()
     old = Made(name=f"{service}_old_{at:%Y%m%d_%H%M%S}", service=service, consumer=consumer, purpose="old", at=at)
     owner.execute(text(f"CREATE SCHEMA {old.name}"))
@@ -149,6 +150,21 @@ def _switch(owner: Connection, feeder: Feeder, rebuilt: Rebuilt) -> tuple[str, i
     owner.execute(text(f"GRANT SELECT ON ALL TABLES IN SCHEMA {old.name} TO {READER}"))
     drop_schema(owner, shadow)
     return old.name, known, unknown, parked
+
+
+def _require_met(owner: Connection, rebuilt: Rebuilt) -> None:
+    """Return if the shadow has met the event of every live row; raises Refused, as what was applied from the outbox would be lost."""
+    shadow = rebuilt.shadow.name
+    lost = owner.execute(
+        text(f"""SELECT count(*) FROM ({rebuilt.subject.rows.format(schema=rebuilt.shadow.service)}) AS live
+                 WHERE NOT EXISTS (SELECT FROM {shadow}.inbox AS met
+                                   WHERE met.consumer = :consumer AND met.event_id = live.event_id)
+                   AND NOT EXISTS (SELECT FROM {shadow}.parked AS met
+                                   WHERE met.consumer = :consumer AND met.event_id = live.event_id)"""),  # noqa: S608
+        {"consumer": rebuilt.consumer},
+    ).scalar_one()
+    if lost:
+        raise Refused(f"{lost} rows would be lost: their events are on no topic, and the rebuild has not met them")
 
 
 def _move_inbox(owner: Connection, service: str, shadow: str, old: str, consumer: str) -> tuple[int, int]:

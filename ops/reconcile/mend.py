@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 from sqlalchemy.exc import IntegrityError
 
 from consumers.accounting.entries import voucher_of
@@ -35,6 +35,7 @@ from outbox.parking import Act, Action
 from outbox.settings import Settings
 from producers.payments.missing import record_ended, record_suspense
 from schemas.codec import Envelope
+from schemas.events import BalancePaymentRequested
 from schemas.topics import TOPICS
 
 POLL_S = 0.5
@@ -247,12 +248,22 @@ class _Hands:
         if envelope is None:
             return "its outbox row is gone"
         if finding.kind is Kind.NO_EFFECT:
+            if self._is_answered(envelope):
+                return "funds has decided and answered it, and would decide again by the balance of now: by hand"
             done = reapply(self._engine(finding.service), follower.processor, finding.consumer, envelope)
             return "" if done.outcome in (Outcome.APPLIED, Outcome.STANDS) else f"{done.outcome} {done.error}"
         if finding.kind is Kind.FORGOTTEN:
             remember(self._engine(finding.service), finding.consumer, _arrival(finding, envelope), finding.key)
             return ""
         return self._correct(finding, envelope, _wanted(self._reader, follower, finding, envelope))
+
+    def _is_answered(self, envelope: Envelope) -> bool:
+        """Whether it asks for a decision that others have been told of: it is never made a second time."""
+        if not isinstance(envelope.event, BalancePaymentRequested):
+            return False
+        with self._reader.connect() as connection:
+            asked = text("SELECT EXISTS (SELECT FROM funds.outbox WHERE id >= :id AND causation = CAST(:id AS text))")
+            return bool(connection.execute(asked, {"id": envelope.id}).scalar())
 
     def _record(self, finding: Finding) -> str:
         with self._engine(finding.service).begin() as connection:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 from sqlalchemy import text
@@ -21,6 +22,8 @@ from ops.cli.main import app
 from ops.health import reader_engine
 from ops.ledger import check
 from ops.reconcile import state
+from ops.reconcile.findings import Finding, Kind
+from ops.reconcile.mend import Step, carry_out
 from ops.reconcile.run import Report, reconcile
 from ops.stack.control import down, up
 from ops.stack.state import StackFolder
@@ -242,6 +245,16 @@ def test_the_command_counts_names_and_plans(field: Field, command: Any) -> None:
     assert code == 1, "nobody has said yes"
     assert "redeliver the event" in said
     assert of(reconcile(field.settings, grace=SECOND)) == sorted(field.planted)
+
+
+def test_a_balance_payment_that_was_answered_is_not_decided_again(field: Field) -> None:
+    [asked] = rows(field, "SELECT causation FROM funds.outbox WHERE causation IS NOT NULL ORDER BY id LIMIT 1")
+    consumer = field.settings.group_prefix + "funds"
+    lost = Finding(kind=Kind.NO_EFFECT, service="funds", consumer=consumer, event_id=UUID(asked.causation))
+    step = Step(what="", kind=Kind.NO_EFFECT, at=consumer, findings=[lost])
+    [mended] = carry_out(field.settings, [step], actor="test", within_s=1)
+    assert (mended.done, list(mended.failed)) == (0, [asked.causation])
+    assert "would decide again" in mended.failed[asked.causation]
 
 
 def test_fix_mends_all_that_can_be_and_says_what_cannot_killed_or_not(field: Field, command: Any) -> None:
