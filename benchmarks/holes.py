@@ -46,7 +46,8 @@ DRAINED_S = 180.0
 POLL_S, QUIET = 0.3, 3
 AMOUNT_FEN = 10_000
 
-PROCESSORS = {one.processor.name: one.processor for one in FOLLOWERS}
+PROCESSORS = {one.processor.name: one.processor for one in FOLLOWERS if one.processor.service != "bank"}
+"""What is paid here is paid without a bank: its own notifications are not among what is planted."""
 FIRST = ("funds", "points", "accounting", "notification")
 """The processors whose events are there from the beginning; settlement's are what funds has answered."""
 

@@ -298,18 +298,26 @@ def emit_missing(client: ConnectClient, settings: Settings, repair: Repair, *, s
     since = datetime.now().astimezone() - MARGIN
     wait_published(settings, _all_topics(settings), repair.missing, since=since, within_s=REPAIR_S)
     say(f"{len(repair.missing)} missing events are on their topics; taking the bound away")
-    apply_connector(client, settings)
-    client.wait_running(settings.connector)
-    _wait_streaming(settings)
+    before = _wait_streaming(settings)
+    if apply_connector(client, settings):
+        client.wait_running(settings.connector)
+        _wait_streaming(settings, after=before)
 
 
-def _wait_streaming(settings: Settings) -> None:
-    """Somebody reads the slot: a connector that says RUNNING may still be on its way there. Raises NotReady."""
+def _wait_streaming(settings: Settings, *, after: int = 0) -> int:
+    """Return who reads the slot (a backend's pid), once it is another one than `after`. Raises NotReady.
+
+    A connector says RUNNING while it is still on its way there, and while the task before a restart has yet to end.
+    """
     deadline = time.monotonic() + REPAIR_S
-    while not slot_state(settings).active:
-        if time.monotonic() > deadline:
-            raise NotReady(f"nobody reads slot {settings.slot} after {REPAIR_S:.0f} s: payrelay connect status")
+    reader = text("SELECT active_pid FROM pg_replication_slots WHERE slot_name = :slot")
+    while time.monotonic() < deadline:
+        with reader_engine(settings).connect() as connection:
+            pid = connection.execute(reader, {"slot": settings.slot}).scalar()
+        if pid is not None and pid != after:
+            return int(pid)
         time.sleep(POLL_S)
+    raise NotReady(f"nobody reads slot {settings.slot} after {REPAIR_S:.0f} s: payrelay connect status")
 
 
 def _drop_slot(settings: Settings, engine: Engine) -> None:
