@@ -35,6 +35,8 @@ LAG_S_MAX = 60.0
 MARGIN = timedelta(minutes=15)
 """Longer than any transaction may be open: what was recorded this long before the last heartbeat has been published."""
 REPAIR_S = 120.0
+STEADY_S = 3.0
+"""A reader of the slot that has stayed for this long is no task about to be restarted."""
 POLL_S = 0.1
 
 
@@ -305,16 +307,20 @@ def emit_missing(client: ConnectClient, settings: Settings, repair: Repair, *, s
 
 
 def _wait_streaming(settings: Settings, *, after: int = 0) -> int:
-    """Return who reads the slot (a backend's pid), once it is another one than `after`. Raises NotReady.
+    """Return who reads the slot (a backend's pid), once it is another one than `after` and has stayed. Raises NotReady.
 
-    A connector says RUNNING while it is still on its way there, and while the task before a restart has yet to end.
+    A connector says RUNNING while it is still on its way there, while the task before a restart has yet to end, and between
+    the two restarts that a changed configuration can bring.
     """
     deadline = time.monotonic() + REPAIR_S
     reader = text("SELECT active_pid FROM pg_replication_slots WHERE slot_name = :slot")
+    seen, since = None, time.monotonic()
     while time.monotonic() < deadline:
         with reader_engine(settings).connect() as connection:
             pid = connection.execute(reader, {"slot": settings.slot}).scalar()
-        if pid is not None and pid != after:
+        if pid != seen:
+            seen, since = pid, time.monotonic()
+        if pid is not None and pid != after and time.monotonic() - since >= STEADY_S:
             return int(pid)
         time.sleep(POLL_S)
     raise NotReady(f"nobody reads slot {settings.slot} after {REPAIR_S:.0f} s: payrelay connect status")
