@@ -13,6 +13,7 @@ from confluent_kafka import Message
 from sqlalchemy import Connection, Engine, text
 
 from consumers.delivery import Processor
+from outbox.inbox import Log
 from outbox.rows import as_json
 from outbox.settings import SERVICES
 from schemas.codec import Envelope, Undecodable, UnknownType, decode
@@ -46,6 +47,19 @@ def fates(connection: Connection, service: str, consumer: str, ids: Collection[U
         )
         found.update(dict.fromkeys(rows.scalars(), fate))
     return found
+
+
+def progress_of(connection: Connection, schema: str, consumer: str) -> dict[Log, int]:
+    """Return how far a consumer is in each log, as a schema's rows say."""
+    rows = connection.execute(
+        text(f"""SELECT cluster_id, topic, topic_id, partition, next_offset FROM {schema}.progress
+                 WHERE consumer = :consumer"""),  # noqa: S608 - a schema of ours
+        {"consumer": consumer},
+    )
+    return {
+        Log(cluster_id=row.cluster_id, topic=row.topic, topic_id=row.topic_id, partition=row.partition): row.next_offset
+        for row in rows
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

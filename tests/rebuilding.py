@@ -19,7 +19,8 @@ from consumers.accounting.agent import PROCESSOR as ACCOUNTING
 from consumers.delivery import Processor
 from consumers.funds.agent import PROCESSOR as FUNDS
 from consumers.points.agent import PROCESSOR as POINTS
-from ops.rebuild.feeding import Feeder, Skipped, logs_of, progress_of
+from ops.applied import progress_of
+from ops.rebuild.feeding import Feeder, Skipped, logs_of
 from ops.rebuild.rebuild import Rebuilt, rebuild
 from ops.rebuild.schemas import drop_schema, find_schemas
 from ops.topics import apply_topics

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ops.cli.output import Format, Output, print_rows, say
+from ops.cli.output import Format, Output, Yes, print_rows, say
 from ops.cli.pipeline import FORMATS, current_settings, zoned
 from outbox.clock import utc_now
 from schemas.money import CNY
@@ -131,7 +131,6 @@ def suspense(
 Reason = Annotated[str, typer.Option("--reason", help="why; kept on the voucher")]
 Actor = Annotated[str, typer.Option("--actor", help="who; you, if not given")]
 Execute = Annotated[bool, typer.Option("--execute", help="post it; else it is only shown")]
-Yes = Annotated[bool, typer.Option("--yes", help="do not ask")]
 
 
 @app.command()

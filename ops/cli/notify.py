@@ -10,7 +10,7 @@ from uuid import UUID
 import typer
 
 from consumers.notification.search import STATUSES, Filter
-from ops.cli.output import Format, Output, print_json, print_rows, say
+from ops.cli.output import Execute, Format, Output, Yes, print_json, print_rows, say
 from ops.cli.pipeline import FORMATS, current_settings, zoned
 from outbox.clock import utc_now
 from outbox.settings import Settings
@@ -29,8 +29,6 @@ HttpStatus = Annotated[str, typer.Option("--http-status", help="of the last atte
 Begin = Annotated[datetime | None, typer.Option("--from", formats=FORMATS, metavar="TIME", help="made from then on")]
 End = Annotated[datetime | None, typer.Option("--to", formats=FORMATS, metavar="TIME", help="made before then")]
 Reason = Annotated[str, typer.Option("--reason", help="why; kept in the audit table")]
-Execute = Annotated[bool, typer.Option("--execute", help="without it, only show what would be done")]
-Yes = Annotated[bool, typer.Option("--yes", help="do not ask")]
 
 
 @app.command("list")

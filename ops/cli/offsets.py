@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import typer
 
-from ops.cli.output import Format, Output, console, print_json, print_rows, say
+from ops.cli.output import Execute, Format, Output, Yes, console, print_json, print_rows, say
 from ops.cli.pipeline import current_settings, local_folder
 from outbox.clock import utc_now
 from outbox.settings import Settings
@@ -35,8 +35,6 @@ GroupName = Annotated[str, typer.Argument(metavar="GROUP")]
 Topics = Annotated[list[str] | None, typer.Option("--topic", help="topic, or topic:0,1; may be repeated")]
 Partitions = Annotated[str, typer.Option("-p", "--partitions", metavar="0,2", help="these partitions only")]
 Zone = Annotated[str, typer.Option("--tz", metavar="ZONE", help="of a time that names none, e.g. Asia/Shanghai")]
-Execute = Annotated[bool, typer.Option("--execute", help="without it, only show what would be done")]
-Yes = Annotated[bool, typer.Option("--yes", help="do not ask")]
 Wait = Annotated[str, typer.Option("--wait", metavar="DURATION", help="for the group to become inactive, e.g. 60s")]
 StopWorkers = Annotated[
     bool, typer.Option("--stop-workers", help="stop the local stack's workers of the group, and start them again")

@@ -25,6 +25,9 @@ class Format(StrEnum):
 
 Output = Annotated[Format, typer.Option("-o", "--output", help="table, json or csv")]
 
+Execute = Annotated[bool, typer.Option("--execute", help="without it, only show what would be done")]
+Yes = Annotated[bool, typer.Option("--yes", help="do not ask")]
+
 PIPE_WIDTH = 10_000
 """Columns where standard output is no terminal: nothing is cut or wrapped that a program or a file is to read."""
 

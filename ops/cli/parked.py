@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ops.cli.output import Format, Output, print_json, print_rows, say
+from ops.cli.output import Execute, Format, Output, Yes, print_json, print_rows, say
 from ops.cli.pipeline import FORMATS, current_settings, zoned
 from outbox.settings import Settings
 
@@ -22,8 +22,6 @@ CauseOption = Annotated[str, typer.Option("--cause", help="e.g. REJECTED, UNDECO
 Begin = Annotated[datetime | None, typer.Option("--from", formats=FORMATS, metavar="TIME", help="parked from then on")]
 End = Annotated[datetime | None, typer.Option("--to", formats=FORMATS, metavar="TIME", help="parked before then")]
 Limit = Annotated[int, typer.Option("--limit", min=1, max=10_000)]
-Execute = Annotated[bool, typer.Option("--execute", help="without it, only show what would be done")]
-Yes = Annotated[bool, typer.Option("--yes", help="do not ask")]
 
 
 @app.command("list")

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import typer
 
-from ops.cli.output import Format, Output, errors, print_rows, say
+from ops.cli.output import Execute, Format, Output, Yes, errors, print_rows, say
 from ops.cli.pipeline import FORMATS, Zone, current_settings, span
 from outbox.settings import Settings
 
@@ -27,8 +27,6 @@ app = typer.Typer(
 )
 
 Consumer = Annotated[str, typer.Argument(help="its group, e.g. accounting")]
-Execute = Annotated[bool, typer.Option("--execute", help="without it, only show what would be done")]
-Yes = Annotated[bool, typer.Option("--yes", help="do not ask")]
 
 LINES_EACH = 25_000
 """Records between two lines of progress, where standard error is no terminal."""

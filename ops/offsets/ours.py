@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from confluent_kafka import Message
-from sqlalchemy import Connection, text
 
 from consumers.delivery import CLOCK_TOLERANCE, Processor
+from ops.applied import progress_of
 from ops.health import reader_engine
 from ops.offsets.groups import cluster_id, topic_ids
 from ops.processors import known_processors, topics_of
@@ -59,7 +59,7 @@ def ours(settings: Settings, group: str) -> Ours | None:
         for place in bounds(settings, list(ids))
     }
     with reader_engine(settings).connect() as connection:
-        rows = _rows(connection, processor.service, group)
+        rows = progress_of(connection, processor.service, group)
     progress = {place: rows[log] for place, log in logs.items() if log in rows}
     elsewhere = {(log.topic, log.partition) for log in rows} - progress.keys()
     return Ours(
@@ -71,23 +71,11 @@ def ours(settings: Settings, group: str) -> Ours | None:
     )
 
 
-def _rows(connection: Connection, service: str, group: str) -> dict[Log, int]:
-    rows = connection.execute(
-        text(f"""SELECT cluster_id, topic, topic_id, partition, next_offset FROM {service}.progress
-                 WHERE consumer = :group"""),  # noqa: S608 - a schema of ours
-        {"group": group},
-    )
-    return {
-        Log(cluster_id=row.cluster_id, topic=row.topic, topic_id=row.topic_id, partition=row.partition): row.next_offset
-        for row in rows
-    }
-
-
 def _is_nobodys(settings: Settings, group: str) -> None:
     """No service has progress of a consumer of that name. Raises Refused."""
     with reader_engine(settings).connect() as connection:
         for service in SERVICES:
-            if _rows(connection, service, group):
+            if progress_of(connection, service, group):
                 raise Refused(
                     f"{group!r} has progress in {service}, and is no consumer of this version under "
                     f"PAYRELAY_GROUP_PREFIX {settings.group_prefix!r}: set that to what its name begins with"

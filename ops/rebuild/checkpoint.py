@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from sqlalchemy import Connection, text
 
 from consumers.delivery import Processor
+from ops.applied import progress_of
 from ops.processors import processor_of
-from ops.rebuild.feeding import progress_of
 from ops.rebuild.schemas import Made, copy_rows, find_schemas, make_schema
 from ops.rebuild.subjects import Subject, subject_of, sums
 from outbox.clock import utc_now

@@ -12,16 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from confluent_kafka import KafkaException, TopicCollection
 from sqlalchemy import Connection, Engine, text
 
 from consumers.delivery import Brake, Delivered, Delivery, Processor, Slice, is_transient
+from ops.offsets.groups import cluster_id, topic_ids
 from ops.processors import topics_of
 from ops.records import bounds, read
-from ops.topics import TIMEOUT_S, admin_client
 from outbox.clock import utc_now
 from outbox.database import engine_for
-from outbox.errors import Refused, Unreachable
+from outbox.errors import Refused
 from outbox.inbox import Log, begin_log
 from outbox.retry import backoff_s
 from outbox.settings import Settings
@@ -63,35 +62,10 @@ class Skipped:
 
 def logs_of(settings: Settings, processor: Processor) -> dict[Log, range]:
     """Return a processor's logs as they are on the broker, each with the offsets that it holds. Raises Unreachable."""
-    admin, topics = admin_client(settings), topics_of(settings, processor)
-    try:
-        cluster_id = str(admin.describe_cluster(request_timeout=TIMEOUT_S).result(TIMEOUT_S).cluster_id)
-        described = admin.describe_topics(TopicCollection(topics), request_timeout=TIMEOUT_S)
-        ids = {}
-        for name, future in described.items():
-            try:
-                ids[name] = str(future.result(TIMEOUT_S).topic_id)
-            except KafkaException as error:
-                if error.args[0].name() != "UNKNOWN_TOPIC_OR_PART":
-                    raise
-    except KafkaException as error:
-        raise Unreachable(f"Kafka does not answer at {settings.kafka_bootstrap}: {error.args[0].str()}") from error
+    cluster, ids = cluster_id(settings), topic_ids(settings, topics_of(settings, processor))
     return {
-        Log(cluster_id=cluster_id, topic=topic, topic_id=ids[topic], partition=partition): range(low, high)
+        Log(cluster_id=cluster, topic=topic, topic_id=ids[topic], partition=partition): range(low, high)
         for (topic, partition), (low, high) in sorted(bounds(settings, list(ids)).items())
-    }
-
-
-def progress_of(connection: Connection, schema: str, consumer: str) -> dict[Log, int]:
-    """Return how far a consumer is in each log, as a schema's rows say."""
-    rows = connection.execute(
-        text(f"""SELECT cluster_id, topic, topic_id, partition, next_offset FROM {schema}.progress
-                 WHERE consumer = :consumer"""),  # noqa: S608 - a schema of ours
-        {"consumer": consumer},
-    )
-    return {
-        Log(cluster_id=row.cluster_id, topic=row.topic, topic_id=row.topic_id, partition=row.partition): row.next_offset
-        for row in rows
     }
 
 

@@ -17,11 +17,12 @@ from pathlib import Path
 from sqlalchemy import Connection, text
 
 from consumers.delivery import Processor
+from ops.applied import progress_of
 from ops.health import reader_engine
 from ops.processors import processor_of
 from ops.rebuild.checkpoint import usable_checkpoint, verified
 from ops.rebuild.difference import Difference, Side, compare
-from ops.rebuild.feeding import Feeder, Told, logs_of, progress_of, skipped_of
+from ops.rebuild.feeding import Feeder, Told, logs_of, skipped_of
 from ops.rebuild.schemas import Made, copy_rows, find_schema, make_schema, shadow_of
 from ops.rebuild.subjects import Subject, repeatable, subject_of
 from outbox.clock import utc_now

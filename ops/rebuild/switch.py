@@ -14,8 +14,9 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import OperationalError
 
 from consumers.delivery import Processor
+from ops.applied import progress_of
 from ops.processors import processor_of
-from ops.rebuild.feeding import Feeder, Told, progress_of, skipped_of
+from ops.rebuild.feeding import Feeder, Told, skipped_of
 from ops.rebuild.rebuild import Rebuilt, alone_with
 from ops.rebuild.schemas import Made, drop_schema, tell
 from ops.rebuild.subjects import repeatable
