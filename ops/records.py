@@ -191,7 +191,7 @@ def search(
 def append_times(settings: Settings, offsets: Collection[tuple[Place, int]]) -> dict[tuple[Place, int], datetime]:
     """Return when the record at each of the offsets was appended, or the next one where there is none. Raises Unreachable.
 
-    Left out where only transaction markers or aborted records follow. One client for all; several offsets of one partition
+    Left out where only transaction markers follow. One client for all; several offsets of one partition
     are looked at one after the other.
     """
     times: dict[tuple[Place, int], datetime] = {}

@@ -1,6 +1,6 @@
 """Day partitions of outbox and inbox: made ahead, removed safely, never in the way of an insert.
 
-A day is made as a stand-alone table and ATTACHed, and removed by DETACH CONCURRENTLY and then dropped, each under a
+A day is made as a stand-alone table and ATTACHed in one transaction, and removed by DETACH CONCURRENTLY and then dropped, each under a
 lock time-out: a plain CREATE TABLE … PARTITION OF waits behind one open insert and makes every other insert wait.
 """
 
@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 
 from sqlalchemy import Connection, Engine, text
-from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
+from sqlalchemy.exc import DBAPIError, ProgrammingError
 
 from outbox.clock import first_id_of
 from outbox.errors import NotReady
@@ -31,6 +32,8 @@ LOCK_TIMEOUT_MS = 1_000
 TRIES_MAX = 30
 DONE_BESIDE = ("42P01", "55000")
 """SQLSTATEs of a day that another round has dropped or detached meanwhile."""
+TRIED_AGAIN = ("55P03", "42P07", "23505")
+"""SQLSTATEs of a lock that was not to be had in time, and of a table whose name another round has just taken."""
 
 _NAME = re.compile(r"(outbox|inbox)_(\d{4})(\d\d)(\d\d)")
 
@@ -63,12 +66,14 @@ def make_days(engine: Engine, schemas: Iterable[str], *, today: date, days_ahead
     """
     wanted = [today + timedelta(days=offset) for offset in range(-1, days_ahead + 1)]
     made = []
-    for schema in schemas:
-        for table in PARTITIONED:
-            with engine.connect() as connection:
+    with _waiting_briefly(engine) as connection:
+        for schema in schemas:
+            for table in PARTITIONED:
                 present = set(days_of(connection, schema, table))
-            missing = [day for day in wanted if day not in present]
-            made += [f"{schema}.{day_table(table, day)}" for day in missing if _attach(engine, schema, table, day)]
+                missing = [day for day in wanted if day not in present]
+                made += [
+                    f"{schema}.{day_table(table, day)}" for day in missing if _attach(connection, schema, table, day)
+                ]
     return made
 
 
@@ -90,80 +95,71 @@ def drop_days(
     the parking lot. The oldest go first, at most `limit`. Raises NotReady where a lock was not to be had in time.
     """
     dropped, kept = [], {}
-    with engine.connect() as connection:
+    with _waiting_briefly(engine) as connection:
         days = [day for day in days_of(connection, schema, table) if day < before]
-    for day in days[:limit]:
-        name = day_table(table, day)
-        with engine.connect() as connection:
+        for day in days[:limit]:
+            name = day_table(table, day)
             if table == "outbox":
                 reason = _unpublished(connection, schema, day, slot)
             else:
                 reason = _repeatable(connection, schema, day, oldest=days[0], readable_from=readable_from)
-        if reason:
-            kept[name] = reason
-            continue
-        # Who detaches a day by hand keeps it: only what carries our mark is dropped.
-        try:
-            _patiently(engine, f"COMMENT ON TABLE \"{schema}\".{name} IS '{DROP_MARK}'")
-            _detach(engine, schema, table, name)
-        except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) not in DONE_BESIDE:
-                raise
-            continue
-        dropped.append(f"{schema}.{name}")
-    for name in _detached(engine, schema, table):
-        _patiently(engine, f'DROP TABLE IF EXISTS "{schema}".{name}')
+            if reason:
+                kept[name] = reason
+                continue
+            # Who detaches a day by hand keeps it: only what carries our mark is dropped.
+            try:
+                _patiently(connection, f"COMMENT ON TABLE \"{schema}\".{name} IS '{DROP_MARK}'")
+                _detach(connection, schema, table, name)
+            except DBAPIError as error:
+                if getattr(error.orig, "sqlstate", None) not in DONE_BESIDE:
+                    raise
+                continue
+            dropped.append(f"{schema}.{name}")
+        for name in _detached(connection, schema, table):
+            _patiently(connection, f'DROP TABLE IF EXISTS "{schema}".{name}')
     return dropped, kept
 
 
-def _attach(engine: Engine, schema: str, table: str, day: date) -> bool:
+def _attach(connection: Connection, schema: str, table: str, day: date) -> bool:
     """Return whether this call, and no other one beside it, has attached the day."""
     name = day_table(table, day)
     low, high = first_id_of(day), first_id_of(day + timedelta(days=1))
-    with engine.begin() as connection:
-        connection.execute(
-            text(f'CREATE TABLE IF NOT EXISTS "{schema}".{name} (LIKE "{schema}".{table} INCLUDING ALL)')
-        )
-        if table == "outbox":
-            connection.execute(text(f'GRANT SELECT ON "{schema}".{name} TO debezium, ops'))
-        else:
-            connection.execute(text(f'GRANT SELECT ON "{schema}".{name} TO ops'))
-    statement = (
-        f"ALTER TABLE \"{schema}\".{table} ATTACH PARTITION \"{schema}\".{name} FOR VALUES FROM ('{low}') TO ('{high}')"
-    )
+    readers = "debezium, ops" if table == "outbox" else "ops"
+    statements = f"""
+        CREATE TABLE IF NOT EXISTS "{schema}".{name} (LIKE "{schema}".{table} INCLUDING ALL);
+        ALTER TABLE "{schema}".{table} ATTACH PARTITION "{schema}".{name} FOR VALUES FROM ('{low}') TO ('{high}');
+        GRANT SELECT ON "{schema}".{name} TO {readers}"""
     try:
-        _patiently(engine, statement)
+        _patiently(connection, statements)
     except ProgrammingError as error:
         code = getattr(error.orig, "sqlstate", None)
         if code == "42804":  # left half-made by an earlier version
-            _drop_half_made(engine, schema, name)
-            return _attach(engine, schema, table, day)
+            _drop_half_made(connection, schema, name)
+            return _attach(connection, schema, table, day)
         if code != "42809":  # already a partition: made beside us
             raise
         return False
     return True
 
 
-def _drop_half_made(engine: Engine, schema: str, name: str) -> None:
+def _drop_half_made(connection: Connection, schema: str, name: str) -> None:
     """The table, which belongs to no parent, is gone; raises NotReady if it holds rows."""
-    with engine.connect() as connection:
-        if connection.execute(text(f'SELECT EXISTS (SELECT FROM "{schema}".{name})')).scalar():  # noqa: S608
-            raise NotReady(f"{schema}.{name} holds rows and is no day of this version: move them, and drop it")
-    _patiently(engine, f'DROP TABLE "{schema}".{name}')
+    if connection.execute(text(f'SELECT EXISTS (SELECT FROM "{schema}".{name})')).scalar():  # noqa: S608
+        raise NotReady(f"{schema}.{name} holds rows and is no day of this version: move them, and drop it")
+    _patiently(connection, f'DROP TABLE "{schema}".{name}')
 
 
-def _detach(engine: Engine, schema: str, table: str, name: str) -> None:
+def _detach(connection: Connection, schema: str, table: str, name: str) -> None:
     """The day belongs to no parent any more. A DETACH that was cut off half-way is finished."""
     for _ in range(TRIES_MAX):
-        with engine.connect() as connection:
-            pending = connection.execute(
-                text("SELECT inhdetachpending FROM pg_inherits WHERE inhrelid = CAST(:child AS regclass)"),
-                {"child": f'"{schema}".{name}'},
-            ).scalar()
+        pending = connection.execute(
+            text("SELECT inhdetachpending FROM pg_inherits WHERE inhrelid = CAST(:child AS regclass)"),
+            {"child": f'"{schema}".{name}'},
+        ).scalar()
         if pending is None:
             return
         how = "FINALIZE" if pending else "CONCURRENTLY"
-        _try(engine, f'ALTER TABLE "{schema}".{table} DETACH PARTITION "{schema}".{name} {how}')
+        _try(connection, f'ALTER TABLE "{schema}".{table} DETACH PARTITION "{schema}".{name} {how}')
     raise NotReady(f"{schema}.{name} could not be detached: end the long transactions")
 
 
@@ -210,36 +206,43 @@ def _unpublished(connection: Connection, schema: str, day: date, slot: str) -> s
     return f"{older} open transactions are older, or not ours to see: GRANT pg_read_all_stats" if older else None
 
 
-def _detached(engine: Engine, schema: str, table: str) -> list[str]:
+def _detached(connection: Connection, schema: str, table: str) -> list[str]:
     """Return the day tables that belong to no parent any more and were detached to be dropped."""
-    with engine.connect() as connection:
-        names = connection.execute(
-            text("""SELECT relname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
-                    WHERE nspname = :schema AND relkind = 'r' AND NOT relispartition AND relname LIKE :like
-                      AND obj_description(pg_class.oid, 'pg_class') = :mark"""),
-            {"schema": schema, "like": f"{table}\\_%", "mark": DROP_MARK},
-        ).scalars()
-        return [name for name in names if _NAME.fullmatch(name)]
+    names = connection.execute(
+        text("""SELECT relname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+                WHERE nspname = :schema AND relkind = 'r' AND NOT relispartition AND relname LIKE :like
+                  AND obj_description(pg_class.oid, 'pg_class') = :mark"""),
+        {"schema": schema, "like": f"{table}\\_%", "mark": DROP_MARK},
+    ).scalars()
+    return [name for name in names if _NAME.fullmatch(name)]
 
 
-def _patiently(engine: Engine, statement: str) -> None:
-    for attempt in range(1, TRIES_MAX + 1):
-        if _try(engine, statement):
-            return
-        time.sleep(backoff_s(attempt, cap_s=1.0))
-    raise NotReady(f"no lock for {statement.split(' FOR ')[0]!r} after {TRIES_MAX} tries: end the long transactions")
-
-
-def _try(engine: Engine, statement: str) -> bool:
-    """Return whether the statement got its lock and ran, by itself, without holding others up beyond the time-out."""
+@contextmanager
+def _waiting_briefly(engine: Engine) -> Iterator[Connection]:
+    """Give a connection in autocommit whose statements give up soon on a lock: whoever waits for one may hold up all inserts."""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text(f"SET lock_timeout = {LOCK_TIMEOUT_MS}"))
         try:
-            connection.execute(text(statement))
-        except OperationalError as error:
-            if getattr(error.orig, "sqlstate", None) != "55P03":
-                raise
-            return False
+            yield connection
         finally:
             connection.execute(text("RESET lock_timeout"))
+
+
+def _patiently(connection: Connection, statements: str) -> None:
+    for attempt in range(1, TRIES_MAX + 1):
+        if _try(connection, statements):
+            return
+        time.sleep(backoff_s(attempt, cap_s=1.0))
+    asked = " ".join(statements.split()).split(" FOR ")[0]
+    raise NotReady(f"no lock for {asked!r} after {TRIES_MAX} tries: end the long transactions")
+
+
+def _try(connection: Connection, statements: str) -> bool:
+    """Return whether the statements, in a transaction of their own, got their locks and ran."""
+    try:
+        connection.execute(text(statements))
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) not in TRIED_AGAIN:
+            raise
+        return False
     return True

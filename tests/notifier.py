@@ -10,7 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import Engine, create_engine, text
 
-from consumers.notification.claims import Claimed, Ended, claim, finish, release_expired, take_wakes
+from consumers.notification.claims import Claimed, Ended, release_expired, take_wakes, turn
 from consumers.notification.lanes import Queue, Result
 from consumers.notification.records import _WRITE, register_receiver, resend_records, write
 from outbox.database import driver_url
@@ -74,11 +74,11 @@ class Desk:
         with self.engine.begin() as connection:
             take_wakes(connection, self.queue.queue)
         with self.engine.begin() as connection:
-            return claim(connection, self.queue, limit=limit, now=now)
+            return turn(connection, self.queue, limit=limit, now=now)
 
     def finish(self, ended: Sequence[Ended], now: datetime) -> None:
         with self.engine.begin() as connection:
-            finish(connection, self.queue, ended, now=now)
+            turn(connection, self.queue, ended, limit=0, now=now)
 
     def release(self, now: datetime) -> int:
         with self.engine.begin() as connection:

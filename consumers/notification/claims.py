@@ -1,7 +1,7 @@
 """Whose records are sent next, and what becomes of those that were: receiver by receiver, in order of due time, under a lease.
 
-A claim looks at lanes that are worth a look, never at what is blocked or not yet due. Time is the caller's `now`.
-Transactions: the caller's, each function in one of its own; finish and claim may share one, in this order.
+A turn looks at lanes that are worth a look, never at what is blocked or not yet due. Time is the caller's `now`.
+Transactions: the caller's, each function in one of its own.
 """
 
 from __future__ import annotations
@@ -101,6 +101,16 @@ def verdict(ended: Ended, lane: Lane) -> Verdict:
     return Verdict(status=ended.result, finished_at=None, planned_at=planned)
 
 
+def is_due(connection: Connection, queue: str, *, now: datetime) -> bool:
+    """Return whether a turn may find something to claim."""
+    return bool(connection.execute(_IS_DUE, {"queue": queue, "now": now}).scalar_one())
+
+
+_IS_DUE = text("""
+    SELECT EXISTS (SELECT FROM notify_wake WHERE queue = :queue)
+        OR EXISTS (SELECT FROM notify_lane WHERE queue = :queue AND ready_at <= :now)""")
+
+
 def take_wakes(connection: Connection, queue: str) -> int:
     """Lanes that something was made due in are worth a look by then; returns how many. May be repeated, and run beside itself.
 
@@ -121,44 +131,65 @@ _WAKE = text("""
     WHERE lane.paused_at IS NULL""")
 
 
-def claim(
-    connection: Connection, queue: Queue, *, limit: int, now: datetime, lease_s: float = LEASE_S
+def turn(
+    connection: Connection,
+    queue: Queue,
+    ended: Sequence[Ended] = (),
+    *,
+    limit: int,
+    now: datetime,
+    lease_s: float = LEASE_S,
 ) -> list[Claimed]:
-    """Return due records, now the caller's until their lease ends: the longest waiting receivers' first, of each the longest due,
-    shared out evenly. Several senders may claim beside it. What a lane had held back is noted with its cause.
+    """Finish what has ended, and return as many due records, now the caller's until their lease ends.
+
+    Each attempt that ended is in the log; its record is finished, or due by its rule, unless its lease was somebody else's by
+    then. Claimed are the longest waiting receivers' records first, of each the longest due, shared out evenly. What a lane had
+    held back is noted with its cause. Several senders may take turns side by side. Not repeatable: the log would have the
+    attempts twice.
     """
-    if limit <= 0:
-        return []
-    looked_at = {"queue": queue.queue, "now": now, "limit": min(limit, LANES_MAX)}
+    known = _finish(connection, queue, ended, now=now)
+    looked_at = {"queue": queue.queue, "now": now, "limit": max(0, min(limit, LANES_MAX)), "known": sorted(known)}
     rows = connection.execute(_READY, looked_at).all()
     if not rows:
         return []
-    lanes = {row.merchant_no: _lane(row) for row in rows}
-    given = shares([slots(_lane(row), row.in_flight, queue, now=now) for row in rows], limit)
-    orders = [_order(row, share) for row, share in zip(rows, given, strict=True) if share]
+    lanes = {row.merchant_no: known.get(row.merchant_no) or _lane(row) for row in rows}
+    places = {row.merchant_no: row.ready_at or now for row in rows}
+    rows.sort(key=lambda row: places[row.merchant_no])
+    free = [slots(lanes[row.merchant_no], row.in_flight, queue, now=now) if row.is_due else 0 for row in rows]
+    given = shares(free, limit)
+    orders = [
+        _order(row.merchant_no, lanes[row.merchant_no], share) for row, share in zip(rows, given, strict=True) if share
+    ]
     found: Sequence[Any] = ()
     if orders:
         until = now + timedelta(seconds=lease_s)
         asked = {"queue": queue.queue, "now": now, "until": until, "orders": as_json(orders)}
         found = connection.execute(_CLAIM, asked).all()
-    served = {row.merchant_no for row in found}
-    places = {row.merchant_no: now if row.merchant_no in served else row.ready_at for row in rows}
-    _save(connection, queue, lanes, places, now=now)
+    _save(connection, queue, lanes, places | {row.merchant_no: now for row in found}, now=now)
     return [Claimed(**row._mapping) for row in sorted(found, key=lambda row: (row.planned_at, row.id))]
 
 
-def _order(row: Any, share: int) -> dict[str, Any]:
-    held = held_back(_lane(row))
-    until, cause = held or (None, None)
-    return {"merchant_no": row.merchant_no, "share": share, "held_until": until, "cause": cause}
+def _order(merchant_no: str, lane: Lane, share: int) -> dict[str, Any]:
+    until, cause = held_back(lane) or (None, None)
+    return {"merchant_no": merchant_no, "share": share, "held_until": until, "cause": cause}
 
 
 _READY = text("""
-    SELECT lane.*, (SELECT count(*) FROM notify_record AS record
-                    WHERE record.queue = :queue AND record.merchant_no = lane.merchant_no
-                      AND record.leased_until IS NOT NULL) AS in_flight
-    FROM notify_lane AS lane WHERE lane.queue = :queue AND lane.ready_at <= :now
-    ORDER BY lane.ready_at LIMIT :limit FOR UPDATE OF lane SKIP LOCKED""")
+    WITH ready AS MATERIALIZED (
+      SELECT * FROM notify_lane
+      WHERE queue = :queue AND ready_at <= :now AND merchant_no <> ALL (CAST(:known AS text[]))
+      ORDER BY ready_at LIMIT :limit FOR UPDATE SKIP LOCKED),
+    looked_at AS (
+      SELECT * FROM ready
+      UNION ALL
+      SELECT * FROM notify_lane WHERE queue = :queue AND merchant_no = ANY (CAST(:known AS text[])))
+    SELECT *, (SELECT count(*) FROM notify_record AS record
+               WHERE record.queue = :queue AND record.merchant_no = looked_at.merchant_no
+                 AND record.leased_until IS NOT NULL) AS in_flight,
+           EXISTS (SELECT FROM notify_record AS record
+                   WHERE record.queue = :queue AND record.merchant_no = looked_at.merchant_no
+                     AND record.leased_until IS NULL AND record.finished_at IS NULL AND record.planned_at <= :now) AS is_due
+    FROM looked_at""")
 
 _CLAIM = text("""
     WITH due AS (
@@ -185,26 +216,21 @@ _CLAIM = text("""
     FROM claimed LEFT JOIN receiver USING (merchant_no)""")
 
 
-def finish(connection: Connection, queue: Queue, ended: Sequence[Ended], *, now: datetime) -> None:
-    """Each attempt is in the log; its record is finished, or due by its rule, unless its lease was somebody else's by then.
-
-    Their lanes know how their receivers are. What is postponed is noted. Not repeatable: the log would have it twice.
-    """
+def _finish(connection: Connection, queue: Queue, ended: Sequence[Ended], *, now: datetime) -> dict[str, Lane]:
+    """Return their lanes, locked, as they are known to be by now."""
     if not ended:
-        return
+        return {}
     of_lane: dict[str, list[Ended]] = {}
     for one in ended:
         of_lane.setdefault(one.claimed.merchant_no, []).append(one)
-    wanted = {"queue": queue.queue, "merchants": sorted(of_lane)}
-    locked = connection.execute(_LOCK, wanted).all()
+    locked = connection.execute(_LOCK, {"queue": queue.queue, "merchants": sorted(of_lane)}).all()
     lanes = {
         row.merchant_no: after(_lane(row), [_evidence(one) for one in of_lane[row.merchant_no]], queue, now=now)
         for row in locked
     }
-    verdicts = [(one, verdict(one, lanes[one.claimed.merchant_no])) for one in ended]
-    rows = [_row(one, what) for one, what in verdicts]
+    rows = [_row(one, verdict(one, lanes[one.claimed.merchant_no])) for one in ended]
     connection.execute(_FINISH, {"queue": queue.queue, "rows": as_json(rows)})
-    _save(connection, queue, lanes, {row.merchant_no: row.ready_at or now for row in locked}, now=now)
+    return lanes
 
 
 def _row(ended: Ended, what: Verdict) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import SQLAlchemyError
 
 from consumers.metrics import ATTEMPT, ATTEMPTS, LATENESS, expose
-from consumers.notification.claims import LEASE_S, Claimed, Ended, claim, finish, queue_of, release_expired, take_wakes
+from consumers.notification.claims import LEASE_S, Claimed, Ended, is_due, queue_of, release_expired, take_wakes, turn
 from consumers.notification.guard import ForbiddenAddress, GuardedResolver, check_url, open_socket
 from consumers.notification.lanes import Queue, Result
 from consumers.notification.queues import PLATFORM
@@ -136,11 +136,12 @@ class Sender:
                 release_expired(connection, self._name, now=utc_now())
                 self._queue = queue_of(connection, self._name)
             self._released_at = time.monotonic()
-        with self._engine.begin() as connection:
+        with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            if not ended and not is_due(connection, self._name, now=utc_now()):
+                return []
             take_wakes(connection, self._name)
         with self._engine.begin() as connection:
-            finish(connection, self._queue, ended, now=utc_now())
-            return claim(connection, self._queue, limit=room, now=utc_now())
+            return turn(connection, self._queue, ended, limit=room, now=utc_now())
 
     async def _attempt(self, session: aiohttp.ClientSession, record: Claimed) -> None:
         async with self._slots:

@@ -35,6 +35,14 @@ def processes_of(folder: StackFolder) -> list[str]:
     return found
 
 
+def is_bound(to_bind: socket.socket, port: int) -> bool:
+    try:
+        to_bind.bind(("127.0.0.1", port))
+    except OSError:
+        return False
+    return True
+
+
 def test_a_second_up_a_killed_supervisor_a_taken_port_and_a_stale_state_file(spare_stack: StackFolder) -> None:
     assert up(spare_stack, infrastructure=True, with_parent=True)
     assert not up(spare_stack, infrastructure=True), "a second up does nothing"
@@ -50,7 +58,8 @@ def test_a_second_up_a_killed_supervisor_a_taken_port_and_a_stale_state_file(spa
     assert {state.state for state in spare_stack.states()} == {"stopped"}, "a stale state file misleads nobody"
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(("127.0.0.1", ports["kafka"]))
+        # A process that was killed is nameless some time before its sockets are closed.
+        eventually(lambda: is_bound(taken, ports["kafka"]), within_s=20, what="Kafka's port is free")
         taken.listen()
         assert up(spare_stack, infrastructure=True, with_parent=True)
         assert spare_stack.read("ports.json")["kafka"] != ports["kafka"]

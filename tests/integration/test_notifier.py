@@ -397,6 +397,7 @@ def plans(desk: Desk, now: datetime) -> dict[str, Any]:
             "now": now,
             "until": now + SECOND,
             "limit": 100,
+            "known": [desk.merchant(0)],
             "orders": json.dumps(orders),
         }
         for name, statement in (("ready", claims._READY), ("claim", claims._CLAIM)):

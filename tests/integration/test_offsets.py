@@ -15,12 +15,13 @@ from confluent_kafka import Producer
 
 from ops.offsets.delete import TOOL
 from ops.offsets.files import from_csv
-from ops.records import append_times
+from ops.records import append_times, bounds
 from ops.stack.programs import installed_programs, java
 from ops.stack.state import StackFolder
 from outbox.errors import Unreachable
 from outbox.settings import Settings
 from tests.foreign import BEGIN, Command, Foreign, kafka_alone
+from tests.waiting import eventually
 
 YES = ("--execute", "--yes")
 PLAN = ("partition", "old", "new", "delta")
@@ -300,11 +301,12 @@ def test_a_log_that_ends_in_transaction_markers_has_a_lag_of_no_age(foreign: For
     producer.produce(foreign.topic, partition=0, value="aborted")
     producer.flush(20)
     producer.abort_transaction(20)
-    foreign.commit(2)
-    [row] = offsets("describe", foreign.group).rows["partitions"]
-    assert (row["lag"], row["lag_s"]) == (2, None)
     place = (foreign.topic, 0)
-    assert append_times(foreign.settings, {(place, 1), (place, 2)}) == {(place, 1): BEGIN + timedelta(minutes=1)}
+    eventually(lambda: bounds(foreign.settings, [foreign.topic])[place][1] == 4, what="the marker follows the abort's answer")
+    foreign.commit(3)
+    [row] = offsets("describe", foreign.group).rows["partitions"]
+    assert (row["lag"], row["lag_s"]) == (1, None)
+    assert append_times(foreign.settings, {(place, 1), (place, 3)}) == {(place, 1): BEGIN + timedelta(minutes=1)}
 
 
 def test_a_broker_that_is_away_is_exit_code_3(
