@@ -20,6 +20,9 @@ from tests.providers import PROVIDERS, Stack
 BUDGET_S = 690.0
 LIMIT_S = 1800.0
 
+os.environ.setdefault("PAYRELAY_CONNECTOR_POLL_INTERVAL_MS", "25")
+"""Debezium looks for news this often, two hundred times a second by default: too much for stacks that mostly idle on two cores."""
+
 _spent: dict[str, float] = defaultdict(float)
 _begun = 0.0
 

@@ -149,13 +149,15 @@ def turn(
     """
     known = _finish(connection, queue, ended, now=now)
     looked_at = {"queue": queue.queue, "now": now, "limit": max(0, min(limit, LANES_MAX)), "known": sorted(known)}
-    rows = connection.execute(_READY, looked_at).all()
+    rows = sorted(connection.execute(_READY, looked_at).all(), key=lambda row: row.ready_at or now)
     if not rows:
         return []
     lanes = {row.merchant_no: known.get(row.merchant_no) or _lane(row) for row in rows}
     places = {row.merchant_no: row.ready_at or now for row in rows}
-    rows.sort(key=lambda row: places[row.merchant_no])
-    free = [slots(lanes[row.merchant_no], row.in_flight, queue, now=now) if row.is_due else 0 for row in rows]
+    free = [
+        slots(lanes[row.merchant_no], row.in_flight, queue, now=now) if row.next and row.next <= now else 0
+        for row in rows
+    ]
     given = shares(free, limit)
     orders = [
         _order(row.merchant_no, lanes[row.merchant_no], share) for row, share in zip(rows, given, strict=True) if share
@@ -186,9 +188,10 @@ _READY = text("""
     SELECT *, (SELECT count(*) FROM notify_record AS record
                WHERE record.queue = :queue AND record.merchant_no = looked_at.merchant_no
                  AND record.leased_until IS NOT NULL) AS in_flight,
-           EXISTS (SELECT FROM notify_record AS record
-                   WHERE record.queue = :queue AND record.merchant_no = looked_at.merchant_no
-                     AND record.leased_until IS NULL AND record.finished_at IS NULL AND record.planned_at <= :now) AS is_due
+           (SELECT record.planned_at FROM notify_record AS record
+            WHERE record.queue = :queue AND record.merchant_no = looked_at.merchant_no
+              AND record.leased_until IS NULL AND record.finished_at IS NULL
+            ORDER BY record.planned_at, record.id LIMIT 1) AS next
     FROM looked_at""")
 
 _CLAIM = text("""

@@ -390,16 +390,16 @@ def plans(desk: Desk, now: datetime) -> dict[str, Any]:
     """Return the plan of each statement of a claim, as it was carried out."""
     found = {}
     with desk.engine.connect() as connection:
-        lanes = connection.execute(claims._READY, {"queue": desk.queue.queue, "now": now, "limit": 100}).all()
-        orders = [{"merchant_no": row.merchant_no, "share": 5, "held_until": None, "cause": None} for row in lanes]
         given = {
             "queue": desk.queue.queue,
             "now": now,
             "until": now + SECOND,
             "limit": 100,
             "known": [desk.merchant(0)],
-            "orders": json.dumps(orders),
         }
+        lanes = connection.execute(claims._READY, given).all()
+        orders = [{"merchant_no": row.merchant_no, "share": 5, "held_until": None, "cause": None} for row in lanes]
+        given["orders"] = json.dumps(orders)
         for name, statement in (("ready", claims._READY), ("claim", claims._CLAIM)):
             asked = text(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement.text}")
             found[name] = connection.execute(asked, given).scalar_one()[0]["Plan"]

@@ -302,7 +302,9 @@ def test_a_log_that_ends_in_transaction_markers_has_a_lag_of_no_age(foreign: For
     producer.flush(20)
     producer.abort_transaction(20)
     place = (foreign.topic, 0)
-    eventually(lambda: bounds(foreign.settings, [foreign.topic])[place][1] == 4, what="the marker follows the abort's answer")
+    eventually(
+        lambda: bounds(foreign.settings, [foreign.topic])[place][1] == 4, what="the marker follows the abort's answer"
+    )
     foreign.commit(3)
     [row] = offsets("describe", foreign.group).rows["partitions"]
     assert (row["lag"], row["lag_s"]) == (1, None)
