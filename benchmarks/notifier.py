@@ -156,7 +156,7 @@ class Bench:
             self._register(f"{queue}-dead", "http://127.0.0.1:9/")
             self._fill(queue, dead, merchant=f"{queue}-dead")
         self._fill(queue, OTHER_RECORDS)
-        self._vacuum()
+        self._settle()
         begun, sizes, told = utc_now(), [0.0], 0
         with self._notifier(queue) as process:
             while told < WATCHED:
@@ -203,10 +203,12 @@ class Bench:
             connection.execute(_FILL, {"queue": queue, "count": count, "merchant": merchant, "receivers": RECEIVERS, "body": BODY.decode(),
                                        "rule": '{"1":0,"2":1,"3":2,"4":5,"5":15}'})  # fmt: skip
 
-    def _vacuum(self) -> None:
+    def _settle(self) -> None:
+        """What filling leaves to do is done: it would be written to the disk while others are watched."""
         owner = create_engine(driver_url(self._folder.settings().database_url.get_secret_value()))
         with owner.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("VACUUM ANALYZE notification.notify_record"))
+            connection.execute(text("CHECKPOINT"))
         owner.dispose()
 
     @contextmanager

@@ -7,7 +7,7 @@ Transactions: the caller's, each function in one of its own.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -285,13 +285,13 @@ _FINISH = text("""
       RETURNING record.id),
     noted AS (
       INSERT INTO notify_postponement (record_id, attempt, cause, planned_at, postponed_to)
-      SELECT ended.id, attempt + 1, cause, planned_at, postponed_to FROM ended JOIN counted USING (id)
-      WHERE postponed_to IS NOT NULL)
+      SELECT id, attempt + 1, cause, planned_at, postponed_to FROM ended
+      WHERE postponed_to IS NOT NULL AND (id IN (SELECT id FROM counted)) IS TRUE)
     INSERT INTO notify_record_log (record_id, attempt, queue, merchant_no, planned_at, postponed, started_at, ended_at, url,
                                    result, http_status, response, error, counted)
-    SELECT ended.id, attempt, :queue, merchant_no, was_planned, was_postponed, started_at, ended_at, url, result, http_status,
-           response, error, counted.id IS NOT NULL
-    FROM ended LEFT JOIN counted USING (id)""")
+    SELECT id, attempt, :queue, merchant_no, was_planned, was_postponed, started_at, ended_at, url, result, http_status,
+           response, error, id IN (SELECT id FROM counted)
+    FROM ended""")  # IN as a value is looked up in a hash table: a join of what just ended would compare each with each
 
 
 def release_expired(connection: Connection, queue: str, *, now: datetime) -> int:
@@ -317,8 +317,12 @@ _RELEASE = text("""
     SELECT id, attempts + 1, 'LEASE', was, :now FROM released""")
 
 
+_LANE = [one.name for one in fields(Lane)]
+
+
 def _lane(row: Any) -> Lane:
-    return Lane(**{one.name: getattr(row, one.name) for one in fields(Lane)})
+    known = row._mapping
+    return Lane(**{name: known[name] for name in _LANE})
 
 
 def _evidence(ended: Ended) -> Evidence:
@@ -341,8 +345,12 @@ def _save(
     """
     rows = [
         {
-            **asdict(lane),
             "merchant_no": merchant_no,
+            "failures": lane.failures,
+            "opened_at": lane.opened_at,
+            "blocked_until": lane.blocked_until,
+            "blocked_cause": lane.blocked_cause,
+            "freed_at": lane.freed_at,
             "bound": bound(lane, queue),
             "probing": lane.failures >= queue.breaker_failures,
             "place": min(places[merchant_no], now),

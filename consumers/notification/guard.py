@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from functools import lru_cache
 from typing import Any
 
 from aiohttp import ThreadedResolver
@@ -48,6 +49,7 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast and not any(ip in network for network in REFUSED)
 
 
+@lru_cache(maxsize=4_096)
 def check_url(url: str, *, allow_private: bool) -> URL:
     """Return the receiver's URL; raises ForbiddenAddress for what needs no look-up to be refused."""
     try:

@@ -89,7 +89,7 @@ def after(lane: Lane, attempts: Sequence[Evidence], queue: Queue, *, now: dateti
 def _after_one(lane: Lane, one: Evidence, queue: Queue) -> Lane:
     if one.result is not Result.HTTP_REQUEST_FAILED:
         if lane.failures < queue.breaker_failures:
-            return replace(lane, failures=0)
+            return replace(lane, failures=0) if lane.failures else lane
         return _blocked(replace(lane, failures=0, opened_at=None, blocked_until=None), one.ended_at, Cause.BREAKER)
     if lane.opened_at is None or one.started_at >= lane.opened_at:
         lane = replace(lane, failures=lane.failures + 1)

@@ -101,9 +101,7 @@ class Sender:
             attempt = 0
             self._condition.tell(f"notifier {self._name}", "")
             for record in claimed:
-                task = asyncio.create_task(self._attempt(session, record))
-                self._under_way.add(task)
-                task.add_done_callback(self._under_way.discard)
+                self._under_way.add(asyncio.create_task(self._attempt(session, record)))
             await self._pause(IDLE_S)
         if session is not None:
             await session.close()
@@ -123,7 +121,9 @@ class Sender:
     async def _turn(self) -> list[Claimed]:
         ended = list(self._ended)
         most = self._queue.in_flight_max
-        ahead = min(most, len(ended))  # as many as will end before the next turn: none while receivers are slow
+        ahead = 2 * min(
+            most, len(ended)
+        )  # as many as end in two turns, this one and the next: none while receivers are slow
         room = 0 if self.ending.is_set() else most + ahead - len(self._under_way)
         releases = time.monotonic() - self._released_at >= RELEASE_S
         claimed = await asyncio.to_thread(self._transact, ended, room, releases)
@@ -144,13 +144,16 @@ class Sender:
             return turn(connection, self._queue, ended, limit=room, now=utc_now())
 
     async def _attempt(self, session: aiohttp.ClientSession, record: Claimed) -> None:
-        async with self._slots:
-            if utc_now() - record.leased_until + timedelta(seconds=LEASE_S) > BEGIN_WITHIN:
-                return  # frozen since the claim: it is claimed again when the lease ends
-            ended = await attempt(session, record, self._queue.success_word, allow_private=self._allows_private)
-        count(ended)
-        self._ended.append(ended)
-        self._news.set()
+        try:
+            async with self._slots:
+                if utc_now() - record.leased_until + timedelta(seconds=LEASE_S) > BEGIN_WITHIN:
+                    return  # frozen since the claim: it is claimed again when the lease ends
+                ended = await attempt(session, record, self._queue.success_word, allow_private=self._allows_private)
+            count(ended)
+            self._ended.append(ended)
+            self._news.set()
+        finally:
+            self._under_way.discard(asyncio.current_task())  # at once: the next turn fills its place
 
     async def _pause(self, delay_s: float) -> None:
         """Time has passed, or something has ended; what ends close together is waited for."""
@@ -285,14 +288,14 @@ async def _beginning(answer: aiohttp.ClientResponse) -> bytes:
 
 
 def sender_engine(settings: Settings, queue: str, service: str) -> Engine:
-    """Return the engine of a queue's sender. Its statements go by indexes from the first day on: a plan that was made while the table
-    was small, and is kept, would read all of it once it is large.
+    """Return the engine of a queue's sender. Its statements look up what they name by indexes, one by one, from the first day on: how
+    few that is the planner cannot know, and in a large table it would rather read all of an index once.
     """
     engine = engine_for(settings.dsn_of(service), name=f"notifier {queue}", pool_size=1)
 
     def by_indexes(connection: Any, _: object) -> None:
         with connection.cursor() as cursor:
-            cursor.execute("SET enable_seqscan = off")
+            cursor.execute("SET enable_seqscan = off; SET enable_mergejoin = off; SET enable_hashjoin = off")
         connection.commit()
 
     event.listen(engine, "connect", by_indexes)

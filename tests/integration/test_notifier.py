@@ -435,6 +435,7 @@ def test_a_claim_costs_the_same_whatever_is_blocked_and_reads_nothing_but_indexe
         scans = [node for node in nodes(plan) if node.get("Relation Name") in ("notify_record", "notify_lane")]
         kinds = {node["Node Type"] for node in scans if node["Node Type"] != "ModifyTable"}
         assert kinds <= {"Index Scan", "Index Only Scan", "Bitmap Heap Scan"}, f"{name}: {kinds}"
+        assert not {"Merge Join", "Hash Join"} & {node["Node Type"] for node in nodes(plan)}, name
         assert sum(node.get("Rows Removed by Filter", 0) for node in scans) <= 20
         touched = [one["Shared Hit Blocks"] + one["Shared Read Blocks"] for one in (before[name], plan)]
         assert touched[1] <= 1.5 * touched[0] + 50, f"{name}: {touched} blocks"
