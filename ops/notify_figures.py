@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from consumers.notification.acts import COUNTED_MAX
+from consumers.notification.search import UNFINISHED
 from ops.notify import SERVICES
 
 SLOWEST = timedelta(seconds=60)
@@ -27,10 +28,10 @@ _ATTEMPTS = """
     WHERE started_at >= CAST(:begin AS timestamptz) - CAST(:slowest AS interval) AND ended_at >= :begin AND ended_at < :end
     GROUP BY 1 ORDER BY 1"""
 
-_WAITING = """
+_WAITING = f"""
     SELECT count(*) AS waiting, count(*) FILTER (WHERE planned_at <= clock_timestamp()) AS due,
            extract(epoch FROM clock_timestamp() - min(planned_at)) AS oldest_due_s
-    FROM (SELECT planned_at FROM {service}.notify_record WHERE finished_at IS NULL LIMIT :most) AS record"""
+    FROM (SELECT planned_at FROM {{service}}.notify_record WHERE {UNFINISHED} LIMIT :most) AS record"""  # noqa: S608
 
 _FAILED = """
     SELECT count(*) FROM (SELECT FROM {service}.notify_record WHERE status = 'FAILED' LIMIT :most) AS record"""

@@ -39,15 +39,11 @@ def begin_resend(
 ) -> int:
     """Everything that matches and is no newer than that record is to be sent again, by `step`; returns how much matches.
 
-    Where nothing does there is no act. Raises Refused without a reason.
+    Where nothing does there is no act. May be repeated: an act begun before is left as it is. Raises Refused without a reason.
     """
     if not reason.strip():
         raise Refused("say why: the reason is kept in the audit table")
-    where, given = conditions(wanted)
-    statement = (
-        f"SELECT count(*) FROM (SELECT FROM notify_record WHERE {where} AND id <= :newest LIMIT :most) AS record"  # noqa: S608
-    )
-    matched: int = connection.execute(text(statement), {**given, "newest": newest, "most": COUNTED_MAX}).scalar_one()
+    matched = count_matching(connection, wanted, newest=newest)
     if matched:
         asked = {"id": identity, "wanted": json.dumps(wanted.given()), "matched": matched, "newest": newest}
         connection.execute(_BEGIN, {**asked, "reason": reason.strip(), "actor": actor})
@@ -56,7 +52,17 @@ def begin_resend(
 
 _BEGIN = text("""
     INSERT INTO notify_act (id, action, wanted, matched, newest, reason, actor)
-    VALUES (:id, 'RESEND', CAST(:wanted AS jsonb), :matched, :newest, :reason, :actor)""")
+    VALUES (:id, 'RESEND', CAST(:wanted AS jsonb), :matched, :newest, :reason, :actor) ON CONFLICT (id) DO NOTHING""")
+
+
+def count_matching(connection: Connection, wanted: Filter, *, newest: UUID) -> int:
+    """Return how many records match and are no newer than that one, counted up to 100,000."""
+    where, given = conditions(wanted)
+    statement = (
+        f"SELECT count(*) FROM (SELECT FROM notify_record WHERE {where} AND id <= :newest LIMIT :most) AS record"  # noqa: S608
+    )
+    matched: int = connection.execute(text(statement), {**given, "newest": newest, "most": COUNTED_MAX}).scalar_one()
+    return matched
 
 
 def step(connection: Connection, identity: UUID, *, limit: int = STEP) -> Progress:

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
+from threading import Lock
 from typing import Any
 from uuid import UUID
 
@@ -38,17 +39,19 @@ class Rates:
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
+        self._lock = Lock()
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def allows(self, merchant_no: str) -> bool:
         """Return whether a merchant may ask once more now; it is then counted."""
-        left, at = self._buckets.pop(merchant_no, (BURST, self._now()))
-        left = min(BURST, left + (self._now() - at) * RATE)
-        allowed = left >= 1
-        self._buckets[merchant_no] = (left - 1 if allowed else left, self._now())
-        if len(self._buckets) > MERCHANTS_MAX:
-            self._buckets.popitem(last=False)
-        return allowed
+        with self._lock:
+            left, at = self._buckets.pop(merchant_no, (BURST, self._now()))
+            left = min(BURST, left + (self._now() - at) * RATE)
+            allowed = left >= 1
+            self._buckets[merchant_no] = (left - 1 if allowed else left, self._now())
+            if len(self._buckets) > MERCHANTS_MAX:
+                self._buckets.popitem(last=False)
+            return allowed
 
 
 def create_app(settings: Settings) -> Starlette:

@@ -160,7 +160,9 @@ def turn(
     ]
     given = shares(free, limit)
     orders = [
-        _order(row.merchant_no, lanes[row.merchant_no], share) for row, share in zip(rows, given, strict=True) if share
+        _order(row.merchant_no, lanes[row.merchant_no], share, queue)
+        for row, share in zip(rows, given, strict=True)
+        if share
     ]
     found: Sequence[Any] = ()
     if orders:
@@ -171,9 +173,16 @@ def turn(
     return [Claimed(**row._mapping) for row in sorted(found, key=lambda row: (row.planned_at, row.id))]
 
 
-def _order(merchant_no: str, lane: Lane, share: int) -> dict[str, Any]:
+def _order(merchant_no: str, lane: Lane, share: int, queue: Queue) -> dict[str, Any]:
     until, cause = held_back(lane) or (None, None)
-    return {"merchant_no": merchant_no, "share": share, "held_until": until, "cause": cause}
+    # The bound is looked at once more: another sender may have claimed of the lane while it was being locked here.
+    return {
+        "merchant_no": merchant_no,
+        "share": share,
+        "bound": bound(lane, queue),
+        "held_until": until,
+        "cause": cause,
+    }
 
 
 _READY = text("""
@@ -198,12 +207,16 @@ _CLAIM = text("""
     WITH due AS (
       SELECT first.*, wanted.held_until, wanted.cause
       FROM json_to_recordset(CAST(:orders AS json))
-           AS wanted (merchant_no text, share integer, held_until timestamptz, cause text)
+           AS wanted (merchant_no text, share integer, bound integer, held_until timestamptz, cause text)
       CROSS JOIN LATERAL (
         SELECT id, planned_at FROM notify_record AS record
         WHERE record.queue = :queue AND record.merchant_no = wanted.merchant_no
           AND record.leased_until IS NULL AND record.finished_at IS NULL AND record.planned_at <= :now
-        ORDER BY record.planned_at, record.id LIMIT wanted.share FOR UPDATE SKIP LOCKED) AS first),
+        ORDER BY record.planned_at, record.id
+        LIMIT greatest(0, least(wanted.share, wanted.bound - (
+          SELECT count(*) FROM notify_record AS leased
+          WHERE leased.queue = :queue AND leased.merchant_no = wanted.merchant_no AND leased.leased_until IS NOT NULL)))
+        FOR UPDATE SKIP LOCKED) AS first),
     claimed AS (
       UPDATE notify_record AS record
       SET leased_until = :until, postponed = record.postponed OR coalesce(due.planned_at < due.held_until, false),
@@ -282,16 +295,35 @@ _FINISH = text("""
           postponed = CASE WHEN ended.finished_at IS NULL THEN ended.postponed_to IS NOT NULL ELSE record.postponed END,
           http_status = ended.http_status, last_error = nullif(ended.error, '')
       FROM ended WHERE record.id = ended.id AND record.leased_until = ended.lease AND record.attempts = ended.attempt - 1
-      RETURNING record.id),
+      RETURNING record.id, ended.lease),
     noted AS (
       INSERT INTO notify_postponement (record_id, attempt, cause, planned_at, postponed_to)
       SELECT id, attempt + 1, cause, planned_at, postponed_to FROM ended
-      WHERE postponed_to IS NOT NULL AND (id IN (SELECT id FROM counted)) IS TRUE)
+      WHERE postponed_to IS NOT NULL AND ((id, lease) IN (SELECT id, lease FROM counted)) IS TRUE)
     INSERT INTO notify_record_log (record_id, attempt, queue, merchant_no, planned_at, postponed, started_at, ended_at, url,
                                    result, http_status, response, error, counted)
     SELECT id, attempt, :queue, merchant_no, was_planned, was_postponed, started_at, ended_at, url, result, http_status,
-           response, error, id IN (SELECT id FROM counted)
+           response, error, (id, lease) IN (SELECT id, lease FROM counted)
     FROM ended""")  # IN as a value is looked up in a hash table: a join of what just ended would compare each with each
+
+
+def hand_back(connection: Connection, queue: str, unbegun: Sequence[Claimed]) -> None:
+    """Records that were claimed and are not sent are due as they were, unless their lease was somebody else's by then.
+
+    May be repeated, and run beside itself.
+    """
+    rows = [{"id": one.id, "lease": one.leased_until} for one in unbegun]
+    connection.execute(_HAND_BACK, {"queue": queue, "rows": as_json(rows)})
+
+
+_HAND_BACK = text("""
+    WITH handed_back AS (
+      UPDATE notify_record AS record SET leased_until = NULL
+      FROM json_to_recordset(CAST(:rows AS json)) AS unbegun (id uuid, lease timestamptz)
+      WHERE record.id = unbegun.id AND record.leased_until = unbegun.lease
+      RETURNING record.merchant_no, record.planned_at)
+    INSERT INTO notify_wake (queue, merchant_no, planned_at)
+    SELECT :queue, merchant_no, min(planned_at) FROM handed_back GROUP BY merchant_no""")
 
 
 def release_expired(connection: Connection, queue: str, *, now: datetime) -> int:
@@ -364,7 +396,7 @@ _SAVE = text("""
     UPDATE notify_lane AS lane
     SET failures = known.failures, opened_at = known.opened_at, blocked_until = known.blocked_until,
         blocked_cause = known.blocked_cause, freed_at = known.freed_at,
-        crowded = NOT known.probing AND known.bound > 0 AND known.bound <= seen.in_flight AND coalesce(seen.next <= :now, false),
+        crowded = NOT known.probing AND known.bound > 0 AND known.bound <= seen.in_flight,
         ready_at = CASE WHEN seen.next IS NOT NULL AND known.bound > seen.in_flight
                         THEN greatest(seen.next, known.blocked_until, known.place) END
     FROM (

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
-from functools import lru_cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from typing import Any
 
-from aiohttp import ThreadedResolver
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
@@ -27,6 +28,9 @@ REFUSED = tuple(
 """Not of the public internet, whatever the library's own tables say. Source: IANA special-purpose registries, RFC 6890."""
 
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+LOOKUPS_MAX = 64
+"""Names that are being resolved at a time."""
 
 
 class ForbiddenAddress(OSError):
@@ -72,12 +76,36 @@ def check_url(url: str, *, allow_private: bool) -> URL:
     return parsed
 
 
+class Resolver(AbstractResolver):
+    """The system's resolver, in threads of its own: names that are slow to resolve hold up no database turn, and few others."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(LOOKUPS_MAX, thread_name_prefix="lookup")
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Return the host's addresses. Raises OSError."""
+        ask = partial(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM, 0, socket.AI_ADDRCONFIG)
+        return [
+            ResolveResult(
+                hostname=host, host=str(place[0]), port=int(place[1]), family=found, proto=protocol,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+            for found, _, protocol, _, place in await asyncio.get_running_loop().run_in_executor(self._threads, ask)
+        ]  # fmt: skip
+
+    async def close(self) -> None:
+        """No look-up is waited for."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
 class GuardedResolver(AbstractResolver):
     """Resolves names, and hands over public addresses only."""
 
     def __init__(self, *, allow_private: bool, resolver: Any = None) -> None:
         self._allow_private = allow_private
-        self._resolver: Any = resolver or ThreadedResolver()
+        self._resolver: Any = resolver or Resolver()
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET

@@ -15,6 +15,8 @@ WAITING = "WAITING"
 """Not finished, whatever came of the last attempt."""
 STATUSES = (WAITING, "CREATED", "HTTP_REQUEST_FAILED", "HTTP_REQUEST_SUCCESS", "SUCCESS", "FAILED")
 NO_ANSWER = "none"
+UNFINISHED = "(leased_until IS NOT NULL OR leased_until IS NULL AND finished_at IS NULL)"
+"""What is finished has no lease: said in two parts, for each of which there is an index."""
 
 _HTTP = re.compile(r"[1-5]\d\d|[1-5]xx|none", re.ASCII)
 
@@ -75,14 +77,14 @@ def conditions(wanted: Filter) -> tuple[str, dict[str, Any]]:
     """Return the filter as conditions on `notify_record`, and their parameters. A record's id tells when it was made.
 
     >>> conditions(Filter(status="WAITING", http_status="5xx"))
-    ('finished_at IS NULL AND http_status BETWEEN :http_low AND :http_high', {'http_low': 500, 'http_high': 599})
+    ('(leased_until IS NOT NULL OR leased_until IS NULL AND finished_at IS NULL) AND http_status BETWEEN :http_low AND :http_high', {'http_low': 500, 'http_high': 599})
     >>> conditions(Filter())
     ('true', {})
     """
     found: list[str] = []
     given: dict[str, Any] = {}
     if wanted.status == WAITING:
-        found.append("finished_at IS NULL")
+        found.append(UNFINISHED)
     elif wanted.status:
         found.append(f"status = '{wanted.status}'")  # written out: partial indexes are by it
     for column in ("id", "queue", "merchant_no", "order_no", "payment_no"):

@@ -23,7 +23,17 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import SQLAlchemyError
 
 from consumers.metrics import ATTEMPT, ATTEMPTS, LATENESS, expose
-from consumers.notification.claims import LEASE_S, Claimed, Ended, is_due, queue_of, release_expired, take_wakes, turn
+from consumers.notification.claims import (
+    LEASE_S,
+    Claimed,
+    Ended,
+    hand_back,
+    is_due,
+    queue_of,
+    release_expired,
+    take_wakes,
+    turn,
+)
 from consumers.notification.guard import ForbiddenAddress, GuardedResolver, check_url, open_socket
 from consumers.notification.lanes import Queue, Result
 from consumers.notification.queues import PLATFORM
@@ -44,8 +54,8 @@ GATHER_S = 0.005
 """What ends within it is written down together."""
 RELEASE_S = 1.0
 TIMEOUT = aiohttp.ClientTimeout(total=15, connect=3, sock_connect=3, sock_read=10)
-BEGIN_WITHIN = timedelta(seconds=LEASE_S - 20)
-"""Of the claim: so that an attempt's longest time, and its writing down, lie within the lease."""
+BEGIN_WITHIN = timedelta(seconds=1)
+"""Of the claim: what has to wait longer for its slot is handed back. An attempt's longest time lies well within the lease."""
 ANSWER_BYTES_MAX = 64 * 1024
 HEADERS = {"content-type": "application/json", "accept-encoding": "identity", "user-agent": "payrelay-notifier"}
 WAITING_STATUSES = (429, 503)
@@ -75,21 +85,20 @@ class Sender:
         self._prepare = prepare
         """What is done before the first claim, in a transaction; may be repeated."""
         self._ended: list[Ended] = []
+        self._unbegun: list[Claimed] = []
         self._under_way: set[asyncio.Task[None]] = set()
         """What is being sent, and what waits for its slot."""
-        self._slots = asyncio.Semaphore(1)
         self._news = asyncio.Event()
         self._released_at = -RELEASE_S
 
     async def run(self) -> None:
         """Due records are claimed, sent and written down, a bounded number at a time; told to end, what is under way is finished."""
-        attempt = 0
+        attempt, most, slots = 0, 0, asyncio.Semaphore(0)
         session: aiohttp.ClientSession | None = None
         while not self._is_over():
             try:
                 if session is None:
                     self._queue = await asyncio.to_thread(self._read_queue)
-                    self._slots = asyncio.Semaphore(self._queue.in_flight_max)
                     session = new_session(allow_private=self._allows_private)
                     self._condition.ready()
                 claimed = await self._turn()
@@ -100,14 +109,17 @@ class Sender:
                 continue
             attempt = 0
             self._condition.tell(f"notifier {self._name}", "")
+            if most != self._queue.in_flight_max:
+                most = self._queue.in_flight_max
+                slots = asyncio.Semaphore(most)
             for record in claimed:
-                self._under_way.add(asyncio.create_task(self._attempt(session, record)))
+                self._under_way.add(asyncio.create_task(self._attempt(session, slots, record)))
             await self._pause(IDLE_S)
         if session is not None:
             await session.close()
 
     def _is_over(self) -> bool:
-        return self.ending.is_set() and not self._under_way and not self._ended
+        return self.ending.is_set() and not self._under_way and not self._ended and not self._unbegun
 
     @property
     def _allows_private(self) -> bool:
@@ -119,35 +131,41 @@ class Sender:
             return queue_of(connection, self._name)
 
     async def _turn(self) -> list[Claimed]:
-        ended = list(self._ended)
+        ended, unbegun = list(self._ended), list(self._unbegun)
         most = self._queue.in_flight_max
         ahead = 2 * min(
             most, len(ended)
         )  # as many as end in two turns, this one and the next: none while receivers are slow
         room = 0 if self.ending.is_set() else most + ahead - len(self._under_way)
         releases = time.monotonic() - self._released_at >= RELEASE_S
-        claimed = await asyncio.to_thread(self._transact, ended, room, releases)
+        claimed = await asyncio.to_thread(self._transact, ended, unbegun, room, releases)
         del self._ended[: len(ended)]
+        del self._unbegun[: len(unbegun)]
         return claimed
 
-    def _transact(self, ended: Sequence[Ended], room: int, releases: bool) -> list[Claimed]:
+    def _transact(self, ended: Sequence[Ended], unbegun: Sequence[Claimed], room: int, releases: bool) -> list[Claimed]:
         if releases:
             with self._engine.begin() as connection:
                 release_expired(connection, self._name, now=utc_now())
                 self._queue = queue_of(connection, self._name)
             self._released_at = time.monotonic()
         with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            if unbegun:
+                hand_back(connection, self._name, unbegun)
             if not ended and not is_due(connection, self._name, now=utc_now()):
                 return []
             take_wakes(connection, self._name)
         with self._engine.begin() as connection:
             return turn(connection, self._queue, ended, limit=room, now=utc_now())
 
-    async def _attempt(self, session: aiohttp.ClientSession, record: Claimed) -> None:
+    async def _attempt(self, session: aiohttp.ClientSession, slots: asyncio.Semaphore, record: Claimed) -> None:
         try:
-            async with self._slots:
-                if utc_now() - record.leased_until + timedelta(seconds=LEASE_S) > BEGIN_WITHIN:
-                    return  # frozen since the claim: it is claimed again when the lease ends
+            async with slots:
+                waited = utc_now() - record.leased_until + timedelta(seconds=LEASE_S)
+                if self.ending.is_set() or waited > BEGIN_WITHIN:
+                    self._unbegun.append(record)
+                    self._news.set()
+                    return
                 ended = await attempt(session, record, self._queue.success_word, allow_private=self._allows_private)
             count(ended)
             self._ended.append(ended)
@@ -292,14 +310,15 @@ def sender_engine(settings: Settings, queue: str, service: str) -> Engine:
     few that is the planner cannot know, and in a large table it would rather read all of an index once.
     """
     engine = engine_for(settings.dsn_of(service), name=f"notifier {queue}", pool_size=1)
-
-    def by_indexes(connection: Any, _: object) -> None:
-        with connection.cursor() as cursor:
-            cursor.execute("SET enable_seqscan = off; SET enable_mergejoin = off; SET enable_hashjoin = off")
-        connection.commit()
-
     event.listen(engine, "connect", by_indexes)
     return engine
+
+
+def by_indexes(connection: Any, _: object) -> None:
+    """A new connection's statements go by indexes, row by row, where one is of use."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET enable_seqscan = off; SET enable_mergejoin = off; SET enable_hashjoin = off")
+    connection.commit()
 
 
 def platform_as_receiver(settings: Settings) -> Callable[[Connection], None]:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
 import typer
 
-from connect.apply import apply_connector
-from connect.client import ConnectClient, ConnectorStatus
 from ops.cli.output import Format, Output, print_rows, say
 from ops.cli.pipeline import FORMATS, Zone, current_settings, span
 from outbox.clock import utc_now
 from outbox.errors import Refused
 from outbox.settings import Settings
+
+if TYPE_CHECKING:
+    from connect.client import ConnectClient, ConnectorStatus
 
 app = typer.Typer(help="The outbox connector on Kafka Connect.", no_args_is_help=True)
 
@@ -23,6 +24,8 @@ Timeout = Annotated[float, typer.Option("--timeout", min=0.1, help="seconds to w
 
 
 def _client() -> tuple[ConnectClient, Settings]:
+    from connect.client import ConnectClient
+
     settings = current_settings()
     return ConnectClient(settings.connect_url), settings
 
@@ -42,6 +45,8 @@ def apply(
     output: Output = Format.TABLE,
 ) -> None:
     """Bring the connector to its configuration: validate, show the difference, change it. Nothing happens if equal."""
+    from connect.apply import apply_connector
+
     client, settings = _client()
     changes = apply_connector(client, settings, execute=execute)
     print_rows(

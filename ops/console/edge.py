@@ -258,8 +258,7 @@ def page(
 
 def fragment(request: Request, template: str, **content: Any) -> str:
     """Return a rendered part of a page, escaped."""
-    shared = {"session": session_of(request), **content}
-    return console_of(request).pages.get_template(template).render(shared)
+    return console_of(request).pages.get_template(template).render(content)
 
 
 async def followed(

@@ -65,8 +65,8 @@ class Feed:
         while True:
             try:
                 followed.last = await read()
-            except HttpError as error:  # the database is away; what it was shows until it is back
-                log.warning("not read: %s", error.message)
+            except Exception as error:  # noqa: BLE001 - the database is away, say; what it was shows until it is back
+                log.warning("not read: %s", error)
             else:
                 for queue in followed.followers:
                     _put(queue, followed.last)

@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 from fastapi import APIRouter, Depends, Query, Request, Response
 from sqlalchemy import Connection
 
-from consumers.notification.acts import COUNTED_MAX, begin_resend
+from consumers.notification.acts import COUNTED_MAX, begin_resend, count_matching
 from consumers.notification.search import STATUSES, Filter
 from ops.console.edge import SEEN, TEXT_MAX, Acting, console_of, form_of, go, page, reason_of
 from ops.notify import Found, RecordRow, found, queues, record, records, resend
@@ -82,7 +82,7 @@ async def show_list(request: Request, asked: Annotated[Asked, Depends()], before
     headers = {"hx-push-url": "/notifications" + ("?" + asked.address if asked.address else "")}
     return page(
         request, "notifications.html", headers=headers, asked=asked, rows=rows, found=all_found, queues=names,
-        states=STATUSES, before=before, more=rows[-1].id if len(rows) == PAGE_ROWS else None, counted_max=COUNTED_MAX,
+        states=STATUSES, act_id=new_id(), before=before, more=rows[-1].id if len(rows) == PAGE_ROWS else None, counted_max=COUNTED_MAX,
     )  # fmt: skip
 
 
@@ -122,16 +122,20 @@ async def resend_matching(request: Request, session: Acting) -> Response:
         order=form.get("order", ""), http=form.get("http", ""), begin=form.get("from", ""), end=form.get("to", ""),
     )  # fmt: skip
     try:
-        newest = UUID(form.get("newest", ""))
+        identity, newest, shown = UUID(form.get("act", "")), UUID(form.get("newest", "")), int(form.get("count", ""))
     except ValueError:
         raise Refused("nothing was counted: look at the list first") from None
-    identity = new_id()
-    begin = partial(
-        begin_resend, identity=identity, wanted=asked.filter(console.settings.zone), newest=newest, reason=reason,
-        actor=session.user.name,
-    )  # fmt: skip
-    matched = sum([await database.transact(begin) for database in console.services.values()])
+    wanted = asked.filter(console.settings.zone)
+    count = partial(count_matching, wanted=wanted, newest=newest)
+    matched = sum([await database.transact(count) for database in console.services.values()])
     if not matched:
         raise Refused("nothing matches any more: look at the list again")
+    if matched > shown:
+        raise Refused(f"{matched} match now, and {shown} were shown: look at the list again")
+    begin = partial(
+        begin_resend, identity=identity, wanted=wanted, newest=newest, reason=reason, actor=session.user.name
+    )
+    for database in console.services.values():
+        await database.transact(begin)
     console.runner.wake()
     return go(f"/acts/{identity}")

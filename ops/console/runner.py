@@ -42,8 +42,13 @@ class Runner:
         """Each unfinished act of a service is a step further; returns whether one has more to do, and can."""
         goes_on = False
         try:
-            for identity in await database.transact(unfinished):
-                goes_on |= not (await database.transact(partial(step, identity=identity))).ended
+            acts = await database.transact(unfinished)
         except (HttpError, PayrelayError) as error:
             log.warning("acts wait: %s", error)
+            return False
+        for identity in acts:
+            try:
+                goes_on |= not (await database.transact(partial(step, identity=identity))).ended
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one act, the others go on
+                log.warning("act %s waits: %s", identity, error)
         return goes_on

@@ -13,7 +13,9 @@ DATABASE = {"host": "db.example", "port": "5432", "dbname": "payrelay", "sslmode
 
 
 def config(**given: str) -> dict[str, str]:
-    settings = Settings(connector_password_ref="${file:/run/secrets/connect:debezium}", **given)
+    settings = Settings(
+        connector_password_ref="${file:/run/secrets/connect:debezium}", connector_poll_interval_ms=5, **given
+    )
     return connector_config(settings, publication="payrelay_outbox", database=DATABASE)
 
 

@@ -24,6 +24,7 @@ from sqlalchemy import text
 from consumers.notification.acts import STEP
 from consumers.notification.records import write
 from ops.notify import pause_receiver
+from ops.notify_acts import new_id
 from ops.notify_receivers import receivers
 from outbox.clock import utc_now
 from outbox.settings import Settings
@@ -284,8 +285,20 @@ def test_a_console_killed_in_an_act_leaves_it_to_the_next(
         session, csrf = signed_in(served.address)
         with engine_of(settings, "notification").begin() as holder:
             holder.execute(text("SELECT FROM notify_record WHERE id = :id FOR UPDATE"), {"id": last.id})
-            form = {"csrf": csrf, "reason": "killed", "queue": desk.queue.queue, "newest": str(last.id)}
-            assert session.post(f"{served.address}/notifications/resend", data=form).status_code == 200
+            form = {
+                "csrf": csrf,
+                "reason": "killed",
+                "queue": desk.queue.queue,
+                "newest": str(last.id),
+                "act": str(new_id()),
+            }
+
+            def resend(shown: int) -> int:
+                answer = session.post(f"{served.address}/notifications/resend", data=form | {"count": shown})
+                return answer.status_code
+
+            assert resend(STEP + 9) == 400, "more match than were shown"
+            assert [resend(STEP + 10) for _ in "twice"] == [200, 200], "a double click is one act"
             eventually(lambda: len(desk.audit()) == STEP, what="the first step")
             waits = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE '%console notification' AND wait_event_type = 'Lock'"
             with engine_of(settings, "ops").connect() as connection:

@@ -398,7 +398,10 @@ def plans(desk: Desk, now: datetime) -> dict[str, Any]:
             "known": [desk.merchant(0)],
         }
         lanes = connection.execute(claims._READY, given).all()
-        orders = [{"merchant_no": row.merchant_no, "share": 5, "held_until": None, "cause": None} for row in lanes]
+        orders = [
+            {"merchant_no": row.merchant_no, "share": 5, "bound": 10, "held_until": None, "cause": None}
+            for row in lanes
+        ]
         given["orders"] = json.dumps(orders)
         for name, statement in (("ready", claims._READY), ("claim", claims._CLAIM)):
             asked = text(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement.text}")
