@@ -298,7 +298,7 @@ def test_a_console_killed_in_an_act_leaves_it_to_the_next(
                 return answer.status_code
 
             assert resend(STEP + 9) == 400, "more match than were shown"
-            assert [resend(STEP + 10) for _ in "twice"] == [200, 200], "a double click is one act"
+            assert [resend(STEP + 10) for _ in range(2)] == [200, 200], "a double click is one act"
             eventually(lambda: len(desk.audit()) == STEP, what="the first step")
             waits = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE '%console notification' AND wait_event_type = 'Lock'"
             with engine_of(settings, "ops").connect() as connection:

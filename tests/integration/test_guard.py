@@ -6,11 +6,14 @@ import asyncio
 import socket
 from datetime import timedelta
 from itertools import cycle
+from threading import Event
 from typing import Any
 from uuid import uuid4
 
 import pytest
+import uvloop
 
+from consumers.notification import guard
 from consumers.notification.claims import Claimed
 from consumers.notification.guard import PORTS
 from consumers.notification.lanes import Result
@@ -161,6 +164,29 @@ def test_an_answer_that_got_past_the_resolver_is_refused_as_it_is_connected_to(
         [(_, error)] = send(f"https://{name}/", resolver=Resolver())
         assert "not public" in error, error
     assert reached == []
+
+
+def test_names_that_are_slow_to_resolve_hold_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = Event()
+
+    def look_up(host: str, *_: object) -> list[Any]:
+        if host.startswith("slow"):
+            answers.wait(60)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", 443))]
+
+    async def among_slow_ones() -> list[Any]:
+        resolver = guard.Resolver()
+        slow = [asyncio.create_task(resolver.resolve(f"slow{number}.example")) for number in range(30)]
+        try:
+            return await asyncio.wait_for(resolver.resolve("good.example", 443), 30)
+        finally:
+            answers.set()
+            await asyncio.gather(*slow)
+            await resolver.close()
+
+    monkeypatch.setattr(guard.socket, "getaddrinfo", look_up)
+    [found] = uvloop.run(among_slow_ones())
+    assert (found["host"], found["port"]) == ("93.184.216.34", 443)
 
 
 def test_a_public_address_is_connected_to_and_nothing_else_was_wrong(reached: list[Any]) -> None:

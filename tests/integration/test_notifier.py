@@ -281,6 +281,57 @@ def test_a_receivers_bound_holds_across_senders_and_what_it_holds_back_says_so(o
     assert [(row.cause, row.postponed_to) for row in desk.postponements()] == [("BOUND", later)]
 
 
+def test_what_becomes_due_while_its_receiver_is_full_was_held_back_by_the_bound(open_desk: Any, prefix: str) -> None:
+    desk = open_desk(receiver_in_flight_max=2)
+    desk.write(3)
+    now = desk.records()[-1].planned_at
+    soon, later = now + SECOND, now + 9 * SECOND
+    with desk.engine.begin() as connection:
+        last = "UPDATE notify_record SET planned_at = :soon WHERE id = :id"
+        connection.execute(text(last), {"soon": soon, "id": desk.records()[-1].id})
+    [first, _] = desk.claim(now)
+    desk.finish([ended(first, now, SUCCESS)], later)
+    [third] = desk.claim(later)
+    assert (third.planned_at, third.postponed) == (later, True)
+    assert [(row.cause, row.planned_at, row.postponed_to) for row in desk.postponements()] == [("BOUND", soon, later)]
+
+
+def test_a_claim_looks_at_the_bound_once_more_when_it_has_the_lane(open_desk: Any, prefix: str) -> None:
+    """Another sender may have claimed after the lane's attempts were counted and before it was locked."""
+    desk = open_desk(receiver_in_flight_max=2)
+    desk.write(5)
+    now = desk.records()[-1].planned_at
+    assert len(desk.claim(now, limit=1)) == 1
+    order = {"merchant_no": desk.merchant(), "share": 2, "bound": 2, "held_until": None, "cause": None}
+    given = {"queue": prefix, "now": now, "until": now + SECOND, "orders": json.dumps([order])}
+    with desk.engine.begin() as connection:
+        assert len(connection.execute(claims._CLAIM, given).all()) == 1
+
+
+def test_what_is_handed_back_is_due_as_it_was(open_desk: Any, prefix: str) -> None:
+    desk = open_desk()
+    desk.write(3)
+    now = desk.records()[-1].planned_at
+    before = desk.records()
+    first, second, third = desk.claim(now)
+    desk.finish([ended(third, now, SUCCESS)], now)
+    for _ in range(2):
+        with desk.engine.begin() as connection:
+            claims.hand_back(connection, prefix, [second, first, third])
+    assert [row.planned_at for row in desk.records()] == [row.planned_at for row in before]
+    assert desk.forgotten(now) == []
+    again = desk.claim(now)
+    assert [(one.id, one.attempt, one.postponed) for one in again] == [(first.id, 1, False), (second.id, 1, False)]
+    with desk.engine.begin() as connection:
+        later = now + timedelta(minutes=1)
+        claims.release_expired(connection, prefix, now=later)
+    [taken] = desk.claim(later, limit=1)
+    with desk.engine.begin() as connection:
+        claims.hand_back(connection, prefix, again)
+    held = desk.rows("SELECT id FROM notify_record WHERE queue = :queue AND leased_until IS NOT NULL")
+    assert [row.id for row in held] == [taken.id], "a lease that is somebody else's by now stays"
+
+
 def test_slots_are_shared_out_evenly_and_the_longest_due_go_first(open_desk: Any, prefix: str) -> None:
     desk = open_desk(receiver_in_flight_max=50)
     desk.write(60, number=0)

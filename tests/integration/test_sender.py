@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ import pytest
 from sqlalchemy import text
 
 from consumers.notification import sender as sending
-from consumers.notification.sender import Sender, sender_engine
+from consumers.notification.claims import LEASE_S
+from consumers.notification.sender import Sender, new_session, sender_engine
 from ops.stack.parts import tied
+from outbox.clock import utc_now
 from outbox.condition import Condition
 from outbox.settings import Settings
 from tests.notifier import PATIENT, Desk, desks
@@ -140,6 +143,27 @@ def test_dead_and_silent_receivers_with_most_of_the_backlog_delay_nobody(
         assert len(tried) < 30, "the breaker holds the dead one"
         for task in tuple(sender._under_way):
             task.get_loop().call_soon_threadsafe(task.cancel)
+
+
+@pytest.mark.parametrize(("ends", "since_s"), [(True, 0.0), (False, 2.0)])
+def test_what_was_claimed_and_has_not_begun_is_handed_back(
+    settings: Settings, open_desk: Callable[..., Desk], ends: bool, since_s: float
+) -> None:
+    """Told to end, or after a second without a slot: nothing is sent, and nobody has to wait for its lease to end."""
+    desk = open_desk()
+    desk.write()
+    [claimed] = desk.claim(desk.record().planned_at)
+    claimed = replace(claimed, leased_until=utc_now() + timedelta(seconds=LEASE_S - since_s))
+    sender = Sender(desk.engine, Condition(None, "notifier"), desk.queue.queue, allow_private=True)
+    if ends:
+        sender.end()
+
+    async def attempted() -> None:
+        async with new_session(allow_private=True) as session:
+            await sender._attempt(session, asyncio.Semaphore(1), claimed)
+
+    asyncio.run(attempted())
+    assert (sender._unbegun, sender._ended) == ([claimed], [])
 
 
 def test_what_ended_while_the_database_was_away_is_written_down_and_not_sent_twice(
