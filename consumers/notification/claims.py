@@ -193,7 +193,8 @@ _READY = text("""
     looked_at AS (
       SELECT * FROM ready
       UNION ALL
-      SELECT * FROM notify_lane WHERE queue = :queue AND merchant_no = ANY (CAST(:known AS text[])))
+      SELECT lane.* FROM unnest(CAST(:known AS text[])) AS known (merchant_no) CROSS JOIN LATERAL (
+        SELECT * FROM notify_lane WHERE queue = :queue AND merchant_no = known.merchant_no LIMIT 1) AS lane)
     SELECT *, (SELECT count(*) FROM notify_record AS record
                WHERE record.queue = :queue AND record.merchant_no = looked_at.merchant_no
                  AND record.leased_until IS NOT NULL) AS in_flight,

@@ -35,8 +35,8 @@ def orders(stack: Stack) -> dict[str, str]:
     with engine_of(stack.settings, "ops").connect() as connection:
         rows = connection.execute(
             text("""SELECT method || ' ' || status, max(order_no) FROM payments.payment
-                    WHERE created_at >= :begun GROUP BY method, status"""),
-            {"begun": begun},
+                    WHERE order_no LIKE :run AND created_at >= :begun GROUP BY method, status"""),
+            {"run": f"D{begun:%y%m%d}%-O%", "begun": begun},
         )
         return dict(rows.all())
 
