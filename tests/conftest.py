@@ -17,8 +17,8 @@ from outbox.settings import Settings
 from tests.pipeline import Pipeline
 from tests.providers import PROVIDERS, Stack
 
-BUDGET_S = 690.0
-LIMIT_S = 1800.0
+BUDGET_S = 900.0
+LIMIT_S = 1500.0
 LONGEST = ("test_recovery.py",)
 
 os.environ.setdefault("PAYRELAY_CONNECTOR_POLL_INTERVAL_MS", "50")
