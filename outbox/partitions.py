@@ -1,7 +1,7 @@
 """Day partitions of outbox and inbox: made ahead, removed safely, never in the way of an insert.
 
-A day is made as a stand-alone table and ATTACHed in one transaction, and removed by DETACH CONCURRENTLY and then dropped, each under a
-lock time-out: a plain CREATE TABLE … PARTITION OF waits behind one open insert and makes every other insert wait.
+A day is made as a stand-alone table and ATTACHed in one transaction, and removed by DETACH CONCURRENTLY and then dropped, each
+under a lock time-out: a plain CREATE TABLE … PARTITION OF waits behind one open insert and makes every other insert wait.
 """
 
 from __future__ import annotations

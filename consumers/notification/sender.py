@@ -133,9 +133,8 @@ class Sender:
     async def _turn(self) -> list[Claimed]:
         ended, unbegun = list(self._ended), list(self._unbegun)
         most = self._queue.in_flight_max
-        ahead = 2 * min(
-            most, len(ended)
-        )  # as many as end in two turns, this one and the next: none while receivers are slow
+        # As many as end in two turns, this one and the next: none while receivers are slow.
+        ahead = 2 * min(most, len(ended))
         room = 0 if self.ending.is_set() else most + ahead - len(self._under_way)
         releases = time.monotonic() - self._released_at >= RELEASE_S
         claimed = await asyncio.to_thread(self._transact, ended, unbegun, room, releases)

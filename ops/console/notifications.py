@@ -82,7 +82,8 @@ async def show_list(request: Request, asked: Annotated[Asked, Depends()], before
     headers = {"hx-push-url": "/notifications" + ("?" + asked.address if asked.address else "")}
     return page(
         request, "notifications.html", headers=headers, asked=asked, rows=rows, found=all_found, queues=names,
-        states=STATUSES, act_id=new_id(), before=before, more=rows[-1].id if len(rows) == PAGE_ROWS else None, counted_max=COUNTED_MAX,
+        states=STATUSES, before=before, more=rows[-1].id if len(rows) == PAGE_ROWS else None, counted_max=COUNTED_MAX,
+        act_id=new_id(),
     )  # fmt: skip
 
 
