@@ -22,7 +22,7 @@ from sqlalchemy.pool import NullPool
 
 from consumers.delivery import Processor
 from consumers.funds.funds import deposit
-from ops.doctor import consumer_positions
+from ops.pipeline.positions import consumer_positions
 from ops.reconcile.effects import FOLLOWERS
 from ops.reconcile.findings import Finding
 from ops.stack.parts import tied

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, create_engine, text
 
 from benchmarks.machine import result, target
 from connect.client import ConnectClient
-from ops.doctor import Repair, plan_repair, repair_slot
+from ops.pipeline.repair import Repair, plan_repair, repair_slot
 from ops.records import bounds, wait_published
 from ops.stack.control import down, up
 from ops.stack.state import StackFolder

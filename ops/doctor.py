@@ -1,43 +1,31 @@
-"""How the pipeline is, check by check, and the mending of a lost slot or publication."""
+"""The checks of `payrelay doctor`: each row judges one thing, and names the command that fixes it."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from functools import cache
-from uuid import UUID
 
 from confluent_kafka import KafkaException
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from connect.apply import apply_connector
 from connect.client import ConnectClient, NoConnector
 from ops.health import last_heartbeat, reader_engine, slot_state
-from ops.records import Place, append_times, bounds, event_times, last_append, wait_published
+from ops.pipeline.positions import Position, consumer_positions, lag_ages
 from ops.topics import topic_states
-from outbox.clock import first_id_at
-from outbox.errors import NotReady, PayrelayError
-from outbox.migrate import ensure_publication, ensure_slot, owner_engine
+from outbox.errors import PayrelayError
 from outbox.partitions import DAYS_AHEAD_MIN, days_of
 from outbox.publication import PUBLISHED_TABLES, published_tables
 from outbox.settings import SERVICES, Settings
 from outbox.tables import PARTITIONED
-from schemas.topics import TOPICS
 
 BEATS_MAX = 3
 """A heartbeat older than this many intervals is an alarm."""
 RETAINED_BYTES_MAX = 1024**3
 LAG_S_MAX = 60.0
 """A consumer whose oldest waiting message is older than this is an alarm."""
-MARGIN = timedelta(minutes=15)
-"""Longer than any transaction may be open: what was recorded this long before the last heartbeat has been published."""
-REPAIR_S = 120.0
-STEADY_S = 3.0
-"""A reader of the slot that has stayed for this long is no task about to be restarted."""
-POLL_S = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,47 +123,6 @@ def days_ahead(connection: Connection, today: date) -> int:
     return (last - today).days
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Position:
-    """How far a consumer is in one log, and how far the log goes."""
-
-    consumer: str
-    place: Place
-    next_offset: int
-    low: int
-    high: int
-
-    @property
-    def begin(self) -> int:
-        """The first offset that waits, if any does."""
-        return max(self.next_offset, self.low)
-
-    @property
-    def behind(self) -> int:
-        """How many offsets wait."""
-        return max(0, self.high - self.begin)
-
-
-def consumer_positions(settings: Settings) -> list[Position]:
-    """Return every consumer's position in the topics of today: one that was made again under its name is another log."""
-    topics = {state.topic: state.topic_id for state in topic_states(settings) if state.found}
-    with reader_engine(settings).connect() as connection:
-        rows = [
-            row
-            for service in SERVICES
-            for row in connection.execute(text(f"SELECT * FROM {service}.progress ORDER BY consumer, topic, partition"))  # noqa: S608
-            if topics.get(row.topic) == row.topic_id
-        ]
-    ends = bounds(settings, topics)  # after the positions: a log only grows
-    return [
-        Position(
-            consumer=row.consumer, place=place, next_offset=row.next_offset, low=ends[place][0], high=ends[place][1]
-        )
-        for row in rows
-        if (place := (row.topic, row.partition)) in ends
-    ]
-
-
 def _positions(positions: Sequence[Position]) -> Check:
     """Every consumer's progress lies inside its log."""
     holes = [
@@ -189,13 +136,6 @@ def _positions(positions: Sequence[Position]) -> Check:
         found="; ".join(holes) or "inside their logs",
         mend="the partition waits: restore the log, or have the events recorded again" if holes else "",
     )
-
-
-def lag_ages(settings: Settings, positions: Sequence[Position], now: datetime) -> dict[Position, float]:
-    """Return how old (seconds) the oldest message that waits is, of each position that is behind. Raises Unreachable."""
-    behind = [one for one in positions if one.behind]
-    times = append_times(settings, {(one.place, one.begin) for one in behind})
-    return {one: (now - at).total_seconds() for one in behind if (at := times.get((one.place, one.begin))) is not None}
 
 
 def _lag(settings: Settings, positions: Sequence[Position], now: datetime) -> Check:
@@ -223,132 +163,3 @@ def _parked(settings: Settings) -> Check:
         }
     parked = {service: count for service, count in counts.items() if count}
     return Check(check="parked", ok=not parked, found=str(parked or 0), mend="payrelay parked list" if parked else "")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Repair:
-    """What a repair of the slot would emit again."""
-
-    since: dict[str, UUID]
-    """Per outbox table, the smallest id that the snapshot reads."""
-    missing: set[UUID]
-    rows: int
-    """Rows from there on: those that are on a topic already come twice, and the inbox drops them."""
-    minutes: float
-
-
-def plan_repair(settings: Settings, *, now: datetime, since: datetime | None = None) -> Repair:
-    """Return what is recorded and on no topic, and from where on the snapshot must read. Reads only.
-
-    Looks from 15 minutes before the last heartbeat or the last published event on, whichever is earlier: with its publication
-    gone, PostgreSQL 18 lets the slot and the heartbeat move on and publishes nothing. `since` looks from further back.
-    """
-    kept = now - timedelta(days=settings.outbox_days)
-    last = [last_heartbeat(settings), last_append(settings, _all_topics(settings)), since]
-    begin = min((at for at in last if at is not None), default=kept) - MARGIN
-    published = {identity for identity, _ in event_times(settings, _all_topics(settings), since=begin)}
-    missing: set[UUID] = set()
-    with reader_engine(settings).connect() as connection:
-        for service in SERVICES:
-            ids = connection.execute(
-                text(f"SELECT id FROM {service}.outbox WHERE id >= :since"), {"since": first_id_at(begin)}  # noqa: S608
-            ).scalars()  # fmt: skip
-            missing |= set(ids) - published
-        # All tables from one bound: rows recorded just before the oldest missing one may have been under way too.
-        oldest = min(missing, default=first_id_at(now))
-        bound = max(UUID(int=oldest.int - _as_id_distance(MARGIN)), first_id_at(begin))
-        rows = sum(
-            connection.execute(
-                text(f"SELECT count(*) FROM {service}.outbox WHERE id >= :bound"),  # noqa: S608 - a schema of ours
-                {"bound": bound},
-            ).scalar_one()
-            for service in SERVICES
-        )
-    minutes = (first_id_at(now).int - bound.int >> 80) / 60_000
-    return Repair(
-        since={f"{service}.outbox": bound for service in SERVICES}, missing=missing, rows=rows, minutes=minutes
-    )
-
-
-def repair_slot(settings: Settings, repair: Repair, *, say: Callable[[str], None]) -> None:
-    """Slot and publication are new, what was missing is on its topic, and the connector streams. May be repeated.
-
-    Own transactions, as the owner. The connector is stopped, and resumed with the snapshot bounded, then without the bound.
-    """
-    client = ConnectClient(settings.connect_url)
-    say("stopping the connector")
-    client.stop(settings.connector)
-    client.wait_stopped(settings.connector)
-    engine = owner_engine(settings)
-    _drop_slot(settings, engine)
-    with engine.begin() as connection:
-        ensure_publication(connection)
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        ensure_slot(connection, settings.slot)
-    say(f"slot and publication are new; emitting again from {min(repair.since.values())} on")
-    emit_missing(client, settings, repair, say=say)
-
-
-def emit_missing(client: ConnectClient, settings: Settings, repair: Repair, *, say: Callable[[str], None]) -> None:
-    """The connector, stopped and about to take a snapshot, has emitted what was missing, and streams. May be repeated.
-
-    It is resumed with the snapshot bounded, then without the bound.
-    """
-    apply_connector(client, settings, since={table: str(bound) for table, bound in repair.since.items()})
-    client.resume(settings.connector)
-    client.wait_running(settings.connector)
-    since = datetime.now().astimezone() - MARGIN
-    wait_published(settings, _all_topics(settings), repair.missing, since=since, within_s=REPAIR_S)
-    say(f"{len(repair.missing)} missing events are on their topics; taking the bound away")
-    before = _wait_streaming(settings)
-    if apply_connector(client, settings):
-        client.wait_running(settings.connector)
-        _wait_streaming(settings, after=before)
-
-
-def _wait_streaming(settings: Settings, *, after: int = 0) -> int:
-    """Return who reads the slot (a backend's pid), once it is another one than `after` and has stayed. Raises NotReady.
-
-    A connector says RUNNING while it is still on its way there, while the task before a restart has yet to end, and between
-    the two restarts that a changed configuration can bring.
-    """
-    deadline = time.monotonic() + REPAIR_S
-    reader = text("SELECT active_pid FROM pg_replication_slots WHERE slot_name = :slot")
-    seen, since = None, time.monotonic()
-    while time.monotonic() < deadline:
-        with reader_engine(settings).connect() as connection:
-            pid = connection.execute(reader, {"slot": settings.slot}).scalar()
-        if pid != seen:
-            seen, since = pid, time.monotonic()
-        if pid is not None and pid != after and time.monotonic() - since >= STEADY_S:
-            return int(pid)
-        time.sleep(POLL_S)
-    raise NotReady(f"nobody reads slot {settings.slot} after {REPAIR_S:.0f} s: payrelay connect status")
-
-
-def _drop_slot(settings: Settings, engine: Engine) -> None:
-    """The slot is gone, whoever held it."""
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        slot = {"slot": settings.slot}
-        for _ in range(50):
-            connection.execute(
-                text("""SELECT pg_terminate_backend(active_pid, 2000) FROM pg_replication_slots
-                        WHERE slot_name = :slot AND active_pid IS NOT NULL"""),
-                slot,
-            )
-            gone = connection.execute(
-                text("""SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
-                        WHERE slot_name = :slot AND NOT active"""),
-                slot,
-            )
-            if gone.rowcount or not slot_state(settings).found:
-                return
-    raise NotReady(f"slot {settings.slot} is held and does not let go: payrelay connect status")
-
-
-def _all_topics(settings: Settings) -> list[str]:
-    return [settings.topic_prefix + topic.name for topic in TOPICS]
-
-
-def _as_id_distance(span: timedelta) -> int:
-    return span // timedelta(milliseconds=1) << 80

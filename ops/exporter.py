@@ -25,10 +25,11 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from sqlalchemy import Connection, text
 
 from ops.backlog import backlog
-from ops.doctor import consumer_positions, days_ahead, lag_ages
+from ops.doctor import days_ahead
 from ops.health import beat_of, reader_engine, slot_of
 from ops.ledger import imbalances
 from ops.parked import Filter, counts
+from ops.pipeline.positions import consumer_positions, lag_ages
 from outbox.clock import utc_now
 from outbox.condition import Condition
 from outbox.errors import Refused

@@ -11,8 +11,8 @@ from sqlalchemy import text
 from connect.apply import apply_connector
 from connect.client import ConnectClient
 from connect.source_offsets import Exported, position_of, shown
-from ops.doctor import Repair, emit_missing, plan_repair
 from ops.health import reader_engine, slot_of
+from ops.pipeline.repair import Repair, emit_missing, plan_repair
 from outbox.errors import Refused
 from outbox.settings import SERVICES, Settings
 

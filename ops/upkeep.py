@@ -14,7 +14,7 @@ from datetime import date, datetime, timedelta
 from confluent_kafka import KafkaException
 from sqlalchemy.exc import SQLAlchemyError
 
-from ops.doctor import consumer_positions
+from ops.pipeline.positions import consumer_positions
 from ops.records import append_times
 from outbox.database import engine_for
 from outbox.errors import PayrelayError

@@ -28,7 +28,8 @@ def doctor(
     output: Output = Format.TABLE,
 ) -> None:
     """Judge the pipeline by what moves: heartbeat, slot, lag; not by what Kafka Connect says. Exit code 1 if something is wrong."""
-    from ops.doctor import examine, plan_repair, repair_slot
+    from ops.doctor import examine
+    from ops.pipeline.repair import plan_repair, repair_slot
 
     settings = current_settings()
     if repair:

@@ -12,8 +12,8 @@ from uuid import UUID
 from sqlalchemy import Connection, Engine, text
 
 from ops.applied import batched
-from ops.doctor import consumer_positions
 from ops.health import slot_state
+from ops.pipeline.positions import consumer_positions
 from ops.reconcile import state
 from ops.reconcile.effects import BUSINESS_NO, COMMITTED, FOLLOWERS, NOTHING, Follower
 from ops.reconcile.facts import kept_from, still_unrecorded, unrecorded

@@ -15,8 +15,8 @@ from sqlalchemy import text
 
 from connect.client import ConnectClient
 from consumers.accounting.ledger import correct_voucher, find_voucher, reverse_voucher
-from ops.doctor import plan_repair
 from ops.health import slot_state
+from ops.pipeline.repair import plan_repair
 from ops.records import bounds
 from ops.stack.control import down, stop, up
 from ops.stack.programs import postgres_bin

@@ -13,8 +13,9 @@ import pytest
 from sqlalchemy import text
 
 from ops.demo.run import run_demo
-from ops.doctor import examine, plan_repair, repair_slot
+from ops.doctor import examine
 from ops.health import last_heartbeat, slot_state
+from ops.pipeline.repair import plan_repair, repair_slot
 from ops.records import event_times
 from ops.stack.state import StackFolder
 from outbox.clock import utc_now

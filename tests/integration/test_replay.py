@@ -19,8 +19,8 @@ from connect.client import ConnectClient
 from connect.source_offsets import position_of
 from consumers.redeliver import Redelivered
 from ops.cli.main import app
-from ops.doctor import plan_repair, repair_slot
 from ops.ledger import ledger_problems
+from ops.pipeline.repair import plan_repair, repair_slot
 from ops.records import bounds, id_of, read, wait_published
 from ops.replay import redeliver_events
 from ops.snapshot import Rows, emit_again, find_rows
