@@ -334,7 +334,9 @@ def run(settings: Settings, queues: Mapping[str, str]) -> None:
     logging.basicConfig(
         stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
-    condition = Condition(Environment().payrelay_condition_file, "notifier")
+    condition = Condition(
+        Environment().payrelay_condition_file, ":".join(("notifier", *queues) if len(queues) == 1 else ("notifier",))
+    )
     serve_metrics(settings)
     expose(condition)
     engines = {queue: sender_engine(settings, queue, service) for queue, service in queues.items()}

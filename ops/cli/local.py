@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from ops.cli.output import Format, Output, console, errors, print_rows, say
-from ops.stack.state import PartState, StackFolder
+from ops.stack.state import PartState, StackFolder, file_stem
 from outbox.errors import Refused
 from outbox.settings import Environment
 
@@ -130,7 +130,7 @@ def _condition(folder: StackFolder, state: PartState) -> str:
     """Return what a running worker says of itself."""
     if state.state != "running" or not state.name.startswith("worker:"):
         return ""
-    said = folder.read(f"conditions/{state.name.replace(':', '-')}.json")
+    said = folder.read(f"conditions/{file_stem(state.name)}.json")
     return "; ".join(f"{name}: {text}" if name != state.name.partition(":")[2] else text for name, text in said.items())
 
 
@@ -143,7 +143,7 @@ def logs(
     """Print the end of a part's log, or of every part's."""
     folder = this_stack(stack)
     known = {path.stem: path for path in sorted(folder.logs.glob("*.log"))}
-    wanted = part.replace(":", "-")
+    wanted = file_stem(part)
     if part and wanted not in known:
         raise Refused(f"no log of {part!r}; there are: {', '.join(known) or 'none, the stack was never up'}")
     paths = [str(known[wanted])] if part else [str(path) for path in known.values()]

@@ -9,8 +9,10 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import typer
 
+from consumers.notification.queues import QUEUES
 from ops.cli.local import this_stack
 from ops.cli.output import Format, Output, print_rows, say
+from ops.processes import NOTIFIER, NOTIFIERS, PROCESSORS, SERVICES
 from ops.stack.state import StackFolder
 from outbox.clock import in_zone
 from outbox.errors import Refused
@@ -114,32 +116,54 @@ def topics_apply(
 def worker(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="processors, or `notifier` or `notifier:QUEUE`; all processors without it"),
+        typer.Argument(
+            help="processors, or `notifier` (every queue) or `notifier:QUEUE`; all processors and notifiers without it"
+        ),
     ] = None,
 ) -> None:
-    """Run processors in one process, until SIGTERM or Ctrl-C."""
-    from consumers.notification.queues import QUEUES
-    from consumers.processors import PROCESSORS
-    from consumers.worker import run
+    """Run the named processors, or notifiers, in one process, until SIGTERM or Ctrl-C.
 
-    wanted = names or list(PROCESSORS)
-    notifiers = {NOTIFIER: QUEUES} | {f"{NOTIFIER}:{queue}": {queue: service} for queue, service in QUEUES.items()}
-    if unknown := [name for name in wanted if name not in (*PROCESSORS, *notifiers)]:
+    Without a name: all processors in one process, and each queue's notifier in a process beside it. They end together, so that
+    whoever supervises this command sees it when one has failed. If PAYRELAY_METRICS_PORT is set, the processors serve metrics there
+    and the notifiers at the next ports.
+    """
+    if not names:
+        raise typer.Exit(_run_all())
+    notifiers = {NOTIFIER: QUEUES} | NOTIFIERS
+    if unknown := [name for name in names if name not in (*PROCESSORS, *notifiers)]:
         raise typer.BadParameter(f"{', '.join(unknown)}; there are: {', '.join((*PROCESSORS, *notifiers))}")
-    if asked := [notifiers[name] for name in wanted if name in notifiers]:
-        if len(asked) != len(wanted):
-            raise typer.BadParameter(f"{NOTIFIER} runs in a process of its own")
+    queues = [notifiers[name] for name in names if name in notifiers]
+    if not queues:
+        from consumers.processors import PROCESSORS as BY_NAME
+        from consumers.worker import run
+
+        run([BY_NAME[name] for name in dict.fromkeys(names)], current_settings())
+    elif len(queues) == len(names):
         from consumers.notification.sender import run as run_sender
 
-        run_sender(current_settings(), {queue: service for one in asked for queue, service in one.items()})
+        run_sender(current_settings(), {queue: service for some in queues for queue, service in some.items()})
     else:
-        run([PROCESSORS[name] for name in wanted], current_settings())
+        raise typer.BadParameter("notifiers and processors run in processes of their own: name either, or none for all")
+
+
+def _run_all() -> int:
+    """Every processor and every notifier runs, until SIGTERM or Ctrl-C or until one of them ends; returns the exit code."""
+    from ops.together import run_together
+
+    settings = current_settings()  # an error in them is reported once, not by each process
+    commands = [["worker", *PROCESSORS], *(["worker", name] for name in NOTIFIERS)]
+    port = settings.metrics_port
+    ports = [{"PAYRELAY_METRICS_PORT": str(port + place)} if port else {} for place in range(len(commands))]
+    return run_together(commands, ports)
 
 
 def serve(
     names: Annotated[list[str] | None, typer.Argument(help="services; all without it")] = None,
 ) -> None:
     """Run HTTP services in one process, until SIGTERM or Ctrl-C."""
+    wanted = names or SERVICES
+    if unknown := [name for name in wanted if name not in SERVICES]:
+        raise typer.BadParameter(f"{', '.join(unknown)}; there are: {', '.join(SERVICES)}")
     from consumers.notification.api import create_app as create_notification
     from producers.bank.api import create_app as create_bank
     from producers.http import serve as serve_apps
@@ -151,9 +175,6 @@ def serve(
         "bank": (create_bank, settings.bank_port),
         "notification": (create_notification, settings.notification_port),
     }
-    wanted = names or list(services)
-    if unknown := [name for name in wanted if name not in services]:
-        raise typer.BadParameter(f"{', '.join(unknown)}; there are: {', '.join(services)}")
     serve_apps([(services[name][0](settings), settings.host, services[name][1]) for name in wanted], settings)
 
 
@@ -163,7 +184,5 @@ def exporter() -> None:
 
     run(current_settings())
 
-
-NOTIFIER = "notifier"
 
 COMMANDS = (migrate, worker, serve, exporter)

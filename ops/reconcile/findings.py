@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from uuid import UUID
 
+from consumers.notification.queues import QUEUES
+
 
 class Kind(StrEnum):
     """What is wrong, from the first station of a payment's way to the last."""
@@ -78,7 +80,8 @@ def mend_of(finding: Finding) -> str:
         case Kind.UNTOLD if finding.found == "it is FAILED":
             return f"payrelay notify resend --order {finding.order_no} --reason … --execute"
         case Kind.UNTOLD:
-            return "the notifier sends it: payrelay status, payrelay logs worker:notifier"
+            queue = next((queue for queue, service in QUEUES.items() if service == finding.service), "merchant")
+            return f"the notifier sends it: payrelay status, payrelay logs worker:notifier:{queue}"
         case _:
             return "by hand: payrelay timeline " + (finding.order_no or finding.business_no)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 from ops.stack.parts import PostgresPlace, tied
-from ops.stack.state import PartState, StackFolder
+from ops.stack.state import PartState, StackFolder, file_stem
 from outbox.errors import NotReady, Refused
 
 UP_S = 120.0
@@ -140,7 +140,7 @@ def _held(folder: StackFolder, part: str, reason: str) -> Generator[None]:
 
 
 def _stop_file(folder: StackFolder, part: str) -> Path:
-    return folder.stops / part.replace(":", "-")
+    return folder.stops / file_stem(part)
 
 
 def _require(folder: StackFolder, parts: Sequence[str]) -> None:
@@ -175,7 +175,7 @@ def supervisor_pid(folder: StackFolder) -> int | None:
 
 def log_path(folder: StackFolder, part: str) -> Path:
     """Return a part's log file."""
-    return folder.logs / f"{part.replace(':', '-')}.log"
+    return folder.logs / f"{file_stem(part)}.log"
 
 
 def _start_supervisor(folder: StackFolder, *, infrastructure: bool, with_parent: bool) -> None:

@@ -17,15 +17,13 @@ from urllib.error import URLError
 
 import psycopg
 
+from ops.processes import PROCESSES, Process
 from ops.stack import tie
 from ops.stack.programs import KAFKA_VERSION, Programs, java, postgres_bin, postgres_package, postgres_version
-from ops.stack.state import StackFolder
+from ops.stack.state import StackFolder, file_stem
 
 TIE = Path(tie.__file__)
 KAFKA_CLUSTER = "payrelay-local-kafka00"  # 22 characters, as Kafka wants it
-
-SERVICES = ("payments", "bank", "notification")
-WORKERS = ("funds", "points", "accounting", "notification", "settlement", "bank_notification", "notifier")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,19 +60,12 @@ def parts_of(folder: StackFolder, programs: Programs, ports: Mapping[str, int], 
     parts = [_postgres(folder, ports["postgres"]), _kafka(folder, programs, ports), _connect(folder, programs, ports)]
     if infrastructure:
         return parts
-    parts += [_payrelay(folder, ports, f"service:{name}", ["serve", name], needs=("schema",)) for name in SERVICES]
-    for name in WORKERS:
-        needs = ("schema",) if name == "notifier" else ("schema", "topics")
-        parts.append(_payrelay(folder, ports, f"worker:{name}", ["worker", name], needs=needs))
-    # Last, so that it does not take its turn on the processors from those that work.
-    parts.append(_payrelay(folder, ports, "exporter", ["exporter"], needs=("connector",)))
-    return parts
+    return parts + [_payrelay(folder, ports, process) for process in PROCESSES]
 
 
-def _payrelay(
-    folder: StackFolder, ports: Mapping[str, int], name: str, arguments: list[str], *, needs: tuple[str, ...]
-) -> Part:
-    condition = folder.conditions / f"{name.replace(':', '-')}.json"
+def _payrelay(folder: StackFolder, ports: Mapping[str, int], process: Process) -> Part:
+    name = process.name
+    condition = folder.conditions / f"{file_stem(name)}.json"
     port, metrics_port = ports.get(name), ports[f"metrics:{name}"]
 
     def forget() -> None:
@@ -83,7 +74,7 @@ def _payrelay(
     return Part(
         name=name,
         version="",
-        command=[sys.executable, "-m", "ops.cli.main", *arguments],
+        command=[sys.executable, "-m", "ops.cli.main", *process.arguments],
         port=port,
         metrics_port=metrics_port,
         environment={
@@ -95,7 +86,7 @@ def _payrelay(
         },
         prepare=forget,
         ready=partial(_answers, f"http://127.0.0.1:{port}/health") if port else condition.exists,
-        needs=needs,
+        needs=process.needs,
         stop_s=20.0,
     )
 

@@ -17,27 +17,28 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ops.processes import HTTP, METERED
 from outbox.settings import CONNECTOR, READER, SERVICES, Environment, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PORTS = range(20_000, 30_000)
 """Below the kernel's range for outgoing connections, which could otherwise take a port between two starts."""
 
-HTTP_PARTS = ("service:payments", "service:bank", "service:notification")
-METERED = (
-    *HTTP_PARTS,
-    "worker:funds",
-    "worker:points",
-    "worker:accounting",
-    "worker:notification",
-    "worker:settlement",
-    "worker:bank_notification",
-    "worker:notifier",
-    "exporter",
-)
-"""Parts with an endpoint for metrics."""
+PORT_NAMES = ("postgres", "kafka", "controller", "connect", *HTTP, *(f"metrics:{name}" for name in METERED))
 
-PORT_NAMES = ("postgres", "kafka", "controller", "connect", *HTTP_PARTS, *(f"metrics:{part}" for part in METERED))
+
+def file_stem(part: str) -> str:
+    """Return what the files of a part are named after; no part's name has a hyphen of its own.
+
+    >>> file_stem("worker:notifier:merchant"), part_of("worker-notifier-merchant")
+    ('worker-notifier-merchant', 'worker:notifier:merchant')
+    """
+    return part.replace(":", "-")
+
+
+def part_of(stem: str) -> str:
+    """Return the part whose files are named after this."""
+    return stem.replace("-", ":")
 
 
 @dataclass(kw_only=True)
@@ -137,7 +138,7 @@ class StackFolder:
                     if of_command and _is_lockable(file.fileno()):
                         path.unlink()
                         continue
-                    found[part.replace("-", ":", 1)] = file.read(200)
+                    found[part_of(part)] = file.read(200)
             except FileNotFoundError:
                 continue
         return found

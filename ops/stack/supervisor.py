@@ -28,7 +28,7 @@ from connect.apply import apply_connector
 from connect.client import ConnectClient
 from ops.stack.parts import Part, parts_of, tied
 from ops.stack.programs import installed_programs
-from ops.stack.state import PartState, StackFolder
+from ops.stack.state import PartState, StackFolder, file_stem
 from ops.topics import apply_topics
 from ops.upkeep import REPORT, Upkeep, upkeep
 from outbox.clock import utc_now
@@ -222,7 +222,7 @@ class Supervisor:
         self.retry.set()
 
     def _log(self, part: Part) -> IO[bytes]:
-        path = self.folder.logs / f"{part.name.replace(':', '-')}.log"
+        path = self.folder.logs / f"{file_stem(part.name)}.log"
         if path.exists() and path.stat().st_size > LOG_BYTES_MAX:
             path.replace(path.with_suffix(".log.1"))
         return path.open("ab")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -15,10 +16,12 @@ from threading import Thread
 
 import pytest
 
+from consumers.notification.queues import QUEUES
 from ops.stack.control import down, supervisor_pid, up
 from ops.stack.programs import Programs, installed_programs, locked
 from ops.stack.state import ROOT, StackFolder
 from outbox.errors import Unreachable
+from outbox.settings import SERVICES
 from tests.waiting import eventually
 
 
@@ -122,3 +125,53 @@ def test_status_of_a_stack_that_never_was_and_an_unknown_log(tmp_path: Path) -> 
     connect = payrelay("connect", "status")
     assert connect.returncode == 1
     assert "payrelay up" in connect.stderr
+
+
+def children_of(pid: int) -> list[str]:
+    """Return the command lines of a process's children."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in task.read_text().split():
+            with contextlib.suppress(OSError):
+                found.append(Path(f"/proc/{child}/cmdline").read_bytes().decode().replace("\0", " ").strip())
+    return found
+
+
+@pytest.fixture
+def all_workers() -> Generator[subprocess.Popen[bytes]]:
+    """`payrelay worker`, with nothing there to work on."""
+    database = "postgresql://nobody@127.0.0.1:9/none"
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("PAYRELAY_")},
+        **{f"PAYRELAY_DSN__{name.upper()}": database for name in SERVICES},
+        "PAYRELAY_KAFKA_BOOTSTRAP": "127.0.0.1:9",
+        "PAYRELAY_BANK_NOTIFY_SECRET": "whsec_" + "A" * 32,
+    }
+    command = [sys.executable, "-m", "ops.cli.main", "worker"]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_worker_without_names_runs_the_notifiers_too(all_workers: subprocess.Popen[bytes]) -> None:
+    def notifiers() -> bool:
+        running = children_of(all_workers.pid)
+        return all(any(command.endswith(f"notifier:{queue}") for command in running) for queue in QUEUES)
+
+    eventually(notifiers, within_s=20, what="each queue's notifier runs beside the processors")
+    all_workers.terminate()
+    assert all_workers.wait(30) == 0
+
+
+def test_when_one_of_all_workers_ends_they_all_end(all_workers: subprocess.Popen[bytes]) -> None:
+    eventually(lambda: len(children_of(all_workers.pid)) == 1 + len(QUEUES), within_s=20, what="all run")
+    victim = next(
+        int(child)
+        for task in Path(f"/proc/{all_workers.pid}/task").glob("*/children")
+        for child in task.read_text().split()
+    )
+    os.kill(victim, signal.SIGKILL)
+    _, said = all_workers.communicate(timeout=30)
+    assert all_workers.returncode == 1
+    assert b"ended with -9: the others are stopped" in said

@@ -41,7 +41,8 @@ def test_every_metric_that_is_listed_or_asked_for_is_exported_by_a_running_stack
     assert ours == listed.keys()
     of_part = {
         "worker:accounting": "worker",
-        "worker:notifier": "notifier",
+        "worker:notifier:merchant": "notifier",
+        "worker:notifier:bank": "notifier",
         "service:bank": "service",
         "exporter": "exporter",
     }
