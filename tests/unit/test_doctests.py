@@ -5,7 +5,7 @@ import importlib
 
 import pytest
 
-MODULES = ["schemas.money", "outbox.clock", "outbox.condition", "outbox.retry", "outbox.partitions", "connect.client",
+MODULES = ["schemas.money", "schemas.numeric", "outbox.clock", "outbox.condition", "outbox.retry", "outbox.partitions", "connect.client",
            "connect.connector", "producers.payments.orders", "producers.payments.fees", "consumers.accounting.entries",
            "consumers.funds.funds", "consumers.notification.guard", "consumers.notification.rules", "consumers.notification.lanes",
            "consumers.notification.sender", "ops.demo.latency", "ops.offsets.peek", "ops.offsets.targets", "ops.upkeep",
