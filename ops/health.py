@@ -25,6 +25,8 @@ class SlotState:
     unconfirmed_bytes: int
     confirmed_lsn: int
     """Everything written before it is published."""
+    database: str = ""
+    """Whose changes it decodes, where that is not the database asked; empty otherwise."""
 
 
 def reader_engine(settings: Settings) -> Engine:
@@ -63,7 +65,8 @@ def slot_of(connection: Connection, slot: str) -> SlotState:
         text("""SELECT active, coalesce(wal_status, '') AS wal_status,
                        coalesce(pg_current_wal_lsn() - restart_lsn, 0)::bigint AS retained,
                        coalesce(pg_current_wal_lsn() - confirmed_flush_lsn, 0)::bigint AS unconfirmed,
-                       coalesce(confirmed_flush_lsn - '0/0'::pg_lsn, 0)::bigint AS confirmed
+                       coalesce(confirmed_flush_lsn - '0/0'::pg_lsn, 0)::bigint AS confirmed,
+                       CASE WHEN database = current_database() THEN '' ELSE coalesce(database, 'none') END AS elsewhere
                 FROM pg_replication_slots WHERE slot_name = :slot"""),
         {"slot": slot},
     ).first()
@@ -78,4 +81,5 @@ def slot_of(connection: Connection, slot: str) -> SlotState:
         retained_bytes=row.retained,
         unconfirmed_bytes=row.unconfirmed,
         confirmed_lsn=row.confirmed,
+        database=row.elsewhere,
     )

@@ -21,6 +21,7 @@ from schemas.topics import TOPICS, Topic
 
 TIMEOUT_S = 20.0
 DAY_MS = 86_400_000
+PARTITIONS = "partitions, declared"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,11 @@ class TopicState:
     topic_id: str
     problems: tuple[str, ...]
 
+    @property
+    def has_other_partitions(self) -> bool:
+        """Whether its partitions were changed: no command changes them back."""
+        return any(f" {PARTITIONS} " in problem for problem in self.problems)
+
 
 def admin_client(settings: Settings) -> AdminClient:
     """Return a client of the broker's administration; it connects at the first call."""
@@ -41,12 +47,16 @@ def admin_client(settings: Settings) -> AdminClient:
 
 
 def declared(settings: Settings) -> list[Topic]:
-    """Return every topic that must exist, under the settings' prefix, and the heartbeat's."""
+    """Return every topic that must exist, under the settings' prefix, with the settings' partitions, and the heartbeat's."""
     heartbeat = Topic(
         name=heartbeat_topic(settings), service="connect", key="server", partitions=1, retention_ms=DAY_MS
     )
     ours = [
-        replace(topic, name=settings.topic_prefix + topic.name)
+        replace(
+            topic,
+            name=settings.topic_prefix + topic.name,
+            partitions=settings.partitions.get(topic.name, topic.partitions),
+        )
         for topic in TOPICS
     ]  # fmt: skip
     return [*ours, heartbeat]
@@ -75,7 +85,7 @@ def _state(admin: AdminClient, topic: Topic, future: object, replication_factor:
     config = admin.describe_configs([resource], request_timeout=TIMEOUT_S)[resource].result(TIMEOUT_S)
     problems = []
     if len(found.partitions) != topic.partitions:
-        problems.append(f"{len(found.partitions)} partitions, declared {topic.partitions}: keys have moved")
+        problems.append(f"{len(found.partitions)} {PARTITIONS} {topic.partitions}: keys have moved")
     for key, value in topic.config(replication_factor).items():
         if config[key].value != value:
             problems.append(f"{key} is {config[key].value}, declared {value}")

@@ -60,9 +60,22 @@ def set_passwords(connection: Connection, settings: Settings) -> None:
 
 
 def ensure_slot(connection: Connection, slot: str) -> bool:
-    """The logical replication slot exists; returns whether this call made it. Needs a connection in autocommit."""
-    exists = connection.execute(text("SELECT 1 FROM pg_replication_slots WHERE slot_name = :slot"), {"slot": slot})
-    if exists.first():
+    """The logical replication slot exists; returns whether this call made it. Needs a connection in autocommit.
+
+    Raises Refused where the server has a slot of this name for another database: names of slots are the whole server's.
+    """
+    row = connection.execute(
+        text(
+            "SELECT database, database = current_database() AS ours FROM pg_replication_slots WHERE slot_name = :slot"
+        ),
+        {"slot": slot},
+    ).first()
+    if row is not None and not row.ours:
+        raise Refused(
+            f"the slot {slot} belongs to database {row.database}: nothing of this database would be published. "
+            "Set PAYRELAY_SLOT to a free name, then: payrelay migrate; payrelay connect apply"
+        )
+    if row is not None:
         return False
     connection.execute(text("SELECT pg_create_logical_replication_slot(:slot, 'pgoutput')"), {"slot": slot})
     return True

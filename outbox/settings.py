@@ -49,6 +49,8 @@ class Settings(BaseSettings):
     """How the connector's configuration refers to the role's password, e.g. ${file:/path:debezium}; never the password."""
     connector_dsn: SecretStr = SecretStr("")
     replication_factor: Annotated[int, Field(ge=1, le=9)] = 1
+    partitions: dict[str, Annotated[int, Field(ge=1, le=10_000)]] = {}
+    """Partitions of a topic where they are not as schemas/topics.py declares them, as JSON: {"payment.order": 6}."""
 
     # HTTP services
     host: str = "127.0.0.1"

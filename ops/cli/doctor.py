@@ -27,7 +27,10 @@ def doctor(
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Judge the pipeline by what moves: heartbeat, slot, lag; not by what Kafka Connect says. Exit code 1 if something is wrong."""
+    """Judge whether everything recorded arrives, and whether everything runs that should run. Exit code 1 if something is wrong.
+
+    Each finding names the command that fixes it.
+    """
     from ops.doctor import examine
     from ops.pipeline.repair import plan_repair, repair_slot
 
@@ -39,7 +42,7 @@ def doctor(
         if not yes:
             typer.confirm("stop the connector, make slot and publication new, and emit them?", abort=True, err=True)
         repair_slot(settings, plan, say=say)
-    checks = examine(settings, now=utc_now())
+    checks = examine(settings, now=utc_now(), folder=local_folder())
     print_rows([asdict(check) for check in checks], output)
     if not all(check.ok for check in checks):
         raise typer.Exit(1)

@@ -96,6 +96,13 @@ def group(settings: Settings, name: str) -> Group:
             raise Refused(f"{name} is no group of consumers: {error.args[0].str()}") from error
 
 
+def members_of(settings: Settings, names: list[str]) -> dict[str, int]:
+    """Return how many members each group has; one that has never been has none. Raises Unreachable."""
+    admin = _admin(settings)
+    with asking(settings):
+        return {name: len(group.members) for name, group in _described(admin, names).items()}
+
+
 def _described(admin: Any, names: list[str]) -> dict[str, Group]:
     if not names:
         return {}
