@@ -12,11 +12,15 @@ from typing import Any
 import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, OffsetSpec, ResourceType
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
 
 from connect.client import ConnectClient
 from ops.stack.control import stop
 from ops.topics import admin_client
+from outbox.database import driver_url
+from outbox.errors import Refused
+from outbox.migrate import ensure_slot
 from outbox.settings import Settings
 from schemas.topics import BANK_TRANSACTION
 from tests.pipeline import Pipeline, engine_of, environment
@@ -146,3 +150,11 @@ def test_a_position_outside_its_log_is_found_and_its_hint_brings_it_in(pipeline:
     hint = operator.run(row["mend"])
     assert hint.returncode == 0, (row["mend"], hint.stderr[-1000:])
     assert operator.doctor()["positions"]["ok"]
+
+
+def test_a_slot_of_another_database_is_none_of_ours(settings: Settings) -> None:
+    """Slots are the server's: one of this name that decodes another database publishes nothing of this one."""
+    url = driver_url(settings.database_url.get_secret_value()).set(database="postgres")
+    elsewhere = create_engine(url, poolclass=NullPool).execution_options(isolation_level="AUTOCOMMIT")
+    with elsewhere.connect() as connection, pytest.raises(Refused, match="belongs to database payrelay"):
+        ensure_slot(connection, settings.slot)
