@@ -104,21 +104,24 @@ def meet(
 ) -> Iterator[Met]:
     """Give each record, in order, with what the consumer has done about its event so far. Reads only; memory is bounded.
 
-    A record that does not read as an event is PARKED if it lies in the parking lot by its place, else MISSING.
+    A record that has no fate by its event's id, or reads as no event, is PARKED if it lies in the parking lot by its place:
+    what is parked under a key that is not its event's has no id there.
     """
     for part in batched(messages, chunk):
         read = [(message, _envelope(message)) for message in part]
         ids = {envelope.id for _, envelope in read if envelope is not None}
-        places = {(message.topic(), message.partition(), message.offset()) for message, one in read if one is None}
         with engine.connect() as connection:
-            found = fates(connection, processor.service, consumer, ids)
+            by_id = fates(connection, processor.service, consumer, ids)
+            places = {
+                (message.topic(), message.partition(), message.offset())
+                for message, envelope in read
+                if envelope is None or by_id[envelope.id] is Fate.MISSING
+            }
             lot = _parked_places(connection, processor.service, consumer, places)
         for message, envelope in read:
-            if envelope is not None:
-                fate = found[envelope.id]
-            else:
-                place = (message.topic(), message.partition(), message.offset())
-                fate = Fate.PARKED if place in lot else Fate.MISSING
+            fate = Fate.MISSING if envelope is None else by_id[envelope.id]
+            if fate is Fate.MISSING and (message.topic(), message.partition(), message.offset()) in lot:
+                fate = Fate.PARKED
             yield Met(message=message, envelope=envelope, fate=fate)
 
 

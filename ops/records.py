@@ -5,11 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import (
+    TIMESTAMP_NOT_AVAILABLE,
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, OffsetSpec
 
+from outbox.clock import EPOCH
 from outbox.errors import NotReady, Unreachable
 from outbox.settings import Settings
 from schemas.codec import ID
@@ -87,9 +97,18 @@ def event_times(settings: Settings, topics: Sequence[str], *, since: datetime) -
             yield identity, message.timestamp()[1] / 1000
 
 
-def appended_at(message: Message) -> datetime:
-    """Return a record's time: of topics of ours, when the broker appended it."""
-    return datetime.fromtimestamp(message.timestamp()[1] / 1000, UTC)
+def appended_at(message: Message) -> datetime | None:
+    """Return a record's time: of topics of ours, when the broker appended it.
+
+    None where it has none, or one that is no date: a foreign producer may count in microseconds, and Kafka takes any number.
+    """
+    kind, milliseconds = message.timestamp()
+    if kind == TIMESTAMP_NOT_AVAILABLE:
+        return None
+    try:
+        return EPOCH + timedelta(milliseconds=milliseconds)
+    except OverflowError:
+        return None
 
 
 def id_of(message: Message) -> UUID | None:
@@ -144,6 +163,21 @@ def bounds(settings: Settings, topics: Collection[str]) -> dict[Place, tuple[int
         return {(place.topic, place.partition): _watermarks(consumer, place) for place in places}
 
 
+def stable_ends(settings: Settings, places: Collection[Place]) -> dict[Place, int]:
+    """Return of each partition the offset from which on a reader of committed records gets nothing yet. Raises Unreachable."""
+    admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap, "log_level": 0})
+    wanted = {TopicPartition(*place): OffsetSpec.latest() for place in places}
+    try:
+        futures = (
+            admin.list_offsets(wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=TIMEOUT_S)
+            if wanted
+            else {}
+        )
+        return {(place.topic, place.partition): future.result(TIMEOUT_S).offset for place, future in futures.items()}
+    except (KafkaException, TimeoutError) as error:
+        raise Unreachable(f"Kafka does not answer at {settings.kafka_bootstrap}: {error}") from error
+
+
 def _watermarks(consumer: Consumer, place: TopicPartition) -> tuple[int, int]:
     """Return a partition's bounds; while it has no leader, as just after it was made, it is asked again."""
     deadline = time.monotonic() + TIMEOUT_S
@@ -191,7 +225,7 @@ def search(
 def append_times(settings: Settings, offsets: Collection[tuple[Place, int]]) -> dict[tuple[Place, int], datetime]:
     """Return when the record at each of the offsets was appended, or the next one where there is none. Raises Unreachable.
 
-    Left out where only transaction markers follow. One client for all; several offsets of one partition
+    Left out where only transaction markers follow, or its time is no date. One client for all; several offsets of one partition
     are looked at one after the other.
     """
     times: dict[tuple[Place, int], datetime] = {}
@@ -217,7 +251,9 @@ def append_times(settings: Settings, offsets: Collection[tuple[Place, int]]) -> 
                 if record.error():
                     raise KafkaException(record.error())
                 if place in asked and record.offset() >= asked[place]:
-                    times[place, asked.pop(place)] = appended_at(record)
+                    offset = asked.pop(place)
+                    if (at := appended_at(record)) is not None:
+                        times[place, offset] = at
     return times
 
 

@@ -52,8 +52,8 @@ WATCH_S = 2.0
 
 @app.command("list")
 def list_(output: Output = Format.TABLE) -> None:
-    """Show every group: state, type, members; also Kafka Connect's own, which are no groups of consumers."""
-    from ops.offsets.groups import groups
+    """Show every group: state, type, members; also Kafka Connect's own and share groups, which are no groups of consumers."""
+    from ops.offsets.groups import UNKNOWN, groups
     from ops.processors import known_processors
 
     settings = current_settings()
@@ -63,7 +63,7 @@ def list_(output: Output = Format.TABLE) -> None:
             "group": one.name,
             "state": one.state,
             "type": one.type,
-            "members": len(one.members),
+            "members": None if one.state == UNKNOWN else len(one.members),
             "ours": ours[one.name].service if one.name in ours else "",
         }
         for one in groups(settings)
@@ -101,7 +101,7 @@ def _require_known(view: View) -> None:
     from outbox.errors import Refused
 
     if not view.group.exists and not any(one.position is not None for one in view.standings):
-        raise Refused(f"there is no group {view.group.name!r}: payrelay offsets list")
+        raise Refused(f"there is no consumer group {view.group.name!r}: payrelay offsets list")
 
 
 def _print_view(settings: Settings, view: View, output: Format, *, only_lagging: bool) -> None:
@@ -246,7 +246,7 @@ def delete(
         say(f"{group} is ours: its progress stays, and the next start of its worker commits it to Kafka again")
     found = committed(settings, group)
     if not found and not find_group(settings, group).exists:
-        raise Refused(f"there is no group {group!r}: payrelay offsets list")
+        raise Refused(f"there is no consumer group {group!r}: payrelay offsets list")
     doomed = {place: offset for place, offset in found.items() if not topic or place[0] == topic}
     if topic and not doomed:
         raise Refused(f"{group} has no offset of {topic!r}")
@@ -399,7 +399,7 @@ def _scope(settings: Settings, group: str, topics: list[str] | None, partitions:
     from ops.offsets.plan import look
 
     try:
-        scope = dict(map(targets.scope, topics or ()))
+        scope = targets.scopes(topics or ())
         only = targets.partitions(partitions) if partitions else None
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error

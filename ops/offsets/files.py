@@ -6,17 +6,17 @@ import csv
 import hashlib
 import io
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
 from ops.records import Place
 from outbox.errors import Refused
+from schemas.numeric import parse_whole
 
 BYTES_MAX = 64 * 1024 * 1024
-NUMBER = re.compile(r"[0-9]{1,19}")
+PARTITION_MAX = 2**31 - 1
 
 NAME_MAX = 120
 """Of a folder named for a group, whose own name may be longer than a file system takes."""
@@ -32,34 +32,44 @@ def as_csv(offsets: Mapping[str, Mapping[Place, int]]) -> str:
     return out.getvalue()
 
 
-def from_csv(content: str, group: str) -> dict[Place, int]:
-    """Return a group's offsets of such lines; lines of other groups are passed over. Raises Refused naming the line that is wrong."""
-    found: dict[Place, int] = {}
+def from_csv(content: str, group: str, *, others: Collection[str] = ()) -> dict[Place, int]:
+    """Return a group's offsets of such lines; lines of the other groups that are known are passed over.
+
+    Raises Refused naming the line that is wrong, or that names a group which is not known: a mistyped name drops no line.
+    """
+    offsets: dict[Place, int] = {}
     for number, row in enumerate(csv.reader(io.StringIO(content)), start=1):
         if not row:
             continue
         *front, topic, partition, offset = ("", "", *row)[-max(3, len(row)) :]
-        if len(front) > 1 or not (topic and NUMBER.fullmatch(partition) and NUMBER.fullmatch(offset)):
+        try:
+            place, wanted = (topic, parse_whole(partition, high=PARTITION_MAX)), parse_whole(offset)
+        except ValueError:
+            place, wanted = ("", 0), 0
+        if len(front) > 1 or not place[0]:
             raise Refused(f"line {number} is not [group,]topic,partition,offset: {','.join(row)[:100]}")
         if front not in ([], [group]):
+            if front[0] not in others:
+                raise Refused(f"line {number} names group {front[0]!r}, which Kafka does not know; it is not {group!r}")
             continue
-        if (place := (topic, int(partition))) in found:
+        if place in offsets:
             raise Refused(f"line {number}: {topic}/{partition} is there twice")
-        found[place] = int(offset)
-    return found
+        offsets[place] = wanted
+    return offsets
 
 
-def read_file(path: Path, group: str) -> dict[Place, int]:
+def read_file(path: Path, group: str, *, others: Collection[str] = ()) -> dict[Place, int]:
     """Return a group's offsets of a file. Raises Refused where it cannot be read, holds none, or something else."""
     try:
         if path.stat().st_size > BYTES_MAX:
             raise Refused(f"{path} is larger than {BYTES_MAX} bytes: no file of offsets")
-        found = from_csv(path.read_text(), group)
+        # Spreadsheets put a byte order mark in front, which would be part of the first name.
+        offsets = from_csv(path.read_text(encoding="utf-8-sig"), group, others=others)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise Refused(f"{path} cannot be read: {error}") from error
-    if not found:
+    if not offsets:
         raise Refused(f"{path} holds no offset of group {group!r}")
-    return found
+    return offsets
 
 
 def undo_folder(home: Path, cluster_id: str, group: str) -> Path:

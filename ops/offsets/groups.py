@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicCollection, TopicPartition
@@ -16,6 +17,9 @@ from outbox.errors import Refused, Unreachable
 from outbox.settings import Settings
 
 TIMEOUT_S = 20.0
+
+UNKNOWN = "UNKNOWN"
+"""The state of a group that the client cannot describe: a share group, or one of Kafka Streams."""
 
 INACTIVE = ("EMPTY", "DEAD")
 """States in which nobody but the operator commits; DEAD is a group that has never been, or is no more."""
@@ -38,7 +42,7 @@ class Group:
     name: str
     state: str
     type: str
-    """CLASSIC or CONSUMER; of a group that is none of consumers, what it is, e.g. connect."""
+    """CLASSIC or CONSUMER; of a group that is none of consumers, what it is, e.g. connect or SHARE."""
     members: tuple[Member, ...]
 
     @property
@@ -59,21 +63,45 @@ def groups(settings: Settings) -> list[Group]:
             raise KafkaException(listed.errors[0])  # a KafkaError is no exception of its own
         names = [one.group_id for one in listed.valid]
         found = list(_described(admin, names).values())
-        # Kafka Connect's own groups are in no list of consumer groups.
+        # Kafka Connect's own groups are in no list of consumer groups, nor are share groups.
+        others = [_other(listed) for listed in _all_groups(admin) if listed.id not in names]
+    if any(other.state == UNKNOWN for other in others):  # listed, and described as if it were none
+        types = _protocol_types(settings)
         others = [
-            Group(
-                name=one.id,
-                state=one.state.upper(),
-                type=one.protocol_type or "?",
-                members=tuple(
-                    Member(id=member.id, client=member.client_id, host=member.client_host, places=frozenset())
-                    for member in one.members
-                ),
-            )
-            for one in _all_groups(admin)
-            if one.id not in names and one.state != "Dead"
+            replace(other, type=types[other.name].upper()) if other.state == UNKNOWN else other
+            for other in others
+            if other.state != UNKNOWN or types.get(other.name)
         ]
-    return sorted([*found, *others], key=lambda one: one.name)
+    return sorted([*found, *others], key=lambda group: group.name)
+
+
+def _other(listed: Any) -> Group:
+    members = tuple(
+        Member(id=member.id, client=member.client_id, host=member.client_host, places=frozenset())
+        for member in listed.members
+    )
+    state = UNKNOWN if listed.state == "Dead" else listed.state.upper()
+    return Group(name=listed.id, state=state, type=listed.protocol_type or "?", members=members)
+
+
+def _protocol_types(settings: Settings) -> dict[str, str]:
+    """Return what each group of the cluster speaks: the one thing that older requests tell of a share group."""
+    from aiokafka.admin import AIOKafkaAdminClient  # here: few clusters have such groups, and the import takes its time
+
+    async def listed() -> list[tuple[str, str]]:
+        client = AIOKafkaAdminClient(
+            bootstrap_servers=settings.kafka_bootstrap, request_timeout_ms=int(TIMEOUT_S * 1000)
+        )
+        try:
+            await client.start()
+            return list(await client.list_consumer_groups())
+        finally:
+            await client.close()
+
+    try:
+        return dict(asyncio.run(listed()))
+    except OSError as error:
+        raise Unreachable(f"Kafka does not answer at {settings.kafka_bootstrap}: {error}") from error
 
 
 def _all_groups(admin: Any) -> list[Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from confluent_kafka import Message
@@ -12,31 +13,86 @@ from ops.health import reader_engine
 from ops.offsets.plan import View
 from ops.offsets.shown import at
 from ops.offsets.targets import Standing
-from ops.records import FEW, Place, appended_at, read
+from ops.records import FEW, Place, appended_at, read, stable_ends
 from outbox.settings import Settings
 from schemas.codec import CORRELATION, ID, TYPE
 
-COLUMNS = ("topic", "partition", "offset", "position", "at", "key", "type", "event", "order", "fate", "value")
+COLUMNS = (
+    "topic", "partition", "offset", "position", "transaction", "at", "key", "type", "event", "order", "fate", "value"
+)  # fmt: skip
 SHOWN_MAX = 60
 """Characters of a key or a value."""
+LOOKED_MAX = 1_000_000
+"""Offsets of a partition that are looked through, each way, for the records asked for: a compacted log has long stretches of none."""
 
 
 def peek_rows(settings: Settings, view: View, *, before: int, after: int) -> list[dict[str, Any]]:
-    """Return a row for each record of the offsets around the group's position in each partition; what it reads next is marked."""
-    spans = {one.place: _around(one, before, after) for one in view.standings}
-    messages = read(settings, spans, **FEW)
-    rows: list[dict[str, Any]] = []
+    """Return a row for each of so many records before and after the group's position in each partition; the next one it reads is marked.
+
+    Our consumers read records of aborted and open transactions like any other; of other groups, the next one is the first that was
+    committed.
+    """
+    around = _around(settings, view.standings, before=before, after=after)
+    transactions = _transactions(settings, around)
     if view.ours is None:
-        rows = [_row(message) for message in messages]
+        rows = [_row(message) for message in around]
     else:
-        met = meet(reader_engine(settings), view.ours.processor, view.group.name, messages)
+        met = meet(reader_engine(settings), view.ours.processor, view.group.name, around)
         rows = [_row(one.message) | {"fate": one.fate} for one in met]
+    for row in rows:
+        row["transaction"] = transactions.get((row["topic"], row["partition"], row["offset"]), "")
     rows.sort(key=lambda row: (row["topic"], row["partition"], row["offset"]))
-    return _marked(rows, view.standings)
+    return _marked(rows, view)
 
 
-def _around(one: Standing, before: int, after: int) -> range:
-    return range(max(one.low, one.begin - before), min(one.high, one.begin + after))
+def _around(settings: Settings, standings: Sequence[Standing], *, before: int, after: int) -> list[Message]:
+    """Return the last records before each position and the first from there on.
+
+    By count, not by offset: where a log was compacted, offsets hold none. Ten times as many are looked at until there are enough.
+    """
+    chosen: list[Message] = []
+    left = {standing.place: standing for standing in standings}
+    width = max(before, after, 1)
+    while left:
+        spans = {
+            place: range(max(standing.low, standing.begin - width), min(standing.high, standing.begin + width))
+            for place, standing in left.items()
+        }
+        earlier: dict[Place, deque[Message]] = {place: deque(maxlen=before) for place in left}
+        later: dict[Place, list[Message]] = {place: [] for place in left}
+        for message in read(settings, spans, **FEW):
+            place = message.topic(), message.partition()
+            if message.offset() < left[place].begin:
+                earlier[place].append(message)
+            elif len(later[place]) < after:
+                later[place].append(message)
+        for place, standing in list(left.items()):
+            has_earlier = len(earlier[place]) == before or spans[place].start == standing.low
+            has_later = len(later[place]) == after or spans[place].stop == standing.high
+            if (has_earlier and has_later) or width >= LOOKED_MAX:
+                chosen += [*earlier[place], *later[place]]
+                del left[place]
+        width *= 10
+    return chosen
+
+
+def _transactions(settings: Settings, messages: Sequence[Message]) -> dict[tuple[str, int, int], str]:
+    """Return `aborted` or `open` for each record that a reader of committed records does not get, or not yet."""
+    offsets: dict[Place, set[int]] = {}
+    for message in messages:
+        offsets.setdefault((message.topic(), message.partition()), set()).add(message.offset())
+    ends = stable_ends(settings, offsets)
+    spans = {place: range(min(numbers), min(max(numbers) + 1, ends[place])) for place, numbers in offsets.items()}
+    committed = {
+        (message.topic(), message.partition(), message.offset())
+        for message in read(settings, spans, **FEW, **{"isolation.level": "read_committed"})
+    }
+    return {
+        (*place, number): "open" if number >= ends[place] else "aborted"
+        for place, numbers in offsets.items()
+        for number in numbers
+        if (*place, number) not in committed
+    }
 
 
 def _row(message: Message) -> dict[str, Any]:
@@ -55,13 +111,14 @@ def _row(message: Message) -> dict[str, Any]:
     }
 
 
-def _marked(rows: list[dict[str, Any]], standings: Iterable[Standing]) -> list[dict[str, Any]]:
-    """Mark in each partition the first record at or after the position."""
-    begins: dict[Place, int] = {one.place: one.begin for one in standings}
+def _marked(rows: list[dict[str, Any]], view: View) -> list[dict[str, Any]]:
+    """Mark in each partition the first record at or after the position that the group would get."""
+    begins: dict[Place, int] = {standing.place: standing.begin for standing in view.standings}
     for row in rows:
         place = (row["topic"], row["partition"])
         row["position"] = ""
-        if place in begins and row["offset"] >= begins[place]:
+        is_read = view.ours is not None or not row["transaction"]
+        if place in begins and row["offset"] >= begins[place] and is_read:
             row["position"] = "next"
             del begins[place]
     return rows
@@ -74,5 +131,5 @@ def legible(content: bytes | None) -> str:
     ('P1', '\\\\x1b[2J')
     """
     text = "" if content is None else content[: SHOWN_MAX * 4].decode(errors="backslashreplace")
-    text = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    text = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
     return text if len(text) <= SHOWN_MAX else text[: SHOWN_MAX - 1] + "…"

@@ -63,7 +63,7 @@ def look(settings: Settings, name: str, scope: Scope | None = None) -> View:
                 committed=found.get(place),
                 progress=known.progress.get(place) if known else None,
                 is_ours=known is not None,
-                note=_note(known, place, found.get(place)),
+                note=_note(known, place, found.get(place), ends[place]),
             )
             for place in sorted(wanted)
         ],
@@ -83,13 +83,29 @@ def _scoped(scope: Scope, ends: Collection[Place]) -> list[Place]:
     return wanted
 
 
-def _note(known: Ours | None, place: Place, kafka: int | None) -> str:
+def _note(known: Ours | None, place: Place, kafka: int | None, log: tuple[int, int]) -> str:
+    """Return what an operator must know of a position beside its numbers."""
+    if outside := _outside(known.progress.get(place) if known else kafka, *log):
+        return outside
     if known is None:
         return ""
     if place in known.elsewhere:
         return "progress is on another topic of this name: this one begins at its earliest"
     if place in known.progress and kafka is not None and kafka > known.progress[place]:
         return f"Kafka is at {kafka}, which is not ours: progress counts"
+    return ""
+
+
+def _outside(position: int | None, low: int, high: int) -> str:
+    """Return that a position lies outside its log, where it does: the lag alone shows neither.
+
+    >>> _outside(99, 0, 40), _outside(3, 10, 40), _outside(None, 0, 40)
+    ("59 beyond the log's end: the log was truncated or made again", "7 before the log's beginning: these records are gone", '')
+    """
+    if position is not None and position > high:
+        return f"{position - high} beyond the log's end: the log was truncated or made again"
+    if position is not None and position < low:
+        return f"{low - position} before the log's beginning: these records are gone"
     return ""
 
 

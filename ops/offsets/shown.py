@@ -44,8 +44,11 @@ def standing_row(view: View, one: Standing, age_s: float | None) -> dict[str, An
 
 
 def standing_columns(view: View) -> tuple[str, ...]:
-    """Return the columns that a group's table has: progress, and notes on it, are ours only."""
-    return STANDING if view.ours else tuple(name for name in STANDING if name not in ("progress", "note"))
+    """Return the columns that a group's table has: progress is ours only, and a note is shown where there is one."""
+    left_out = {"progress"} if view.ours is None else set()
+    if view.ours is None and not any(standing.note for standing in view.standings):
+        left_out.add("note")
+    return tuple(name for name in STANDING if name not in left_out)
 
 
 def headline(view: View) -> str:
@@ -57,12 +60,14 @@ def headline(view: View) -> str:
 def lag_line(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return how far a group is behind in all, and where most."""
     behind = [row for row in rows if row["lag"]]
+    notes = sum(bool(row["note"]) for row in rows)
+    noted = f"; notes on {notes} partitions" if notes else ""
     if not behind:
-        return "lag 0"
+        return f"lag 0{noted}"
     most = max(behind, key=lambda row: row["lag"])
     ages = [row["lag_s"] for row in behind if row["lag_s"] is not None]
     oldest = f", the oldest waits {max(ages):.1f} s" if ages else ""
-    return f"lag {sum(row['lag'] for row in behind)}, most {most['lag']} in {most['topic']}/{most['partition']}{oldest}"
+    return f"lag {sum(row['lag'] for row in behind)}, most {most['lag']} in {most['topic']}/{most['partition']}{oldest}{noted}"
 
 
 def plan_rows(plan: Plan) -> list[dict[str, Any]]:

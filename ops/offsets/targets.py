@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum, auto
@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 from ops.records import Place
 from outbox.clock import EPOCH, in_zone
 from outbox.errors import Refused
+from schemas.numeric import WHOLE_MAX
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +124,9 @@ def _wanted(wish: Wish, one: Standing) -> int | None:
 
 # ---- what an operator types -----------------------------------------------------------------------------------------
 
-SCOPE = re.compile(r"(?P<topic>[A-Za-z0-9._-]{1,249})(:(?P<partitions>\d{1,9}(,\d{1,9})*))?")
+NUMBER = r"(?:0|[1-9][0-9]{0,8})"
+"""A partition: without leading zeros, so that each has one name."""
+SCOPE = re.compile(rf"(?P<topic>[A-Za-z0-9._-]{{1,249}})(:(?P<partitions>{NUMBER}(,{NUMBER})*))?")
 
 
 def scope(text: str) -> tuple[str, frozenset[int] | None]:
@@ -138,9 +141,22 @@ def scope(text: str) -> tuple[str, frozenset[int] | None]:
     return match["topic"], partitions(match["partitions"]) if match["partitions"] else None
 
 
+def scopes(texts: Iterable[str]) -> dict[str, frozenset[int] | None]:
+    """Return topics and partitions of several such texts; of a topic that is named twice, all that was named. Raises ValueError.
+
+    >>> scopes(["a:0", "a:1", "b"]) == {"a": frozenset({0, 1}), "b": None}
+    True
+    """
+    named: dict[str, frozenset[int] | None] = {}
+    for topic, numbers in map(scope, texts):
+        before = named.get(topic, frozenset())
+        named[topic] = None if before is None or numbers is None else before | numbers
+    return named
+
+
 def partitions(text: str) -> frozenset[int]:
     """Return the partitions of `0,2`. Raises ValueError."""
-    if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
+    if not re.fullmatch(rf"{NUMBER}(,{NUMBER})*", text):
         raise ValueError(f"{text!r} are no partitions: e.g. 0,2")
     return frozenset(map(int, text.split(",")))
 
@@ -148,17 +164,19 @@ def partitions(text: str) -> frozenset[int]:
 def offset_map(text: str) -> dict[int, int]:
     """Return partition -> offset of `{"0": 123}`. Raises ValueError."""
     try:
-        content = json.loads(text)
+        pairs = json.loads(text, object_pairs_hook=list)  # as pairs: a dict would keep the last of two equal names
     except (ValueError, RecursionError) as error:
         raise ValueError(f"no JSON: {error}") from error
-    if not isinstance(content, dict) or not content:
+    if not isinstance(pairs, list) or not pairs or not all(isinstance(pair, tuple) for pair in pairs):
         raise ValueError('no map of partition to offset: e.g. {"0": 123, "1": 456}')
-    found = {}
-    for key, value in content.items():
-        if not re.fullmatch(r"\d{1,9}", key) or type(value) is not int or value < 0:
-            raise ValueError(f"{key!r}: {value!r} is no partition with an offset")
-        found[int(key)] = value
-    return found
+    offsets: dict[int, int] = {}
+    for key, value in pairs:
+        if not re.fullmatch(NUMBER, key) or type(value) is not int or not 0 <= value <= WHOLE_MAX:
+            raise ValueError(f"{key[:40]!r}: {str(value)[:40]} is no partition with an offset")
+        if int(key) in offsets:
+            raise ValueError(f"partition {key} is there twice")
+        offsets[int(key)] = value
+    return offsets
 
 
 DIGITS_OF_A_DATE = 8

@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ops.offsets.files import read_file
+from ops.offsets.groups import groups
 from ops.offsets.ours import ours, places_of_event, places_of_order
 from ops.offsets.plan import Scope, View, look
 from ops.offsets.targets import Mode, Wish
@@ -51,11 +52,26 @@ def look_for(settings: Settings, name: str, asked: Asked, scope: Scope | None) -
     view = look(settings, name, scope if scope is not None or places is None else _scope_of(places))
     if asked.at is not None:
         places = offsets_at(settings, {one.place[0] for one in view.standings}, asked.at)
+    elif places is not None and (asked.from_file is not None or asked.map is not None):
+        _require_all(view, places, scope)
     if places is not None:
         return view, Wish(mode=Mode.PLACES, places=places)
     if asked.from_kafka and view.ours is None:
         raise Refused(f"{name} is no group of ours: Kafka's offset is its position already")
     return view, _plain(asked)
+
+
+def _require_all(view: View, places: Mapping[Place, int], scope: Scope | None) -> None:
+    """Every partition that was typed is one of the group's, and every topic of the scope was typed. Raises Refused naming the first that is not.
+
+    What lies outside the scope's topics and partitions was left out on purpose.
+    """
+    standing = {one.place for one in view.standings}
+    meant = [place for place in places if scope is None or (place[0] in scope and scope[place[0]] is None)]
+    if strays := sorted(set(meant) - standing):
+        raise Refused(f"{view.group.name} has no partition {strays[0][0]}/{strays[0][1]}: nothing was moved")
+    if scope is not None and (silent := sorted(set(scope) - {topic for topic, _ in places})):
+        raise Refused(f"nothing is said of topic {silent[0]}: nothing was moved")
 
 
 def _plain(asked: Asked) -> Wish:
@@ -74,7 +90,7 @@ def _plain(asked: Asked) -> Wish:
 
 def _places(settings: Settings, name: str, asked: Asked) -> Mapping[Place, int] | None:
     if asked.from_file is not None:
-        return read_file(asked.from_file, name)
+        return read_file(asked.from_file, name, others={one.name for one in groups(settings)})
     if asked.map is not None:
         return asked.map
     if asked.from_group is not None:

@@ -16,6 +16,7 @@ from confluent_kafka import Producer
 from ops.offsets.delete import TOOL
 from ops.offsets.files import from_csv
 from ops.records import append_times, bounds
+from ops.stack.parts import tied
 from ops.stack.programs import installed_programs, java
 from ops.stack.state import StackFolder
 from outbox.errors import Unreachable
@@ -108,8 +109,11 @@ def test_scopes_choose_partitions(foreign: Foreign, offsets: Command) -> None:
     ):  # fmt: skip
         refused = offsets("reset", foreign.group, "--to-latest", *wrong)
         assert (refused.code, says in refused.said) == (1, True), refused.said
+    assert moved("--topic", f"{clicks}:0", "--topic", f"{clicks}:1") == [(clicks, 0), (clicks, 1)], "both, not the last"
     mapped = offsets("reset", foreign.group, "--topic", clicks, "--map", '{"0": 7, "2": 1}')
     assert mapped.of(*PLAN) == [(0, 1, 7, 6), (2, None, 1, None)]
+    beyond = offsets("reset", foreign.group, "--topic", clicks, "--map", '{"0": 7, "9": 19}')
+    assert (beyond.code, f"no partition {clicks}/9" in beyond.said) == (1, True), beyond.said
     shift = offsets("reset", foreign.group, "--topic", clicks, "--shift-by", 1)
     assert "has no committed offset to shift" in shift.said
 
@@ -292,6 +296,95 @@ def test_list_describe_export_and_peek(foreign: Foreign, offsets: Command) -> No
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("\ufeff{group},{topic},0,3\n{group},{topic},1,4\n", ""),
+        ("{group},{topic},0,3\n,{topic},1,4\n", "line 2"),
+        ("{group},{topic},0,3\n{group}x,{topic},1,4\n", "line 2"),
+        ("{topic},0,3\n{topic},7,4\n", "{topic}/7"),
+        ("{topic},0,3\nnosuch,0,4\n", "nosuch"),
+        ("{group},{topic},0,3\n{other},{topic},1,4\n", ""),
+    ],
+)
+def test_a_file_whose_line_matches_nothing_moves_nothing(
+    foreign: Foreign, offsets: Command, tmp_path: Path, content: str, says: str
+) -> None:
+    names = {"group": foreign.group, "topic": foreign.topic, "other": f"{foreign.group}-other"}
+    foreign.make(9, 9)
+    foreign.commit(1, 1)
+    foreign.commit(1, group=names["other"])
+    file = tmp_path / "wanted.csv"
+    file.write_text(content.format(**names))
+    shown = offsets("reset", foreign.group, "--from-file", file)
+    assert (shown.code, says.format(**names) in shown.said) == (1 if says else 0, True), shown.said
+    if not says:
+        assert shown.of("partition", "new") == ([(0, 3), (1, 4)] if "\ufeff" in content else [(0, 3)])
+
+
+def test_a_time_that_is_no_date_and_a_position_beyond_the_end_are_shown(foreign: Foreign, offsets: Command) -> None:
+    foreign.make(2, 3)
+    producer = Producer({"bootstrap.servers": foreign.settings.kafka_bootstrap})
+    producer.produce(foreign.topic, partition=0, value="microseconds", timestamp=1_767_600_450_000_000)
+    assert producer.flush(30) == 0
+    foreign.commit(2, 40)
+    described = offsets("describe", foreign.group)
+    rows = described.rows["partitions"]
+    assert [(row["lag"], row["lag_s"]) for row in rows] == [(1, None), (0, 0.0)]
+    assert "37 beyond the log's end" in rows[1]["note"]
+    assert "notes on 1 partition" in described.said
+    assert [row["at"] for row in offsets("peek", foreign.group, "-p", "0").rows][-1] is None
+    assert offsets("reset", foreign.group, "--to-offset", 2, "-p", "0").of("new", "lands_at") == [(2, None)]
+
+
+def test_peek_tells_transactions_and_looks_past_what_was_compacted(foreign: Foreign, offsets: Command) -> None:
+    foreign.make(2)
+    aborted, opened = (
+        Producer({"bootstrap.servers": foreign.settings.kafka_bootstrap, "transactional.id": foreign.prefix + name})
+        for name in ("aborted", "open")
+    )
+    for producer in (aborted, opened):
+        producer.init_transactions(20)
+    for _ in range(30):  # markers: offsets that hold no record
+        aborted.begin_transaction()
+        aborted.produce(foreign.topic, partition=0, value="aborted")
+        aborted.flush(20)
+        aborted.abort_transaction(20)
+    plain = Producer({"bootstrap.servers": foreign.settings.kafka_bootstrap})
+    plain.produce(foreign.topic, partition=0, value="committed")
+    assert plain.flush(30) == 0
+    opened.begin_transaction()
+    opened.produce(foreign.topic, partition=0, value="open")
+    opened.flush(20)
+    foreign.commit(2)
+    rows = offsets("peek", foreign.group, "--before", 1, "--after", 40).rows
+    assert [(row["value"], row["transaction"], row["position"]) for row in rows] == [
+        ("click 1", "", ""),
+        *[("aborted", "aborted", "")] * 30,
+        ("committed", "", "next"),
+        ("open", "open", ""),
+    ]
+    opened.abort_transaction(20)
+
+
+def test_a_share_group_is_in_the_list(foreign: Foreign, offsets: Command) -> None:
+    foreign.make(1)
+    group = f"{foreign.group}-shared"
+    command = [java(), "-XX:TieredStopAtLevel=1", "-cp", installed_programs(CHECKOUT).class_path(),
+               "org.apache.kafka.tools.consumer.ConsoleShareConsumer", "--bootstrap-server", foreign.settings.kafka_bootstrap,
+               "--topic", foreign.topic, "--group", group]  # fmt: skip
+    process = subprocess.Popen(tied(command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+
+        def row() -> dict[str, Any] | None:
+            return next((row for row in offsets("list").rows if row["group"] == group), None)
+
+        assert eventually(row, within_s=60, what="the share group listed")["type"] == "SHARE"
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_a_log_that_ends_in_transaction_markers_has_a_lag_of_no_age(foreign: Foreign, offsets: Command) -> None:
     """Nothing waits there that could be read: without an end of its own the look would wait for a record for ever."""
     foreign.make(2)
@@ -392,5 +485,5 @@ def test_plans_are_those_of_kafkas_own_tool_and_files_go_both_ways(
     assert offsets("reset", foreign.group, "--from-file", theirs_file, *YES).code == 0
     assert foreign.committed() == {place[1]: offset for place, offset in from_csv(printed["datetime"], "").items()}
     both = offsets.text("export", foreign.group, strange)[1]
-    assert from_csv(both, strange) == from_csv(exported.read_text(), strange)
+    assert from_csv(both, strange, others=[foreign.group]) == from_csv(exported.read_text(), strange)
     assert both.startswith(f"{foreign.group},{foreign.topic},0,")

@@ -183,6 +183,9 @@ def test_scopes_and_maps() -> None:
     for bad in ("", "[]", "{}", '{"a": 1}', '{"0": -1}', '{"0": true}', '{"0": "1"}', '{"0": 1.5}', "[" * 100_000):
         with pytest.raises(ValueError, match=r"JSON|no map|is no partition"):
             offset_map(bad)
+    for twice in ('{"0": 7, "00": 9}', '{"0": 7, "0": 9}'):
+        with pytest.raises(ValueError, match=r"is no partition|is there twice"):
+            offset_map(twice)
     with pytest.raises(ValueError, match="are no partitions"):
         partitions("0-2")
 
@@ -198,7 +201,7 @@ places = st.dictionaries(
 @given(st.dictionaries(names, places, min_size=1, max_size=4))
 def test_what_is_written_as_csv_is_read_back(groups: dict[str, dict[tuple[str, int], int]]) -> None:
     content = as_csv(groups)
-    assert {name: from_csv(content, name) for name in groups} == groups
+    assert {name: from_csv(content, name, others=groups) for name in groups} == groups
     widths = {len(row) for row in csv.reader(io.StringIO(content))}
     assert widths <= {4 if len(groups) > 1 else 3}
 
@@ -217,11 +220,20 @@ def test_what_is_written_as_csv_is_read_back(groups: dict[str, dict[tuple[str, i
         "a,0,\u0663",
         f"a,0,{'9' * 5000}",
         "TOPIC,PARTITION,OFFSET",
+        "g,a,0,1\n,a,1,2",
+        "g,a,0,1\ngg,a,1,2",
+        "a,0,1\na,00,2",
     ],
 )
 def test_a_line_that_is_none_is_named(content: str) -> None:
     with pytest.raises(Refused, match=r"line \d"):
         from_csv(content, "g")
+
+
+def test_a_byte_order_mark_hides_no_line(tmp_path: Path) -> None:
+    file = tmp_path / "offsets.csv"
+    file.write_bytes(b"\xef\xbb\xbfg,a,0,1\ng,a,1,2\n")
+    assert read_file(file, "g") == {("a", 0): 1, ("a", 1): 2}
 
 
 def test_a_file_that_says_nothing_of_the_group_is_refused(tmp_path: Path) -> None:
