@@ -36,7 +36,11 @@ class Foreign:
     def make(self, *counts: int, topic: str = "", low: int = 0) -> str:
         """Return a topic with so many records in each partition, of which the first `low` are gone."""
         topic = topic or self.topic
-        config = {"message.timestamp.type": "CreateTime", "retention.ms": "-1"}
+        config = {
+            "message.timestamp.type": "CreateTime",
+            "retention.ms": "-1",
+            "message.timestamp.after.max.ms": str(2**63 - 1),
+        }
         self.admin.create_topics([NewTopic(topic, len(counts), 1, config=config)])[topic].result(20)
         producer = Producer({"bootstrap.servers": self.settings.kafka_bootstrap, "linger.ms": 5, "acks": "all"})
         for partition, count in enumerate(counts):

@@ -101,7 +101,7 @@ def _require_known(view: View) -> None:
     from outbox.errors import Refused
 
     if not view.group.exists and not any(one.position is not None for one in view.standings):
-        raise Refused(f"there is no consumer group {view.group.name!r}: payrelay offsets list")
+        raise Refused(f"there is no group {view.group.name!r}: payrelay offsets list")
 
 
 def _print_view(settings: Settings, view: View, output: Format, *, only_lagging: bool) -> None:
@@ -246,7 +246,7 @@ def delete(
         say(f"{group} is ours: its progress stays, and the next start of its worker commits it to Kafka again")
     found = committed(settings, group)
     if not found and not find_group(settings, group).exists:
-        raise Refused(f"there is no consumer group {group!r}: payrelay offsets list")
+        raise Refused(f"there is no group {group!r}: payrelay offsets list")
     doomed = {place: offset for place, offset in found.items() if not topic or place[0] == topic}
     if topic and not doomed:
         raise Refused(f"{group} has no offset of {topic!r}")
