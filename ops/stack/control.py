@@ -19,8 +19,11 @@ from ops.stack.state import PartState, StackFolder, file_stem
 from outbox.errors import NotReady, Refused
 
 UP_S = 120.0
+"""For so long nothing may come up and no part make progress; then `up` and `start` give up."""
+RESTARTS_MAX = 5
+"""A part that has ended so often while it was waited for makes no progress, whatever it does in between."""
 DOWN_S = 60.0
-PART_S = 60.0
+STOP_S = 60.0
 POLL_S = 0.05
 
 _started: dict[Path, subprocess.Popen[bytes]] = {}
@@ -37,7 +40,8 @@ def up(
     """Every part of the stack runs and the connector has passed its first heartbeat; returns whether it was down before.
 
     May be repeated: parts that failed or were stopped are started, running ones left alone. With `with_parent` the stack ends when the
-    calling thread does. Raises NotReady with the parts that do not come up; they are left for `status` and `logs`.
+    calling thread does. A part that makes progress, as in a long recovery, is waited for. Raises NotReady with the parts that do not
+    come up; they are left for `status` and `logs`.
     """
     folder.make()
     for name in folder.stopped_parts():
@@ -47,9 +51,9 @@ def up(
         _start_supervisor(folder, infrastructure=infrastructure, with_parent=with_parent)
     else:
         _signal_supervisor(folder, signal.SIGHUP)
-    deadline = time.monotonic() + UP_S
+    patience = _Patience(UP_S)
     trying: set[str] = set()
-    while time.monotonic() < deadline:
+    while not patience.is_over(folder):
         content = folder.read("state.json")
         if "error" in content or not folder.is_up():
             break
@@ -92,7 +96,7 @@ def stop(folder: StackFolder, parts: Sequence[str]) -> None:
     _require(folder, parts)
     for part in parts:
         _stop_file(folder, part).write_text("payrelay stop")
-    _wait_for(folder, parts, "stopped")
+    _wait_for(folder, parts, "stopped", limit_s=STOP_S)
 
 
 def start(folder: StackFolder, parts: Sequence[str]) -> None:
@@ -103,7 +107,7 @@ def start(folder: StackFolder, parts: Sequence[str]) -> None:
     if held := [part for part in parts if part in folder.stopped_parts()]:
         raise Refused(f"a command that still runs has stopped {', '.join(held)}, and starts it again when it ends")
     _signal_supervisor(folder, signal.SIGHUP)
-    _wait_for(folder, parts, "running")
+    _wait_for(folder, parts, "running", limit_s=UP_S)
 
 
 @contextlib.contextmanager
@@ -117,11 +121,11 @@ def stopped(folder: StackFolder, parts: Sequence[str], *, reason: str) -> Genera
         try:
             for part in parts:
                 locks.enter_context(_held(folder, part, reason))
-            _wait_for(folder, parts, "stopped")
+            _wait_for(folder, parts, "stopped", limit_s=STOP_S)
             yield
         finally:
             locks.close()
-    _wait_for(folder, [part for part in parts if part not in folder.stopped_parts()], "running")
+    _wait_for(folder, [part for part in parts if part not in folder.stopped_parts()], "running", limit_s=UP_S)
 
 
 @contextlib.contextmanager
@@ -151,9 +155,35 @@ def _require(folder: StackFolder, parts: Sequence[str]) -> None:
         raise Refused(f"no part {', '.join(unknown)}; there are: {', '.join(known)}")
 
 
-def _wait_for(folder: StackFolder, parts: Sequence[str], state: str) -> None:
-    """The parts are in that state. Raises NotReady after a while, or once one fails; one that had failed before is still to be seen trying."""
-    deadline = time.monotonic() + PART_S
+class _Patience:
+    """How long a command waits for parts: its time begins again when one comes up, or makes progress while it is starting."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._moved_at = time.monotonic()
+        self._restarts: dict[str, int] = {}
+        self._progress: dict[str, int] = {}
+        self._came_up: set[str] = set()
+
+    def is_over(self, folder: StackFolder) -> bool:
+        """Return whether nothing has come up and no part has made progress for too long."""
+        states, progress = folder.states(), folder.read("state.json").get("progress", {})
+        for state in states:
+            ended = state.restarts - self._restarts.setdefault(state.name, state.restarts)
+            came_up = state.state == "running" and state.name not in self._came_up
+            moved = progress.get(state.name, 0) != self._progress.get(state.name, 0) and ended < RESTARTS_MAX
+            if came_up or moved:
+                self._moved_at = time.monotonic()
+                self._came_up |= {state.name} if came_up else set()
+                self._progress[state.name] = progress.get(state.name, 0)
+        return time.monotonic() - self._moved_at > self._limit_s
+
+
+def _wait_for(folder: StackFolder, parts: Sequence[str], state: str, *, limit_s: float = UP_S) -> None:
+    """The parts are in that state. Raises NotReady once no part has moved for so long, or one fails; one that had failed before is still
+    to be seen trying.
+    """
+    patience = _Patience(limit_s)
     trying: set[str] = set()
     while True:
         states = {one.name: one.state for one in folder.states()}
@@ -161,7 +191,7 @@ def _wait_for(folder: StackFolder, parts: Sequence[str], state: str) -> None:
         if not left:
             return
         trying |= {part for part in left if states.get(part) != "failed"}
-        if time.monotonic() > deadline or any(states.get(part) == "failed" and part in trying for part in left):
+        if patience.is_over(folder) or any(states.get(part) == "failed" and part in trying for part in left):
             told = ", ".join(f"{part} is {states.get(part)}" for part in left)
             raise NotReady(f"{told}, not {state}: payrelay status; payrelay logs {left[0]}")
         time.sleep(POLL_S)
@@ -200,8 +230,10 @@ def _start_supervisor(folder: StackFolder, *, infrastructure: bool, with_parent:
     _started[folder.path] = process
     deadline = time.monotonic() + UP_S
     while not folder.read("state.json"):
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise NotReady(f"the supervisor did not start: {_tail(log_path(folder, 'supervisor'))}")
+        if process.poll() is not None:
+            raise NotReady(_end_of_supervisor(folder))
+        if time.monotonic() > deadline:
+            raise NotReady(f"the supervisor has written no state within {UP_S:.0f} s: {_log_end(folder)}")
         time.sleep(POLL_S)
 
 
@@ -223,15 +255,40 @@ def _heart_beats(folder: StackFolder, since: float) -> bool:
 def _why(folder: StackFolder) -> str:
     content = folder.read("state.json")
     if "error" in content or not folder.is_up():
-        return f"the supervisor ended: {content.get('error') or _tail(log_path(folder, 'supervisor'))}"
+        return _end_of_supervisor(folder)
     lines = [
-        f"  {state.name}: {state.state} {state.last_exit}".rstrip() + f"\n{_tail(log_path(folder, state.name))}"
+        f"  {state.name}: {state.state} {state.condition} {state.last_exit}".rstrip()
+        + f"\n{_tail(log_path(folder, state.name))}"
         for state in folder.states()
         if state.state != "running"
     ]
     return "not everything is up; payrelay status and payrelay logs PART tell more:\n" + (
         "\n".join(lines) or "  the connector has written no heartbeat: payrelay doctor"
     )
+
+
+def _end_of_supervisor(folder: StackFolder) -> str:
+    """Return why the supervisor is gone, as far as that can be known."""
+    error = folder.read("state.json").get("error")
+    process = _started.get(folder.path)
+    code = None
+    if process is not None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = process.wait(5)  # the lock goes a moment before the process
+    if error:
+        return f"the supervisor ended: {error}"
+    if code is not None and code < 0:
+        how = f"{signal.Signals(-code).name} ended it"
+    elif code is not None:
+        how = f"exit code {code}"
+    else:
+        how = "another command had started it, and it left no reason"
+    return f"the supervisor ended: {how}; {_log_end(folder)}"
+
+
+def _log_end(folder: StackFolder) -> str:
+    path = log_path(folder, "supervisor")
+    return f"its log ends with\n{tail}" if (tail := _tail(path)) else f"its log is empty: {path}"
 
 
 def _tail(path: Path, lines: int = 5) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -39,6 +40,8 @@ class Part:
     prepare: Callable[[], None] = lambda: None
     """Makes what the process needs before its first start; may be repeated."""
     ready: Callable[[], bool] = lambda: True
+    progress: re.Pattern[str] | None = None
+    """Finds in a line of its log what it says of its own progress towards being ready."""
     needs: tuple[str, ...] = ()
     """Gates that must be open before the process starts."""
     stop_signal: int = signal.SIGTERM
@@ -100,6 +103,7 @@ def _postgres(folder: StackFolder, port: int) -> Part:
         port=port,
         prepare=partial(_prepare_postgres, folder, place),
         ready=partial(_postgres_answers, folder, port),
+        progress=re.compile(r" LOG:\s+(.*)"),  # recovery reports every 10 s; refused connections are FATAL
         stop_signal=signal.SIGINT,  # fast shutdown: open transactions are rolled back
         death_signal=signal.SIGQUIT,
         mode=place.mode,

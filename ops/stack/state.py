@@ -13,6 +13,7 @@ import random
 import secrets
 import socket
 from base64 import b64encode
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -199,17 +200,39 @@ class StackFolder:
         return Settings(**{**local, **overrides})
 
     def states(self) -> list[PartState]:
-        """Return what the supervisor last wrote of its parts; all stopped where it is gone."""
-        states = [PartState(**row) for row in self.read("state.json").get("parts", [])]
-        if not self.is_up():
-            for state in states:
+        """Return what the supervisor last wrote of its parts, as far as their processes are there; all stopped where it is gone."""
+        content = self.read("state.json")
+        states = [PartState(**row) for row in content.get("parts", [])]
+        is_up = self.is_up()
+        for state in states:
+            if not is_up:
                 state.state, state.pid, state.condition = "stopped", None, ""
+            elif state.pid is not None and not _is_child(state.pid, content["supervisor"]):
+                state.state, state.pid, state.condition = (
+                    "ended",
+                    None,
+                    "seen by this command: payrelay logs supervisor",
+                )
         return states
 
-    def write_states(self, states: list[PartState], *, started_at: float) -> None:
-        """The state file says what each part is doing, and since when (Unix seconds) the calling process supervises them."""
+    def write_states(self, states: list[PartState], *, started_at: float, progress: Mapping[str, int]) -> None:
+        """The state file says what each part is doing, how often each has made progress while it was starting, and since when (Unix
+        seconds) the calling process supervises them.
+        """
         parts = [asdict(state) for state in states]
-        self.write("state.json", {"supervisor": os.getpid(), "started_at": started_at, "parts": parts})
+        content = {"supervisor": os.getpid(), "started_at": started_at, "parts": parts, "progress": dict(progress)}
+        self.write("state.json", content)
+
+
+def _is_child(pid: int, parent: int) -> bool:
+    """Return whether that process runs and is the parent's: a number may have been given to another since."""
+    import psutil  # of the local stack alone
+
+    try:
+        process = psutil.Process(pid)
+        return bool(process.ppid() == parent and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _is_lockable(descriptor: int) -> bool:

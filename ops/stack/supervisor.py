@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import itertools
 import os
 import signal
 import sys
@@ -18,16 +18,18 @@ import time
 import traceback
 from asyncio.subprocess import Process
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from connect.apply import apply_connector
 from connect.client import ConnectClient
 from ops.stack.parts import Part, parts_of, tied
 from ops.stack.programs import installed_programs
+from ops.stack.progress import Patience, Work, describe, work_of
 from ops.stack.state import PartState, StackFolder, file_stem
 from ops.topics import apply_topics
 from ops.upkeep import REPORT, Upkeep, upkeep
@@ -42,6 +44,10 @@ FAILURES_WINDOW_S = 60.0
 POLL_S = 0.05
 STOPS_S = 0.1
 READY_S = 90.0
+"""A part that is not ready may make no progress for so long; then it is ended and started again."""
+ASK_S_MAX = 0.5
+SHOW_S = 1.0
+"""How often it is asked whether a part is ready, at the least, and how often its progress is looked at."""
 LOG_BYTES_MAX = 20_000_000
 UPKEEP_S = 3600.0
 
@@ -64,6 +70,9 @@ class Supervisor:
         self.gates = {
             name: asyncio.Event() for name in ("postgres", "kafka", "connect", "schema", "topics", "connector")
         }
+        self.progress = dict.fromkeys(self.states, 0)
+        """How often each part has made progress while it was starting."""
+        self.unwritten = False
         self.stops = {part.name: asyncio.Event() for part in self.parts}
         self.starts = {part.name: asyncio.Event() for part in self.parts}
         self.retry = asyncio.Event()
@@ -76,13 +85,15 @@ class Supervisor:
             loop.add_signal_handler(signum, self.ending.set)
         loop.add_signal_handler(signal.SIGHUP, self._try_failed_again)
         self._heed_stops()
-        keepers = [asyncio.create_task(self._keep(part)) for part in self.parts]
+        keepers = [self._lasting(part.name, partial(self._keep, part)) for part in self.parts]
         steps = [
-            asyncio.create_task(self._step("schema", ("postgres",), self._schema)),
-            asyncio.create_task(self._step("topics", ("kafka",), self._topics)),
-            asyncio.create_task(self._step("connector", ("schema", "topics", "connect"), self._connector)),
-            asyncio.create_task(self._upkeep()),
-            asyncio.create_task(self._watch_stops()),
+            self._lasting("schema", partial(self._step, "schema", ("postgres",), self._schema)),
+            self._lasting("topics", partial(self._step, "topics", ("kafka",), self._topics)),
+            self._lasting(
+                "connector", partial(self._step, "connector", ("schema", "topics", "connect"), self._connector)
+            ),
+            self._lasting("upkeep", self._upkeep),
+            self._lasting("stops", self._watch_stops),
         ]
         self._tell()
         await self.ending.wait()
@@ -97,19 +108,42 @@ class Supervisor:
             await asyncio.gather(*doomed, return_exceptions=True)
         self._tell()
 
+    def _lasting(self, name: str, task: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
+        """Return the running task: where an error ends it that it did not expect, it is said, and the task begins again."""
+
+        async def again_and_again() -> None:
+            for attempt in itertools.count(1):
+                try:
+                    await task()
+                    return
+                except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the task unseen
+                    _say(f"{name}: {type(error).__name__}: {error}; it begins again")
+                    await asyncio.sleep(backoff_s(attempt))
+
+        return asyncio.create_task(again_and_again(), name=name)
+
     async def _keep(self, part: Part) -> None:
         """The part runs whenever it is not to stand still."""
-        for gate in part.needs:
-            await self.gates[gate].wait()
+        await self._wait_for_gates(part)
         while True:
             await self.starts[part.name].wait()
             running = asyncio.create_task(self._run(part))
+            stopped = asyncio.create_task(self.stops[part.name].wait())
             try:
-                await self.stops[part.name].wait()
+                await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
             finally:
+                stopped.cancel()
                 running.cancel()
                 await asyncio.wait({running})
                 self._set(part, "stopped", pid=None)
+            if not running.cancelled() and (error := running.exception()) is not None:
+                raise error
+
+    async def _wait_for_gates(self, part: Part) -> None:
+        for gate in part.needs:
+            self.states[part.name].condition = f"waits for {gate}"
+            await self.gates[gate].wait()
+        self.states[part.name].condition = ""
 
     async def _run(self, part: Part) -> None:
         """The part runs, and is started again when it ends, until this is cancelled."""
@@ -134,6 +168,7 @@ class Supervisor:
         """The part's process was started, found ready, and has ended."""
         await asyncio.to_thread(part.prepare)
         with self._log(part) as log:
+            begins_at = log.tell()
             process = await asyncio.create_subprocess_exec(
                 *tied(part.command, mode=part.mode, death_signal=part.death_signal),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -143,14 +178,14 @@ class Supervisor:
                 cwd=Path(__file__).parents[2],
                 start_new_session=True,
             )
-        ready = asyncio.create_task(self._ready(part))
+        ready = asyncio.create_task(self._ready(part, process.pid, begins_at))
         try:
             self._set(part, "starting", pid=process.pid)
             ended = asyncio.create_task(process.wait())
             await asyncio.wait((ready, ended), return_when=asyncio.FIRST_COMPLETED)
             if not ended.done():
                 if not ready.result():
-                    self.states[part.name].last_exit = f"not ready within {READY_S:.0f} s"
+                    self.states[part.name].last_exit = f"not ready, and no progress for {READY_S:.0f} s"
                     return
                 self._set(part, "running", pid=process.pid)
                 if part.name in self.gates:
@@ -161,13 +196,25 @@ class Supervisor:
             ready.cancel()
             await _end(process, part)
 
-    async def _ready(self, part: Part) -> bool:
-        deadline = time.monotonic() + READY_S
-        while time.monotonic() < deadline:
-            if await asyncio.to_thread(part.ready):
-                return True
-            await asyncio.sleep(POLL_S)
-        return False
+    async def _ready(self, part: Part, pid: int, begins_at: int) -> bool:
+        """Return whether the part became ready; it may take as long as it makes progress, which its row shows."""
+        began = shown_at = time.monotonic()
+        patience = Patience(READY_S, Work(), now=began)
+        while not await asyncio.to_thread(part.ready):
+            now = time.monotonic()
+            if now - shown_at >= min(SHOW_S, READY_S / 10):
+                work = await asyncio.to_thread(
+                    work_of, pid, self._log_path(part), begins_at=begins_at, progress=part.progress
+                )
+                marks, shown_at = patience.marks, now
+                idle_s = patience.look(work, now=now)
+                self.progress[part.name] += patience.marks - marks
+                self.states[part.name].condition = describe(now - began, work, idle_s, READY_S)
+                self._tell()
+            if patience.is_over:
+                return False
+            await asyncio.sleep(min(ASK_S_MAX, POLL_S + (now - began) / 50))  # each question is work, too
+        return True
 
     async def _step(self, name: str, needs: tuple[str, ...], act: Callable[[], None]) -> None:
         """The gate is open: what the step does was done. Tried until it succeeds."""
@@ -177,11 +224,21 @@ class Supervisor:
             try:
                 await asyncio.to_thread(act)
             except Exception as error:  # noqa: BLE001 - the parts it needs may be away: try again
-                print(f"{utc_now():%H:%M:%S} {name}: {error}", file=sys.stderr, flush=True)
+                _say(f"{name}: {error}")
+                self._waiting(name, f"waits for {name}: {error}".splitlines()[0])
                 await asyncio.sleep(backoff_s(attempt))
                 continue
+            self._waiting(name, "")
             self.gates[name].set()
             return
+
+    def _waiting(self, gate: str, condition: str) -> None:
+        """The parts that wait for a gate say why."""
+        for part in self.parts:
+            row = self.states[part.name]
+            if gate in part.needs and row.state == "stopped" and row.pid is None:
+                row.condition = condition
+        self._tell()
 
     def _schema(self) -> None:
         migrate(self.settings, today=datetime.now(UTC).date())
@@ -202,12 +259,24 @@ class Supervisor:
             except Exception as error:  # noqa: BLE001 - shown, and the next round tries again
                 told = f"{type(error).__name__}: {error}"
                 report = Upkeep(at=utc_now().isoformat(timespec="seconds"), errors={"upkeep": told})
-            self.folder.write(REPORT, asdict(report))
+            await self._write_report(report)
             await asyncio.sleep(UPKEEP_S)
+
+    async def _write_report(self, report: Upkeep) -> None:
+        for attempt in itertools.count(1):
+            try:
+                self.folder.write(REPORT, asdict(report))
+            except OSError as error:
+                _say(f"the report of upkeep is not written: {error}")
+                await asyncio.sleep(backoff_s(attempt))
+            else:
+                return
 
     async def _watch_stops(self) -> None:
         while True:
             await asyncio.sleep(STOPS_S)
+            if self.unwritten:
+                self._tell()
             self._heed_stops()
 
     def _heed_stops(self) -> None:
@@ -221,8 +290,11 @@ class Supervisor:
     def _try_failed_again(self) -> None:
         self.retry.set()
 
+    def _log_path(self, part: Part) -> Path:
+        return self.folder.logs / f"{file_stem(part.name)}.log"
+
     def _log(self, part: Part) -> IO[bytes]:
-        path = self.folder.logs / f"{file_stem(part.name)}.log"
+        path = self._log_path(part)
         if path.exists() and path.stat().st_size > LOG_BYTES_MAX:
             path.replace(path.with_suffix(".log.1"))
         return path.open("ab")
@@ -230,10 +302,24 @@ class Supervisor:
     def _set(self, part: Part, state: str, *, pid: int | None) -> None:
         row = self.states[part.name]
         row.state, row.pid, row.since = state, pid, utc_now().isoformat(timespec="milliseconds")
+        row.condition = ""
         self._tell()
 
     def _tell(self) -> None:
-        self.folder.write_states(list(self.states.values()), started_at=self.started_at)
+        """The state file holds the states; where it cannot be written, `_watch_stops` tries again, and nothing else waits for it."""
+        try:
+            self.folder.write_states(list(self.states.values()), started_at=self.started_at, progress=self.progress)
+        except OSError as error:
+            if not self.unwritten:
+                _say(f"the state file is not written: {error}")
+            self.unwritten = True
+        else:
+            self.unwritten = False
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # the log is on the same disk
+        print(f"{utc_now():%H:%M:%S} {text}", file=sys.stderr, flush=True)
 
 
 async def _end(process: Process, part: Part) -> None:
@@ -260,9 +346,10 @@ def main() -> None:
     try:
         supervisor = Supervisor(folder, infrastructure="--infrastructure" in options)
         asyncio.run(supervisor.run())
-    except Exception:  # noqa: BLE001 - whoever waits for the stack must be told
-        traceback.print_exc()
-        folder.write("state.json", {"error": json.dumps(traceback.format_exc().splitlines()[-1])})
+    except Exception as error:  # noqa: BLE001 - whoever waits for the stack must be told
+        with contextlib.suppress(OSError):
+            folder.write("state.json", {"error": f"{type(error).__name__}: {error}"})
+            traceback.print_exc()
         raise SystemExit(1) from None
 
 

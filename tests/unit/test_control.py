@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,26 @@ class Told(StackFolder):
     def states(self) -> list[PartState]:
         now = self._left.pop(0) if len(self._left) > 1 else self._left[0]
         return [PartState(name="worker:points", state=now)]
+
+
+class Crashing(StackFolder):
+    """A stack whose one part starts, works, ends and begins again."""
+
+    def __init__(self) -> None:
+        super().__init__(name="crashing")
+        self._looks = 0
+
+    def states(self) -> list[PartState]:
+        self._looks += 1
+        return [PartState(name="worker:points", state="starting", restarts=self._looks // 2)]
+
+    def read(self, _: str) -> dict[str, Any]:
+        return {"progress": {"worker:points": self._looks}}
+
+
+def test_a_part_that_keeps_ending_is_not_waited_for_though_it_works_in_between() -> None:
+    with pytest.raises(NotReady, match="worker:points is starting, not running"):
+        control._wait_for(Crashing(), ["worker:points"], "running", limit_s=0.2)
 
 
 @pytest.mark.parametrize(
