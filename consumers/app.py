@@ -19,6 +19,7 @@ from faust.types import TP
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from consumers.database_watch import watch_database
 from consumers.delivery import Braked, Delivered, Delivery, Processor, Unexpected, is_transient, told
 from consumers.sensors import BatchSensors
 from consumers.transport import FAILED, Batch, BatchSchema, Consumer, Opening, require_versions
@@ -75,9 +76,9 @@ class PipelineApp(faust.App):  # type: ignore[misc]
             broker_rebalance_timeout=15.0,
             broker_max_poll_interval=settings.max_poll_interval_s,
             broker_max_poll_records=settings.batch_max,
-            datadir=f"/tmp/payrelay-faust-{os.getpid()}",  # noqa: S108 - Faust wants one, and puts nothing there
         )
         self.sensors = BatchSensors(self)
+        self.task(watch_database)
         names = [settings.topic_prefix + topic.name for topic in processor.topics]
         source = self.topic(*names, schema=BatchSchema(), acks=False, key_serializer="raw", value_serializer="raw")
 
@@ -92,6 +93,9 @@ class PipelineApp(faust.App):  # type: ignore[misc]
                             await self._until_committed(batch)
                         finally:
                             self.sensors.let_go(slices)
+
+    def _create_directories(self) -> None:
+        """Faust would make folders for its tables; there are none."""
 
     async def _until_committed(self, batch: Batch) -> None:
         """The batch is committed, or it is no longer ours to commit. No exception leaves but cancellation."""

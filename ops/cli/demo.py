@@ -12,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from ops.cli.local import Stack, setup, this_stack
 from ops.cli.output import Format, Output, console, errors, print_json, print_rows, say
+from ops.stack.state import StackFolder
+from outbox.errors import Refused
 from outbox.settings import Settings
 
 STAGES = ("paid", "settled", "effects", "told")
@@ -30,7 +32,7 @@ def demo(
 ) -> None:
     """Drive payments through the real services and prove that nothing was lost and nothing doubled.
 
-    Starts what is not running, and stops at the end what it has started. Exit code 1 unless unsettled, lost, doubled and
+    Starts the stack if it is down, and stops it at the end. Parts that were stopped are left so: then it refuses to run. Exit code 1 unless unsettled, lost, doubled and
     parked are 0 and everything balances.
     """
     from ops.demo.run import as_json, run_demo
@@ -65,6 +67,7 @@ def _running(stack: str, *, keep: bool) -> Generator[Settings]:
     setup()
     folder = this_stack(stack)
     was_up = folder.is_up()
+    _require_all_wanted(folder, was_up=was_up)
     try:
         if not was_up:
             say("starting PostgreSQL, Kafka, Kafka Connect, services and workers")
@@ -73,6 +76,14 @@ def _running(stack: str, *, keep: bool) -> Generator[Settings]:
     finally:
         if not was_up and not keep:
             down(folder)
+
+
+def _require_all_wanted(folder: StackFolder, *, was_up: bool) -> None:
+    """No part was stopped: what an operator stopped is his to start. Raises Refused naming the parts and the command."""
+    if held := folder.stopped_parts():
+        command = f"payrelay start {' '.join(sorted(held))}" if was_up else "payrelay up"
+        why = ", ".join(f"{part} ({reason})" for part, reason in sorted(held.items()))
+        raise Refused(f"the demo needs every part, and some were stopped: {why}. Start them first: {command}")
 
 
 def _interrupt(_signum: int, _frame: object) -> NoReturn:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +14,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from ops.cli.output import Format, Output, console, errors, print_rows, say
-from ops.stack.state import PartState, StackFolder, file_stem
+from ops.stack.state import PartState, StackFolder, file_stem, part_of
 from outbox.errors import Refused
 from outbox.settings import Environment
 
@@ -102,9 +104,7 @@ def status(stack: Stack = "", output: Output = Format.TABLE) -> None:
     """
     folder = this_stack(stack)
     stopped = folder.stopped_parts()
-    rows = [
-        asdict(state) | {"condition": stopped.get(state.name) or _condition(folder, state)} for state in folder.states()
-    ]
+    rows = [_row(folder, state, stopped.get(state.name, "")) for state in folder.states()]
     if rows:
         rows.append(_upkeep(folder))
     print_rows(rows, output)
@@ -126,34 +126,62 @@ def _upkeep(folder: StackFolder) -> dict[str, Any]:
     return asdict(PartState(name="upkeep", state=state, since=report.at, condition=report.summary()))
 
 
-def _condition(folder: StackFolder, state: PartState) -> str:
-    """Return what a running worker says of itself."""
-    if state.state != "running" or not state.name.startswith("worker:"):
-        return ""
-    said = folder.read(f"conditions/{file_stem(state.name)}.json")
-    return "; ".join(f"{name}: {text}" if name != state.name.partition(":")[2] else text for name, text in said.items())
+WAITING = ("waiting", "does not answer")
+"""How the condition of a worker begins that lacks its database or its broker."""
+
+
+def _row(folder: StackFolder, state: PartState, stopped: str) -> dict[str, Any]:
+    """Return a part as a row: one that says of itself that it waits is not shown as running."""
+    row = asdict(state) | {"condition": stopped or state.condition}
+    if state.state == "running" and state.name.startswith("worker:"):
+        said = folder.read(f"conditions/{file_stem(state.name)}.json")
+        own = state.name.partition(":")[2]
+        row["condition"] = "; ".join(text if name == own else f"{name}: {text}" for name, text in said.items())
+        if any(text.startswith(WAITING) for text in said.values()):
+            row["state"] = "waiting"
+    return row
 
 
 def logs(
-    part: Annotated[str, typer.Argument(help="a part's name as status shows it; all parts without it")] = "",
+    part: Annotated[
+        str,
+        typer.Argument(help="a part's name as status shows it, or supervisor; the parts and the supervisor without it"),
+    ] = "",
     stack: Stack = "",
     lines: Annotated[int, typer.Option("-n", "--lines", min=1)] = 50,
     follow: Annotated[bool, typer.Option("-f", "--follow")] = False,
 ) -> None:
     """Print the end of a part's log, or of every part's."""
     folder = this_stack(stack)
-    known = {path.stem: path for path in sorted(folder.logs.glob("*.log"))}
-    wanted = file_stem(part)
-    if part and wanted not in known:
+    known = {part_of(path.stem): path for path in sorted(folder.logs.glob("*.log"))}
+    if part and part not in known:
         raise Refused(f"no log of {part!r}; there are: {', '.join(known) or 'none, the stack was never up'}")
-    paths = [str(known[wanted])] if part else [str(path) for path in known.values()]
-    if not paths:
+    wanted = {part: known[part]} if part else known
+    if not wanted:
         raise Refused("no logs: the stack was never up")
     console.file.flush()
+    tail = ["/usr/bin/env", "tail", f"-n{lines}"]
     try:
-        subprocess.run(["/usr/bin/env", "tail", f"-n{lines}", *(["-F"] if follow else []), *paths], check=False)
+        if follow:
+            _follow([*tail, "-F", *(path.name for path in wanted.values())], folder.logs)
+            return
+        for name, path in wanted.items():
+            if not part:
+                console.file.write(f"==> {name} <==\n")
+                console.file.flush()
+            subprocess.run([*tail, str(path)], check=False)
     except KeyboardInterrupt:
         return
+
+
+def _follow(tail: list[str], logs: Path) -> None:
+    """What is added to logs is printed until Ctrl-C, under the names of their parts."""
+    with subprocess.Popen(tail, cwd=logs, stdout=subprocess.PIPE, text=True, errors="replace") as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            header = re.fullmatch(r"==> (.+)\.log <==\n", line)
+            console.file.write(f"==> {part_of(header[1])} <==\n" if header else line)
+            console.file.flush()
 
 
 COMMANDS = (setup, up, down, stop, start, status, logs)

@@ -9,8 +9,7 @@ from contextlib import suppress
 from functools import partial
 
 from consumers.notification.acts import step, unfinished
-from outbox.errors import PayrelayError
-from producers.http import Database, HttpError
+from producers.http import Database
 
 IDLE_S = 10.0
 """So often the acts of other consoles are looked for."""
@@ -43,7 +42,7 @@ class Runner:
         goes_on = False
         try:
             acts = await database.transact(unfinished)
-        except (HttpError, PayrelayError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one service, the other's acts go on, and its own later
             log.warning("acts wait: %s", error)
             return False
         for identity in acts:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
 from ops.offsets.files import write_undo
 from ops.offsets.groups import commit, committed, delete
-from ops.stack.programs import Programs, java
+from ops.stack.programs import JVM_ENVIRONMENT, Programs, java
 from outbox.errors import NotReady, PayrelayError, Refused
 from outbox.settings import Settings
 
@@ -52,10 +53,13 @@ def delete_topic(settings: Settings, name: str, topic: str, *, programs: Program
 
 
 def _by_tool(settings: Settings, name: str, topic: str, programs: Programs) -> None:
-    command = [java(), "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", programs.class_path(), TOOL,
+    command = [java(), "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", programs.class_path(programs.folder), TOOL,
                "--bootstrap-server", settings.kafka_bootstrap, "--delete-offsets", "--group", name, "--topic", topic]  # fmt: skip
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TOOL_S, check=False)
+        done = subprocess.run(
+            command, cwd=programs.folder, env={**os.environ, **JVM_ENVIRONMENT},
+            capture_output=True, text=True, timeout=TOOL_S, check=False,
+        )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise NotReady(f"Kafka's tool did not end within {TOOL_S:.0f} s: {committed(settings, name)}") from error
     if done.returncode:

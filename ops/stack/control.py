@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -15,7 +16,7 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 from ops.stack.parts import PostgresPlace, tied
-from ops.stack.state import PartState, StackFolder, file_stem
+from ops.stack.state import STATE, PartState, StackFolder, file_stem
 from outbox.errors import NotReady, Refused
 
 UP_S = 120.0
@@ -43,6 +44,8 @@ def up(
     calling thread does. A part that makes progress, as in a long recovery, is waited for. Raises NotReady with the parts that do not
     come up; they are left for `status` and `logs`.
     """
+    if re.search("[,:}]", folder.as_connect_reads_it(STATE)):
+        raise Refused(f"Kafka Connect cannot name a file in {folder.path}: set PAYRELAY_HOME to a path without , : }}")
     folder.make()
     for name in folder.stopped_parts():
         _stop_file(folder, name).unlink(missing_ok=True)
@@ -54,7 +57,7 @@ def up(
     patience = _Patience(UP_S)
     trying: set[str] = set()
     while not patience.is_over(folder):
-        content = folder.read("state.json")
+        content = folder.read(STATE)
         if "error" in content or not folder.is_up():
             break
         states = folder.states()
@@ -69,7 +72,12 @@ def up(
 
 
 def down(folder: StackFolder, *, wipe: bool = False) -> bool:
-    """Nothing of the stack runs; returns whether it did. Data stays unless wiped. May be repeated."""
+    """Nothing of the stack runs; returns whether it did. Data stays unless wiped. May be repeated.
+
+    Raises Refused, before it stops anything, where the folder to be wiped is none that a stack was made in.
+    """
+    if wipe:
+        _require_stack(folder)
     was_up = folder.is_up()
     if was_up:
         _signal_supervisor(folder, signal.SIGTERM)
@@ -83,9 +91,26 @@ def down(folder: StackFolder, *, wipe: bool = False) -> bool:
         supervisor.wait()
     if wipe:
         place = PostgresPlace.of(folder)
-        shutil.rmtree(place.data.parent if place.mode == "nobody" else place.data, ignore_errors=True)
-        shutil.rmtree(folder.path, ignore_errors=True)
+        if place.mode == "nobody":
+            _remove(place.data.parent)
+        _remove(folder.path)
     return was_up
+
+
+def _require_stack(folder: StackFolder) -> None:
+    if folder.path.is_symlink() or (folder.path.exists() and not (folder.path / STATE).is_file()):
+        raise Refused(f"{folder.path} holds no {STATE}: no stack was made there, and nothing is removed")
+
+
+def _remove(path: Path) -> None:
+    """The folder is gone. Raises NotReady where something in it cannot be removed."""
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        if path.exists():  # something else removed a file at the same time
+            shutil.rmtree(path, ignore_errors=True)
+    except OSError as error:
+        raise NotReady(f"{path} is not wholly removed: {error}") from error
 
 
 def stop(folder: StackFolder, parts: Sequence[str]) -> None:
@@ -167,7 +192,7 @@ class _Patience:
 
     def is_over(self, folder: StackFolder) -> bool:
         """Return whether nothing has come up and no part has made progress for too long."""
-        states, progress = folder.states(), folder.read("state.json").get("progress", {})
+        states, progress = folder.states(), folder.read(STATE).get("progress", {})
         for state in states:
             ended = state.restarts - self._restarts.setdefault(state.name, state.restarts)
             came_up = state.state == "running" and state.name not in self._came_up
@@ -199,7 +224,7 @@ def _wait_for(folder: StackFolder, parts: Sequence[str], state: str, *, limit_s:
 
 def supervisor_pid(folder: StackFolder) -> int | None:
     """Return the process number of the running supervisor."""
-    pid = folder.read("state.json").get("supervisor")
+    pid = folder.read(STATE).get("supervisor")
     return pid if folder.is_up() and isinstance(pid, int) else None
 
 
@@ -211,7 +236,7 @@ def log_path(folder: StackFolder, part: str) -> Path:
 def _start_supervisor(folder: StackFolder, *, infrastructure: bool, with_parent: bool) -> None:
     if (earlier := _started.pop(folder.path, None)) is not None:
         earlier.wait()
-    (folder.path / "state.json").unlink(missing_ok=True)
+    folder.write(STATE, {})
     command = [sys.executable, "-m", "ops.stack.supervisor", folder.name]
     if infrastructure:
         command.append("--infrastructure")
@@ -229,7 +254,7 @@ def _start_supervisor(folder: StackFolder, *, infrastructure: bool, with_parent:
         )
     _started[folder.path] = process
     deadline = time.monotonic() + UP_S
-    while not folder.read("state.json"):
+    while not folder.read(STATE):
         if process.poll() is not None:
             raise NotReady(_end_of_supervisor(folder))
         if time.monotonic() > deadline:
@@ -253,7 +278,7 @@ def _heart_beats(folder: StackFolder, since: float) -> bool:
 
 
 def _why(folder: StackFolder) -> str:
-    content = folder.read("state.json")
+    content = folder.read(STATE)
     if "error" in content or not folder.is_up():
         return _end_of_supervisor(folder)
     lines = [
@@ -263,13 +288,13 @@ def _why(folder: StackFolder) -> str:
         if state.state != "running"
     ]
     return "not everything is up; payrelay status and payrelay logs PART tell more:\n" + (
-        "\n".join(lines) or "  the connector has written no heartbeat: payrelay doctor"
+        "\n".join(lines) or f"  the connector has written no heartbeat: {content.get('waits') or 'payrelay doctor'}"
     )
 
 
 def _end_of_supervisor(folder: StackFolder) -> str:
     """Return why the supervisor is gone, as far as that can be known."""
-    error = folder.read("state.json").get("error")
+    error = folder.read(STATE).get("error")
     process = _started.get(folder.path)
     code = None
     if process is not None:

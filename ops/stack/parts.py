@@ -20,8 +20,16 @@ import psycopg
 
 from ops.processes import PROCESSES, Process
 from ops.stack import tie
-from ops.stack.programs import KAFKA_VERSION, Programs, java, postgres_bin, postgres_package, postgres_version
-from ops.stack.state import StackFolder, file_stem
+from ops.stack.programs import (
+    JVM_ENVIRONMENT,
+    KAFKA_VERSION,
+    Programs,
+    java,
+    postgres_bin,
+    postgres_package,
+    postgres_version,
+)
+from ops.stack.state import ROOT, SECRETS, StackFolder, file_stem
 
 TIE = Path(tie.__file__)
 KAFKA_CLUSTER = "payrelay-local-kafka00"  # 22 characters, as Kafka wants it
@@ -42,6 +50,7 @@ class Part:
     ready: Callable[[], bool] = lambda: True
     progress: re.Pattern[str] | None = None
     """Finds in a line of its log what it says of its own progress towards being ready."""
+    cwd: Path = ROOT
     needs: tuple[str, ...] = ()
     """Gates that must be open before the process starts."""
     stop_signal: int = signal.SIGTERM
@@ -160,7 +169,8 @@ def _prepare_postgres(folder: StackFolder, place: PostgresPlace) -> None:
         with (place.data / "postgresql.conf").open("a") as file:
             file.write("include 'payrelay.conf'\n")
         (place.data / ".complete").touch()
-    (place.data / "payrelay.conf").write_text(rendered(POSTGRES_LOCAL | POSTGRES_SETTINGS))
+    settings = POSTGRES_LOCAL | POSTGRES_SETTINGS
+    (place.data / "payrelay.conf").write_text("".join(f"{key} = {value}\n" for key, value in settings.items()))
 
 
 def _copy_programs(target: Path) -> None:
@@ -236,20 +246,25 @@ def _postgres_answers(folder: StackFolder, port: int) -> bool:
 JVM_FLAGS = ["-XX:+UseSerialGC", "-Xms128m", "-Xmx512m", "-XX:TieredStopAtLevel=1", "-Xshare:auto"]
 
 
-def _java(programs: Programs, main: str, *arguments: str, log4j: Path | None = None) -> list[str]:
-    logging = [f"-Dlog4j2.configurationFile={log4j}"] if log4j else []
-    return [java(), *JVM_FLAGS, *logging, "-cp", programs.class_path(), main, *arguments]
+def _java(folder: StackFolder, programs: Programs, main: str, properties: str, *arguments: str) -> list[str]:
+    """Return the command of a Java program, to be run in the stack's folder.
+
+    All paths are relative to it: a class path cannot hold a colon, nor a list of Kafka's a comma, nor a reference to a secret a colon or
+    a brace, and where the checkout lies is not ours to say.
+    """
+    logging = f"-Dlog4j2.configurationFile={properties.partition('/')[0]}/log4j2.properties"
+    return [java(), *JVM_FLAGS, logging, "-cp", programs.class_path(folder.path), main, *arguments, properties]
 
 
 def _kafka(folder: StackFolder, programs: Programs, ports: Mapping[str, int]) -> Part:
-    home = folder.path / "kafka"
-    properties = home / "server.properties"
     return Part(
         name="kafka",
         version=KAFKA_VERSION,
-        command=_java(programs, "kafka.Kafka", str(properties), log4j=home / "log4j2.properties"),
+        command=_java(folder, programs, "kafka.Kafka", BROKER_PROPERTIES),
+        cwd=folder.path,
+        environment=JVM_ENVIRONMENT,
         port=ports["kafka"],
-        prepare=partial(_prepare_kafka, programs, home, ports),
+        prepare=partial(_prepare_kafka, folder, programs, ports),
         ready=partial(_broker_answers, ports["kafka"]),
     )
 
@@ -290,16 +305,22 @@ BROKER_SETTINGS = {
 }
 
 
-def _prepare_kafka(programs: Programs, home: Path, ports: Mapping[str, int]) -> None:
+BROKER_PROPERTIES = "kafka/server.properties"
+CONNECT_PROPERTIES = "connect/connect.properties"
+
+
+def _prepare_kafka(folder: StackFolder, programs: Programs, ports: Mapping[str, int]) -> None:
+    home = folder.path / "kafka"
     home.mkdir(exist_ok=True)
-    data = home / "data"
-    properties = home / "server.properties"
-    properties.write_text(rendered(broker_properties(ports, str(data))))
+    (folder.path / BROKER_PROPERTIES).write_text(java_properties(broker_properties(ports, "kafka/data")), "ascii")
     (home / "log4j2.properties").write_text(LOG4J)
-    if not (data / "meta.properties").exists():
-        tool = ["format", "-t", KAFKA_CLUSTER, "-c", str(properties), "--ignore-formatted"]
-        command = _java(programs, "kafka.tools.StorageTool", *tool, log4j=home / "log4j2.properties")
-        made = subprocess.run(tied(command), capture_output=True, text=True, check=False)
+    if not (home / "data" / "meta.properties").exists():
+        tool = ["format", "-t", KAFKA_CLUSTER, "--ignore-formatted", "-c"]
+        command = _java(folder, programs, "kafka.tools.StorageTool", BROKER_PROPERTIES, *tool)
+        made = subprocess.run(
+            tied(command), cwd=folder.path, env={**os.environ, **JVM_ENVIRONMENT},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
         if made.returncode:
             raise RuntimeError(f"kafka storage format: {made.stdout.strip()} {made.stderr.strip()}")
 
@@ -319,33 +340,46 @@ logger.debezium.level = info
 """
 
 
-def rendered(properties: Mapping[str, str]) -> str:
-    """Return properties as a file's text."""
-    return "".join(f"{key}={value}\n" for key, value in properties.items())
+def java_properties(properties: Mapping[str, str]) -> str:
+    """Return properties as the text of a file, in ASCII: Java reads such a file as Latin-1.
+
+    >>> print(java_properties({"log.dirs": " /Zahlungsläufe/a=b:c\\\\支\\U0001f4b6"}), end="")
+    log.dirs=\\u0020/Zahlungsl\\u00e4ufe/a=b:c\\\\\\u652f\\ud83d\\udcb6
+    """
+    return "".join(f"{key}={_java_escaped(value)}\n" for key, value in properties.items())
+
+
+def _java_escaped(value: str) -> str:
+    kept = value.lstrip()  # white space at the beginning would be taken for the separator's
+    begin = len(value) - len(kept)
+    plain = (character if " " <= character <= "~" else _units(character) for character in kept.replace("\\", "\\\\"))
+    return _units(value[:begin]) + "".join(plain)
+
+
+def _units(text: str) -> str:
+    units = text.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
 
 
 def _connect(folder: StackFolder, programs: Programs, ports: Mapping[str, int]) -> Part:
     home = folder.path / "connect"
-    properties = home / "connect.properties"
 
     def prepare() -> None:
         home.mkdir(exist_ok=True)
         (home / "log4j2.properties").write_text(LOG4J)
         settings = connect_properties(
             bootstrap=f"127.0.0.1:{ports['kafka']}", port=ports["connect"], host="127.0.0.1",
-            plugins=str(programs.plugins), secrets=str(folder.path / "connect.secrets"),
+            plugins=os.path.relpath(programs.plugins, folder.path),
+            secrets=folder.as_connect_reads_it(SECRETS),
         )  # fmt: skip
-        properties.write_text(rendered(settings))
+        (folder.path / CONNECT_PROPERTIES).write_text(java_properties(settings), "ascii")
 
     return Part(
         name="connect",
         version=KAFKA_VERSION,
-        command=_java(
-            programs,
-            "org.apache.kafka.connect.cli.ConnectDistributed",
-            str(properties),
-            log4j=home / "log4j2.properties",
-        ),
+        command=_java(folder, programs, "org.apache.kafka.connect.cli.ConnectDistributed", CONNECT_PROPERTIES),
+        cwd=folder.path,
+        environment=JVM_ENVIRONMENT,
         port=ports["connect"],
         prepare=prepare,
         ready=partial(_answers, f"http://127.0.0.1:{ports['connect']}/connectors"),

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -29,6 +30,9 @@ TRIES_MAX = 3
 KAFKA_VERSION = "4.3.1"
 DEBEZIUM_VERSION = "3.7.0.Final"
 POSTGRES_MAJOR = "18"
+
+JVM_ENVIRONMENT = {"LC_ALL": "C.UTF-8"}
+"""Java reads names of files, and what a command is given, by the locale."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, files done and files in all."""
@@ -91,13 +95,17 @@ class Programs:
     def plugins(self) -> Path:
         return self.folder / "plugins"
 
-    def class_path(self) -> str:
-        """Return the class path of broker and Connect."""
-        return ":".join(str(program.path(self.repository)) for program in locked() if program.packaging == "jar")
+    def jars(self) -> list[Path]:
+        """Return the jars of broker and Connect, in class path order."""
+        return [program.path(self.repository) for program in locked() if program.packaging == "jar"]
+
+    def class_path(self, cwd: Path) -> str:
+        """Return the class path of broker, Connect and Kafka's tools, relative to where they run: none can hold a colon."""
+        return ":".join(os.path.relpath(jar, cwd) for jar in self.jars())
 
     def are_there(self) -> bool:
         """Return whether every file of the class path lies there; that it is what the lock says, `install` has checked."""
-        return all(program.path(self.repository).is_file() for program in locked() if program.packaging == "jar")
+        return all(jar.is_file() for jar in self.jars())
 
     def install(self, progress: Progress) -> int:
         """Every program is there and is what the lock says; returns how many were fetched.

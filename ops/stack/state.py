@@ -10,8 +10,12 @@ import fcntl
 import json
 import os
 import random
+import re
 import secrets
 import socket
+import struct
+import sys
+import time
 from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ops.processes import HTTP, METERED
+from outbox.errors import Refused
 from outbox.settings import CONNECTOR, READER, SERVICES, Environment, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +31,16 @@ PORTS = range(20_000, 30_000)
 """Below the kernel's range for outgoing connections, which could otherwise take a port between two starts."""
 
 PORT_NAMES = ("postgres", "kafka", "controller", "connect", *HTTP, *(f"metrics:{name}" for name in METERED))
+
+NAME = re.compile("[a-z0-9-]{1,40}")
+STATE = "state.json"
+SECRETS = "connect.secrets"
+"""What Connect reads the connector's password from."""
+
+CAN_ASK = hasattr(fcntl, "F_OFD_GETLK")
+"""Linux tells who holds a lock; elsewhere one has to try, and a supervisor that starts tries for a while."""
+FLOCK = struct.Struct("hhqqi0q")
+LOCK_TRIES = 20
 
 
 def file_stem(part: str) -> str:
@@ -65,6 +80,11 @@ class StackFolder:
     name: str
     home: Path = field(default_factory=lambda: (Environment().payrelay_home or ROOT / ".payrelay").resolve())
 
+    def __post_init__(self) -> None:
+        """Raises Refused where the name is none: it becomes a folder's, which `down --wipe` removes."""
+        if not NAME.fullmatch(self.name):
+            raise Refused(f"{self.name!r} names no stack: a name has 1 to 40 characters of a-z, 0-9 and -")
+
     @property
     def path(self) -> Path:
         return self.home / "stacks" / self.name
@@ -81,11 +101,20 @@ class StackFolder:
     def stops(self) -> Path:
         return self.path / "stops"
 
+    def as_connect_reads_it(self, name: str) -> str:
+        """Return the path of a file of this folder for Connect, which runs in it.
+
+        A reference to a secret has to be absolute, and can hold neither a colon nor a brace, nor a list of paths a comma.
+        """
+        return f"/proc/self/cwd/{name}" if sys.platform == "linux" else str(self.path / name)
+
     def make(self) -> None:
-        """The folder exists, readable by its owner only."""
+        """The folder exists, readable by its owner only, with a state file."""
         for folder in (self.path, self.logs, self.conditions, self.stops):
             folder.mkdir(parents=True, exist_ok=True)
         self.path.chmod(0o700)
+        if not (self.path / STATE).exists():
+            self.write(STATE, {})
 
     def read(self, name: str) -> dict[str, Any]:
         """Return a JSON file's content; empty where it is missing or torn."""
@@ -108,22 +137,25 @@ class StackFolder:
         """Return a descriptor that holds the stack's lock until it is closed; None while somebody else holds it."""
         self.make()
         descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        return descriptor
+        for _ in range(LOCK_TRIES):
+            if _lock(descriptor):
+                return descriptor
+            if CAN_ASK:
+                break
+            time.sleep(0.01)
+        os.close(descriptor)
+        return None
 
     def is_up(self) -> bool:
-        """Return whether a supervisor holds the lock."""
-        if not (self.path / "lock").exists():
+        """Return whether a supervisor holds the lock. Only asks for it: whoever looks keeps no supervisor from starting."""
+        try:
+            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
             return False
-        descriptor = self.lock()
-        if descriptor is None:
-            return True
-        os.close(descriptor)
-        return False
+        try:
+            return _is_locked(descriptor)
+        finally:
+            os.close(descriptor)
 
     def stopped_parts(self) -> dict[str, str]:
         """Return the parts that are to stand still, and why.
@@ -136,7 +168,7 @@ class StackFolder:
             part, _, of_command = path.name.partition("@")
             try:
                 with path.open() as file:
-                    if of_command and _is_lockable(file.fileno()):
+                    if of_command and _is_shareable(file.fileno()):
                         path.unlink()
                         continue
                     found[part_of(part)] = file.read(200)
@@ -165,7 +197,7 @@ class StackFolder:
             made[name] = kept.get(name) or "whsec_" + b64encode(secrets.token_bytes(32)).decode()
         if made != kept:
             self.write("secrets.json", made)
-            scratch = self.path / "connect.secrets"
+            scratch = self.path / SECRETS
             scratch.touch(mode=0o600)
             scratch.write_text(f"debezium={made[CONNECTOR]}\n")
         return {str(name): str(value) for name, value in made.items()}
@@ -184,7 +216,7 @@ class StackFolder:
             "database_url": dsn("postgres", keys["owner"]),
             "dsn": {role: dsn(role, keys[role]) for role in (*SERVICES, READER)},
             "connector_dsn": dsn(CONNECTOR, keys[CONNECTOR]),
-            "connector_password_ref": f"${{file:{self.path / 'connect.secrets'}:debezium}}",
+            "connector_password_ref": f"${{file:{self.as_connect_reads_it(SECRETS)}:debezium}}",
             "kafka_bootstrap": f"127.0.0.1:{ports['kafka']}",
             "connect_url": f"http://127.0.0.1:{ports['connect']}",
             "payments_port": ports["service:payments"],
@@ -201,7 +233,7 @@ class StackFolder:
 
     def states(self) -> list[PartState]:
         """Return what the supervisor last wrote of its parts, as far as their processes are there; all stopped where it is gone."""
-        content = self.read("state.json")
+        content = self.read(STATE)
         states = [PartState(**row) for row in content.get("parts", [])]
         is_up = self.is_up()
         for state in states:
@@ -215,13 +247,21 @@ class StackFolder:
                 )
         return states
 
-    def write_states(self, states: list[PartState], *, started_at: float, progress: Mapping[str, int]) -> None:
-        """The state file says what each part is doing, how often each has made progress while it was starting, and since when (Unix
-        seconds) the calling process supervises them.
+    def write_states(
+        self, states: list[PartState], *, started_at: float, progress: Mapping[str, int], waits: str
+    ) -> None:
+        """The state file says what each part is doing, how often each has made progress while it was starting, what all wait for, and
+        since when (Unix seconds) the calling process supervises them.
         """
         parts = [asdict(state) for state in states]
-        content = {"supervisor": os.getpid(), "started_at": started_at, "parts": parts, "progress": dict(progress)}
-        self.write("state.json", content)
+        content = {
+            "supervisor": os.getpid(),
+            "started_at": started_at,
+            "parts": parts,
+            "progress": dict(progress),
+            "waits": waits,
+        }
+        self.write(STATE, content)
 
 
 def _is_child(pid: int, parent: int) -> bool:
@@ -235,9 +275,30 @@ def _is_child(pid: int, parent: int) -> bool:
         return False
 
 
-def _is_lockable(descriptor: int) -> bool:
+def _lock(descriptor: int) -> bool:
+    """Return whether the file is locked by this descriptor now, twice over: `flock` keeps every second supervisor away, those of older
+    versions too, and the lock of the open file description can be asked for without being taken.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if CAN_ASK:
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_locked(descriptor: int) -> bool:
+    if not CAN_ASK:
+        return not _is_shareable(descriptor)
+    answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    return bool(FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+
+def _is_shareable(descriptor: int) -> bool:
+    """Return whether nobody holds the file by `flock`; those who ask do not stand in each other's way."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -30,7 +30,7 @@ from connect.client import ConnectClient
 from ops.stack.parts import Part, parts_of, tied
 from ops.stack.programs import installed_programs
 from ops.stack.progress import Patience, Work, describe, work_of
-from ops.stack.state import PartState, StackFolder, file_stem
+from ops.stack.state import STATE, PartState, StackFolder, file_stem
 from ops.topics import apply_topics
 from ops.upkeep import REPORT, Upkeep, upkeep
 from outbox.clock import utc_now
@@ -72,6 +72,8 @@ class Supervisor:
         }
         self.progress = dict.fromkeys(self.states, 0)
         """How often each part has made progress while it was starting."""
+        self.waits = ""
+        """Why the step that was last tried was not done."""
         self.unwritten = False
         self.stops = {part.name: asyncio.Event() for part in self.parts}
         self.starts = {part.name: asyncio.Event() for part in self.parts}
@@ -175,7 +177,7 @@ class Supervisor:
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **part.environment},
-                cwd=Path(__file__).parents[2],
+                cwd=part.cwd,
                 start_new_session=True,
             )
         ready = asyncio.create_task(self._ready(part, process.pid, begins_at))
@@ -233,7 +235,8 @@ class Supervisor:
             return
 
     def _waiting(self, gate: str, condition: str) -> None:
-        """The parts that wait for a gate say why."""
+        """It is known why a gate is not open yet: the parts that wait for it say so."""
+        self.waits = condition
         for part in self.parts:
             row = self.states[part.name]
             if gate in part.needs and row.state == "stopped" and row.pid is None:
@@ -308,7 +311,9 @@ class Supervisor:
     def _tell(self) -> None:
         """The state file holds the states; where it cannot be written, `_watch_stops` tries again, and nothing else waits for it."""
         try:
-            self.folder.write_states(list(self.states.values()), started_at=self.started_at, progress=self.progress)
+            self.folder.write_states(
+                list(self.states.values()), started_at=self.started_at, progress=self.progress, waits=self.waits
+            )
         except OSError as error:
             if not self.unwritten:
                 _say(f"the state file is not written: {error}")
@@ -348,7 +353,7 @@ def main() -> None:
         asyncio.run(supervisor.run())
     except Exception as error:  # noqa: BLE001 - whoever waits for the stack must be told
         with contextlib.suppress(OSError):
-            folder.write("state.json", {"error": f"{type(error).__name__}: {error}"})
+            folder.write(STATE, {"error": f"{type(error).__name__}: {error}"})
             traceback.print_exc()
         raise SystemExit(1) from None
 

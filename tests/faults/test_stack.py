@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from sqlalchemy import text
@@ -17,7 +22,8 @@ from ops.doctor import examine
 from ops.health import last_heartbeat, slot_state
 from ops.pipeline.repair import plan_repair, repair_slot
 from ops.records import event_times
-from ops.stack.state import StackFolder
+from ops.stack.control import start, stop
+from ops.stack.state import ROOT, StackFolder
 from outbox.clock import utc_now
 from outbox.settings import Settings
 from schemas.topics import PAYMENT_ORDER
@@ -113,6 +119,51 @@ def test_workers_told_to_end_while_the_broker_is_frozen_or_away_end(stack: Stack
     pipeline.all_posted()
     pipeline.prove()
     eventually(lambda: healthy(stack.settings), within_s=60, what="the pipeline well again")
+
+
+def payrelay(folder: StackFolder, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PAYRELAY_HOME": str(folder.home), "PAYRELAY_STACK": folder.name}
+    command = [sys.executable, "-m", "ops.cli.main", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=200)
+
+
+def shown(folder: StackFolder) -> dict[str, str]:
+    """Return each part's state as `payrelay status` shows it."""
+    return {row["name"]: row["state"] for row in json.loads(payrelay(folder, "status", "-o", "json").stdout)}
+
+
+def test_processors_with_nothing_to_do_are_not_shown_as_running_while_postgresql_is_stopped(stack: Stack) -> None:
+    folder = stack.embedded
+    processors = {f"worker:{name}" for name in ("funds", "points", "accounting", "notification", "settlement")}
+    eventually(lambda: {shown(folder)[name] for name in processors} == {"running"}, within_s=60)
+    pid = pid_of(folder, "worker:funds")
+    stop(folder, ["postgres"])
+    try:
+        eventually(
+            lambda: {shown(folder)[name] for name in processors} == {"waiting"},
+            within_s=20,
+            what="idle processors say that their database is away",
+        )
+    finally:
+        start(folder, ["postgres"])
+    eventually(
+        lambda: {shown(folder)[name] for name in processors} == {"running"}, within_s=30, what="all is well again"
+    )
+    assert pid_of(folder, "worker:funds") == pid, "it waited, and did not end"
+    assert not (Path(tempfile.gettempdir()) / f"payrelay-faust-{pid}").exists(), "a folder that nobody removes"
+
+
+def test_the_demo_leaves_a_part_stopped_that_an_operator_stopped(stack: Stack) -> None:
+    folder = stack.embedded
+    stop(folder, ["worker:points"])
+    try:
+        ran = payrelay(folder, "demo", "--orders", "1")
+        assert "worker:points" in folder.stopped_parts(), "the demo has started what an operator stopped"
+        assert shown(folder)["worker:points"] == "stopped"
+        assert ran.returncode == 1
+        assert "payrelay start worker:points" in ran.stderr
+    finally:
+        start(folder, ["worker:points"])
 
 
 @pytest.mark.parametrize("lost", ["slot", "publication"])

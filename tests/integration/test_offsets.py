@@ -432,7 +432,7 @@ def kafka_tool(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     def run(settings: Settings, *arguments: object) -> str:
         sharing = "SharedArchiveFile" if archive.exists() else "ArchiveClassesAtExit"
         flags = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xlog:disable", f"-XX:{sharing}={archive}"]
-        command = [java(), *flags, "-Duser.timezone=UTC", "-cp", installed_programs(CHECKOUT).class_path(), TOOL,
+        command = [java(), *flags, "-Duser.timezone=UTC", "-cp", installed_programs(CHECKOUT).class_path(Path.cwd()), TOOL,
                    "--bootstrap-server", settings.kafka_bootstrap, *map(str, arguments)]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
