@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 from ops.stack.parts import PostgresPlace, tied
+from ops.stack.programs import postgres_bin
 from ops.stack.state import STATE, PartState, StackFolder, file_stem
 from outbox.errors import NotReady, Refused
 
@@ -44,8 +45,7 @@ def up(
     calling thread does. A part that makes progress, as in a long recovery, is waited for. Raises NotReady with the parts that do not
     come up; they are left for `status` and `logs`.
     """
-    if re.search("[,:}]", folder.as_connect_reads_it(STATE)):
-        raise Refused(f"Kafka Connect cannot name a file in {folder.path}: set PAYRELAY_HOME to a path without , : }}")
+    _require_usable_paths(folder)
     folder.make()
     for name in folder.stopped_parts():
         _stop_file(folder, name).unlink(missing_ok=True)
@@ -69,6 +69,14 @@ def up(
             break  # and not only still, from before
         time.sleep(POLL_S)
     raise NotReady(_why(folder))
+
+
+def _require_usable_paths(folder: StackFolder) -> None:
+    """Raises Refused where a program of others cannot live with where we are."""
+    if re.search("[,:}]", folder.as_connect_reads_it(STATE)):
+        raise Refused(f"Kafka Connect cannot name a file in {folder.path}: set PAYRELAY_HOME to a path without , : }}")
+    if re.search(r'[$"`]', str(postgres_bin())):
+        raise Refused(f'initdb cannot run in {postgres_bin()}: move the checkout to a path without $ " `')
 
 
 def down(folder: StackFolder, *, wipe: bool = False) -> bool:
