@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from hashlib import sha256
+from http.client import HTTPException
 from pathlib import Path
-from urllib.error import URLError
 
 import psycopg
 
@@ -238,7 +238,7 @@ def _postgres_answers(folder: StackFolder, port: int) -> bool:
         with connection:
             if not connection.execute("SELECT 1 FROM pg_database WHERE datname = 'payrelay'").fetchone():
                 connection.execute("CREATE DATABASE payrelay")
-    except psycopg.OperationalError:
+    except psycopg.Error:
         return False
     return True
 
@@ -431,7 +431,7 @@ def _answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - a loopback address of ours
             return bool(answer.status == 200)
-    except (URLError, OSError):
+    except (HTTPException, OSError):  # URLError is an OSError
         return False
 
 
