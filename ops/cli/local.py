@@ -64,7 +64,7 @@ def up(
 
         def watch(states: list[PartState]) -> None:
             if screen is not None:
-                screen.update("  ".join(f"{state.name} {state.state}" for state in states))
+                screen.update("\n".join(f"{state.name} {state.state} {state.condition}".rstrip() for state in states))
 
         started = start(folder, infrastructure=infrastructure, watch=watch)
     say("the stack is up" if started else "the stack was up already")

@@ -273,6 +273,8 @@ def _is_child(pid: int, parent: int) -> bool:
         return bool(process.ppid() == parent and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+    except psutil.AccessDenied:  # the system hides whose it is, and not that it is there
+        return True
 
 
 def _lock(descriptor: int) -> bool:

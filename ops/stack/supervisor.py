@@ -46,7 +46,7 @@ STOPS_S = 0.1
 READY_S = 90.0
 """A part that is not ready may make no progress for so long; then it is ended and started again."""
 ASK_S_MAX = 0.5
-SHOW_S = 1.0
+SHOW_S = 2.0
 """How often it is asked whether a part is ready, at the least, and how often its progress is looked at."""
 LOG_BYTES_MAX = 20_000_000
 UPKEEP_S = 3600.0
