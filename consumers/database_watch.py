@@ -25,11 +25,14 @@ async def watch_database(app: PipelineApp) -> None:
         if app.busy_since.is_busy:
             continue
         asked = loop.run_in_executor(app.database, _ask, app)
-        while not asked.done():  # the thread is the delivery's too: no second question joins the queue
+        while (
+            not asked.done() and not app.should_stop
+        ):  # the thread is the delivery's too: no second question joins the queue
             await asyncio.wait({asked}, timeout=ASK_S)
             if not asked.done():
                 app.condition.tell(app.consumer_name, "waiting for the database: it does not answer")
-        app.condition.tell(app.consumer_name, asked.result())
+        if asked.done():
+            app.condition.tell(app.consumer_name, asked.result())
 
 
 def _ask(app: PipelineApp) -> str:

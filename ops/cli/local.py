@@ -98,8 +98,9 @@ def start(parts: Parts, stack: Stack = "") -> None:
 
 
 def status(stack: Stack = "", output: Output = Format.TABLE) -> None:
-    """Show each part: state, pid, ports, version, since when, restarts, last exit; and the last round of upkeep.
+    """Show each part: state, pid, ports, version, since when, restarts, last exit, condition; and the last round of upkeep.
 
+    A worker that waits for its database or its broker is `waiting`; the condition of a part that is `starting` says how it gets on.
     Exit code 1 unless all run and upkeep is done.
     """
     folder = this_stack(stack)
