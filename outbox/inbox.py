@@ -58,7 +58,7 @@ _BEGIN = text("""
     INSERT INTO progress (consumer, cluster_id, topic, topic_id, partition, next_offset, has_parked)
     SELECT :consumer, :cluster_id, :topic, :topic_id, :partition, :next_offset,
            EXISTS (SELECT FROM parked WHERE consumer = :consumer)
-    ON CONFLICT DO NOTHING""")
+    ON CONFLICT (consumer, cluster_id, topic, topic_id, partition) DO NOTHING""")
 
 _MIRRORED = text(f"UPDATE progress SET mirrored_offset = :offset WHERE consumer = :consumer AND {_LOG}")  # noqa: S608
 
@@ -83,7 +83,7 @@ _ARRIVE = text("""
     arrived AS (
       INSERT INTO inbox (consumer, event_id, topic, partition, "offset")
       SELECT :consumer, arrival.* FROM arrival ORDER BY event_id
-      ON CONFLICT DO NOTHING
+      ON CONFLICT (event_id, consumer) DO NOTHING
       RETURNING event_id)
     SELECT event_id FROM arrival EXCEPT SELECT event_id FROM arrived""")
 

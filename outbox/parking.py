@@ -65,16 +65,27 @@ class Parked:
     error: str
 
 
+# The same event is known by its id, the same record by its place and its content. The place alone says nothing: a log that was
+# cut off and grew again has another record there. Whoever parks holds the log's progress, so nobody parks the record beside us.
 _PARK = text("""
     INSERT INTO parked (consumer, event_id, topic, topic_id, partition, "offset", key, type, version, headers, value,
                         cause, error, attempts)
-    VALUES (:consumer, :event_id, :topic, :topic_id, :partition, :offset, :key, :type, :version,
-            CAST(:headers AS jsonb), :value, :cause, :error, :attempts)
-    ON CONFLICT DO NOTHING""")
+    SELECT :consumer, CAST(:event_id AS uuid), :topic, :topic_id, :partition, :offset, fresh.key, :type, CAST(:version AS bigint),
+           fresh.headers, fresh.value, :cause, :error, :attempts
+    FROM (SELECT CAST(:key AS bytea) AS key, CAST(:headers AS jsonb) AS headers, CAST(:value AS bytea) AS value) AS fresh
+    WHERE NOT EXISTS (
+      SELECT FROM parked
+      WHERE consumer = :consumer AND topic_id = :topic_id AND partition = :partition AND "offset" = :offset
+        AND parked.key IS NOT DISTINCT FROM fresh.key AND parked.value IS NOT DISTINCT FROM fresh.value
+        AND parked.headers = fresh.headers)
+    ON CONFLICT (consumer, event_id) DO NOTHING""")
 
 
 def park(connection: Connection, consumer: str, events: Mapping[Log, Sequence[Parked]]) -> None:
-    """Each log's events are in the parking lot, each once, and claims look for them, if the caller commits. Repeatable."""
+    """Each log's events are in the parking lot, each once, and claims look for them, if the caller commits. Repeatable.
+
+    Transaction: the caller's, which has claimed the logs' progress.
+    """
     rows = [_row(consumer, log, event) for log, parked in events.items() for event in parked]
     if rows:
         note_parked(connection, consumer, [log for log, parked in events.items() if parked])

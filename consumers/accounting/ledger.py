@@ -23,7 +23,7 @@ _VOUCHERS = text("""
     INSERT INTO voucher (business_no, kind, event_id, currency, occurred_at, lines)
     SELECT * FROM json_to_recordset(CAST(:rows AS json))
         AS voucher (business_no text, kind text, event_id uuid, currency text, occurred_at timestamptz, lines smallint)
-    ON CONFLICT DO NOTHING
+    ON CONFLICT (business_no, kind) WHERE event_id IS NOT NULL DO NOTHING
     RETURNING voucher_no, event_id""")
 
 _ENTRIES = text("""
@@ -96,11 +96,14 @@ def _enter(connection: Connection, posted: Sequence[tuple[int, Voucher]]) -> Non
     connection.execute(_BALANCES, {"rows": as_json(balances)})
 
 
-_BY_HAND = text("""
-    INSERT INTO voucher (business_no, kind, currency, occurred_at, lines, reverses, corrects, reason, actor)
-    VALUES (:business_no, :kind, :currency, :occurred_at, :lines, :reverses, :corrects, :reason, :actor)
-    ON CONFLICT DO NOTHING
-    RETURNING voucher_no""")
+_BY_HAND = {
+    kind: text(f"""
+        INSERT INTO voucher (business_no, kind, currency, occurred_at, lines, reverses, corrects, reason, actor)
+        VALUES (:business_no, :kind, :currency, :occurred_at, :lines, :reverses, :corrects, :reason, :actor)
+        ON CONFLICT ({which}) DO NOTHING
+        RETURNING voucher_no""")  # noqa: S608 - a column of ours
+    for kind, which in (("reversal", "reverses"), ("correction", "corrects"))
+}
 
 
 def find_voucher(connection: Connection, voucher_no: int) -> Voucher:
@@ -227,7 +230,7 @@ def _follower(connection: Connection, how: Literal["reverses", "corrects"], vouc
 def _post_by_hand(connection: Connection, voucher: Voucher) -> int:
     """The voucher is posted, unless somebody has reversed or corrected the same one meanwhile: then raises Refused."""
     row = {name: value for name, value in asdict(voucher).items() if name not in ("entries", "event_id")}
-    voucher_no: int | None = connection.execute(_BY_HAND, {**row, "lines": len(voucher.entries)}).scalar()
+    voucher_no: int | None = connection.execute(_BY_HAND[voucher.kind], {**row, "lines": len(voucher.entries)}).scalar()
     if voucher_no is None:
         raise Refused(f"voucher {voucher.reverses or voucher.corrects} has its {voucher.kind} already")
     _enter(connection, [(voucher_no, voucher)])

@@ -14,7 +14,7 @@ from schemas.events import FundsDeposited
 _LOCK = text("""
     SELECT FROM account WHERE account_no = ANY (CAST(:accounts AS text[])) ORDER BY account_no FOR UPDATE""")
 
-_OPEN = text("INSERT INTO account (account_no) VALUES (:account_no) ON CONFLICT DO NOTHING")
+_OPEN = text("INSERT INTO account (account_no) VALUES (:account_no) ON CONFLICT (account_no) DO NOTHING")
 
 _ENTERED = text("""
     SELECT account_no, CAST(sum(CASE kind WHEN 'debit' THEN -amount_fen ELSE amount_fen END) AS bigint) AS amount_fen
@@ -22,7 +22,8 @@ _ENTERED = text("""
 
 _CORRECT = text("""
     INSERT INTO entry (payment_no, account_no, kind, amount_fen, event_id, reason, actor)
-    VALUES (:payment_no, :account_no, 'correction', :amount_fen, :event_id, :reason, :actor) ON CONFLICT DO NOTHING""")
+    VALUES (:payment_no, :account_no, 'correction', :amount_fen, :event_id, :reason, :actor)
+    ON CONFLICT (payment_no, account_no, kind) DO NOTHING""")
 
 _MOVE = text("UPDATE account SET balance_fen = balance_fen + :amount_fen WHERE account_no = :account_no")
 

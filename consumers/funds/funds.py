@@ -43,7 +43,7 @@ _ENTER = text("""
     INSERT INTO entry (payment_no, account_no, kind, amount_fen, event_id)
     SELECT * FROM json_to_recordset(CAST(:rows AS json))
         AS move (payment_no text, account_no text, kind text, amount_fen bigint, event_id uuid)
-    ON CONFLICT DO NOTHING""")
+    ON CONFLICT (payment_no, account_no, kind) DO NOTHING""")
 
 # Payers are locked before merchants are, by whoever touches both. Events tried one by one may lock crosswise: one of the two
 # transactions is then tried again.
@@ -54,14 +54,14 @@ _ROOM = text("""
 _DECIDED = text("""
     INSERT INTO balance_payment (payment_no, event_id, paid)
     SELECT * FROM json_to_recordset(CAST(:rows AS json)) AS request (payment_no text, event_id uuid, paid boolean)
-    ON CONFLICT DO NOTHING""")
+    ON CONFLICT (payment_no) DO NOTHING""")
 
 _DEPOSIT = text("""
     INSERT INTO deposit (deposit_no, payer_no, amount_fen, currency, deposited_at)
-    VALUES (:deposit_no, :payer_no, :amount_fen, :currency, :deposited_at) ON CONFLICT DO NOTHING""")
+    VALUES (:deposit_no, :payer_no, :amount_fen, :currency, :deposited_at) ON CONFLICT (deposit_no) DO NOTHING""")
 
 _PAYER = text("""
-    INSERT INTO account (account_no, floor_fen) VALUES (:account_no, 0) ON CONFLICT DO NOTHING""")
+    INSERT INTO account (account_no, floor_fen) VALUES (:account_no, 0) ON CONFLICT (account_no) DO NOTHING""")
 
 
 def payer_account(payer_no: str) -> str:

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, text
 
 from outbox.errors import Refused
 
-_OPEN = text("INSERT INTO account (account_no, balance) VALUES (:account_no, 0) ON CONFLICT DO NOTHING")
+_OPEN = text("INSERT INTO account (account_no, balance) VALUES (:account_no, 0) ON CONFLICT (account_no) DO NOTHING")
 
 _LOCK = text("SELECT FROM account WHERE account_no = :account_no FOR UPDATE")
 
@@ -18,7 +18,8 @@ _ENTERED = text("""
 
 _CORRECT = text("""
     INSERT INTO entry (payment_no, account_no, kind, points, event_id, reason, actor)
-    VALUES (:payment_no, :account_no, 'correction', :points, :event_id, :reason, :actor) ON CONFLICT DO NOTHING""")
+    VALUES (:payment_no, :account_no, 'correction', :points, :event_id, :reason, :actor)
+    ON CONFLICT (payment_no, account_no, kind) DO NOTHING""")
 
 _MOVE = text("UPDATE account SET balance = balance + :points WHERE account_no = :account_no")
 

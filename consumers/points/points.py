@@ -23,7 +23,7 @@ _ENTER = text("""
     SELECT payment_no, account_no, 'earn', points, event_id
     FROM json_to_recordset(CAST(:rows AS json))
          AS earned (payment_no text, account_no text, points bigint, event_id uuid)
-    ON CONFLICT DO NOTHING""")
+    ON CONFLICT (payment_no, account_no, kind) DO NOTHING""")
 
 
 def add_points(connection: Connection, events: Sequence[Envelope]) -> None:

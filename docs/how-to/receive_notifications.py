@@ -15,6 +15,8 @@ CREATE TABLE IF NOT EXISTS seen (webhook_id TEXT PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS paid (order_no TEXT PRIMARY KEY, status TEXT NOT NULL, amount_fen INTEGER NOT NULL);
 """
 
+PAID = "INSERT INTO paid VALUES (?, ?, ?) ON CONFLICT (order_no) DO UPDATE SET status = excluded.status"
+
 
 def receive(database: sqlite3.Connection, secret: str, headers: dict[str, str], body: bytes) -> tuple[int, str]:
     """Return status and text to answer. Answered with `success`, the notification is in; with anything else it comes again."""
@@ -26,9 +28,7 @@ def receive(database: sqlite3.Connection, secret: str, headers: dict[str, str], 
         first = database.execute("INSERT OR IGNORE INTO seen VALUES (?)", (headers["webhook-id"],)).rowcount
         if first and told["type"] in ("payment.settled.v1", "payment.failed.v1"):
             row = (told["order_no"], told["status"], told["amount_fen"])
-            database.execute(
-                "INSERT INTO paid VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET status = excluded.status", row
-            )
+            database.execute(PAID, row)
     return 200, "success"
 
 

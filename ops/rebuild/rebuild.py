@@ -203,7 +203,8 @@ def _begin_at(owner: Connection, made: Made, logs: Mapping[Log, range]) -> None:
     """Each log that the schema has no position in begins at 0."""
     owner.execute(
         text(f"""INSERT INTO {made.name}.progress (consumer, cluster_id, topic, topic_id, partition, next_offset)
-                 VALUES (:consumer, :cluster_id, :topic, :topic_id, :partition, 0) ON CONFLICT DO NOTHING"""),  # noqa: S608
+                 VALUES (:consumer, :cluster_id, :topic, :topic_id, :partition, 0)
+                 ON CONFLICT (consumer, cluster_id, topic, topic_id, partition) DO NOTHING"""),  # noqa: S608
         [
             {
                 "consumer": made.consumer,

@@ -69,4 +69,4 @@ _WRITE = text("""
 def open_account(connection: Connection, account_no: str, *, balance_fen: int, currency: str) -> None:
     """The account exists with this balance; one that exists keeps its own. May be repeated."""
     row = {"account_no": account_no, "balance_fen": balance_fen, "currency": currency}
-    connection.execute(insert(account).values(row).on_conflict_do_nothing())
+    connection.execute(insert(account).values(row).on_conflict_do_nothing(index_elements=["account_no"]))

@@ -141,7 +141,7 @@ _NOTE = text("""
     INSERT INTO bank_notification (webhook_id, body_sha256, answer_status, answer)
     SELECT :webhook_id, :digest, :status, :answer
     FROM pg_advisory_xact_lock(hashtextextended(:transaction_no, 0)) AS held
-    ON CONFLICT DO NOTHING""")
+    ON CONFLICT (webhook_id) DO NOTHING""")
 
 # A failed payment names its transaction too: only as another payment's does that contradict.
 _BOOKED = text("""
@@ -160,7 +160,8 @@ _ORDER = text("""
 
 _SUSPEND = text("""
     INSERT INTO suspense (bank_transaction_no, payment_no, amount_fen, currency, reason, recorded_at)
-    VALUES (:transaction_no, :payment_no, :amount_fen, :currency, :reason, :now) ON CONFLICT DO NOTHING""")
+    VALUES (:transaction_no, :payment_no, :amount_fen, :currency, :reason, :now)
+    ON CONFLICT (bank_transaction_no) DO NOTHING""")
 
 _FINISH = text("""
     UPDATE payment SET status = :status, version = version + 1, fee_fen = :fee_fen, cost_fen = :cost_fen, points = :points,

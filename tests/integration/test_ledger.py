@@ -242,6 +242,23 @@ def test_a_reversal_takes_a_voucher_back_once_and_a_correction_stands_in_its_pla
         book.posted()
 
 
+def test_a_number_that_is_taken_is_no_second_voucher_of_the_fact(settings: Settings, prefix: str) -> None:
+    one, other = (
+        Envelope(id=fresh_id(), version=1, correlation="c", event=settled(prefix=prefix, number=n)) for n in (1, 2)
+    )
+    taken = text("""
+        INSERT INTO voucher (voucher_no, business_no, kind, event_id, currency, occurred_at, lines)
+        OVERRIDING SYSTEM VALUE
+        SELECT voucher_no + number, business_no || number, kind, gen_random_uuid(), currency, occurred_at, lines
+        FROM voucher CROSS JOIN generate_series(1, 20) AS number WHERE event_id = :event_id""")
+    with engine_of(settings, "accounting").connect() as connection:  # as after a restore whose sequence is behind
+        post(connection, [one])
+        connection.execute(taken, {"event_id": one.id})
+        with pytest.raises(DBAPIError, match="voucher_pkey"):
+            post(connection, [other])
+        connection.rollback()
+
+
 def test_two_who_reverse_one_voucher_at_once_reverse_it_once(book: Book) -> None:
     number = book.posted()
 

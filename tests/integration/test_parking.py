@@ -23,7 +23,7 @@ from consumers.retry import Drained, retry_key, retry_one, settle_lot, skip
 from ops.cli.main import app
 from outbox.clock import utc_now
 from outbox.errors import PayrelayError, Refused
-from outbox.inbox import begin_log, claim_spans, note_lot
+from outbox.inbox import begin_log, claim_spans, move_to, note_lot
 from outbox.parking import Act, Action, Cause, Parked, park, parked_keys
 from outbox.settings import Settings
 from schemas.codec import Envelope
@@ -485,6 +485,27 @@ def test_a_copy_under_a_wrong_key_does_not_stand_in_for_its_event(lot: Lot) -> N
         (0, "REJECTED"), (1, "UNDECODABLE"), (2, "BEHIND_PARKED")]  # fmt: skip
     lot.rejected = set()
     assert lot.drain() == Drained(applied=2)
+
+
+def test_of_a_log_that_was_cut_off_and_grew_again_both_events_of_a_place_are_parked_and_a_repeat_is_one_row(
+    lot: Lot,
+) -> None:
+    lot.rejected = {lot.key(1), lot.key(3)}
+    grown = [
+        [lot.event(0, 1, 1), replaced(lot.event(1, 1, 4), value=b"{"), lot.event(2, 1, 2)],
+        [lot.event(0, 1, 3), replaced(lot.event(1, 1, 4), value=b"}"), lot.event(2, 2, 2)],
+    ]
+    for _ in range(2):
+        for records in grown:
+            with lot.engine.begin() as connection:
+                move_to(connection, lot.consumer, lot.logs[0], 0)
+            lot.deliver(lot.slice_of(records))
+    rows = [(row.offset, row.cause, bytes(row.key).decode()) for row in lot.parked()]
+    assert rows == [
+        (0, "REJECTED", lot.key(1)), (1, "UNDECODABLE", lot.key(4)),
+        (0, "REJECTED", lot.key(3)), (1, "UNDECODABLE", lot.key(4))]  # fmt: skip
+    lot.rejected = set()
+    assert lot.drain() == Drained(applied=1)
 
 
 def replaced(record: Any, **different: Any) -> Any:
