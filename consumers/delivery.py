@@ -20,6 +20,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from consumers.metrics import DeliveryMetrics
 from outbox.clock import first_id_at, time_of
+from outbox.errors import AheadOfClock
 from outbox.inbox import Arrival, Log, arrive, claim_spans, horizon
 from outbox.parking import Cause, Parked, blocked_keys, park
 from schemas.codec import TYPE, Envelope, Undecodable, UnknownType, UnknownVersion, decode
@@ -41,6 +42,9 @@ WAITING_MAX = 10_000
 
 _CHECK_DEFERRED = (text("SET CONSTRAINTS ALL IMMEDIATE"), text("SET CONSTRAINTS ALL DEFERRED"))
 """What the database would check at commit, checked now: a savepoint does not, and the commit's error names no event."""
+
+UNDOUBTED = (Cause.DUPLICATE_FACT, Cause.AHEAD_OF_CLOCK)
+"""Causes that no broken handler has: they need no witness."""
 
 CLOCK_TOLERANCE = timedelta(minutes=5)
 HORIZON_S = 60.0
@@ -196,6 +200,8 @@ class Delivery:
         self._clock = clock
         self._read_horizon = horizon
         self._horizon: tuple[float, UUID, UUID] | None = None
+        self._database_ahead = timedelta()
+        """How far the database's clock is ahead of ours."""
         self._brake = brake or Brake()
         self._metrics = DeliveryMetrics(consumer)
 
@@ -224,8 +230,9 @@ class Delivery:
         """Return what became of a parked record's event; where it fails still, nothing of it has changed.
 
         Transaction: the caller's, under a savepoint. May be repeated: applied once, it is known. Raises what `is_transient` knows.
+        An event that was parked as ahead of the clock is applied once the inbox has its day.
         """
-        item = _read(log, record, *self._bounds(connection))
+        item = _read(log, record, *self._days(connection))
         if isinstance(item, _Event):
             try:
                 with connection.begin_nested():
@@ -394,10 +401,22 @@ class Delivery:
         return Handled(fresh=fresh, superseded=len(superseded or ()))
 
     def _bounds(self, connection: Connection) -> tuple[UUID, UUID]:
+        """Return the smallest id that may be applied, and the smallest that is too far ahead by the later of two clocks.
+
+        Ours alone may be slow: then every event would look ahead, and be parked.
+        """
+        low, high = self._days(connection)
+        now = self._clock() + self._database_ahead
+        return low, min(high, first_id_at(now + CLOCK_TOLERANCE))
+
+    def _days(self, connection: Connection) -> tuple[UUID, UUID]:
+        """Return the bounds of the inbox's days."""
         if self._horizon is None or time.monotonic() - self._horizon[0] > HORIZON_S:
             self._horizon = (time.monotonic(), *self._read_horizon(connection, self.processor.service))
+            at = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+            self._database_ahead = max(timedelta(), at - self._clock())
         _, low, high = self._horizon
-        return low, min(high, first_id_at(self._clock() + CLOCK_TOLERANCE))
+        return low, high
 
 
 class _Outcome:
@@ -467,7 +486,8 @@ class Brake:
     A rejected event is parked if an event of its type has passed since it was first seen failing, and it then failed again;
     after its sixth failure, some three seconds, any type will do: a rare one may not have another for days. For an unreadable
     event, any type will do at once. So a handler that is mended half-way through a slice parks nothing. Until then the event
-    waits, and so does everything if too many keys would be parked. What was rolled back is a witness all the same.
+    waits, and so does everything if too many keys would be parked. What was rolled back is a witness all the same. An event ahead
+    of the clock counts for nothing here: a clock was wrong, not the handler.
 
     One that does not hold parks whatever fails, at once: for a shadow, where nothing is at stake.
     """
@@ -519,9 +539,7 @@ class Brake:
         """Return the poison of which it is not known yet that others pass where it fails."""
         if not self.holds:
             return []
-        return [
-            item for item in poison if item.cause is not Cause.DUPLICATE_FACT and _place(item) not in self._witnessed
-        ]
+        return [item for item in poison if item.cause not in UNDOUBTED and _place(item) not in self._witnessed]
 
     def judge(self, poison: Sequence[_Poison]) -> None:
         """Return if the poison may be parked; raises Braked if it must wait."""
@@ -531,18 +549,20 @@ class Brake:
         now = self._now()
         while self._parked and now - self._parked[0][0] > PARKED_WINDOW_S:
             self._parked.popleft()
-        keys = {key for _, key in self._parked} | {_key(item) for item in poison}
-        if poison and self.holds and len(keys) > PARKED_KEYS_MAX:
-            logs = {item.log for item in poison}
+        counted = [item for item in poison if item.cause is not Cause.AHEAD_OF_CLOCK]
+        keys = {key for _, key in self._parked} | {_key(item) for item in counted}
+        if counted and self.holds and len(keys) > PARKED_KEYS_MAX:
+            logs = {item.log for item in counted}
             raise Braked(
-                f"{len(keys)} keys would be parked within a minute, the last for {poison[-1].error[:300]}", logs
+                f"{len(keys)} keys would be parked within a minute, the last for {counted[-1].error[:300]}", logs
             )
 
     def parked(self, poison: Sequence[_Poison]) -> None:
         """The poison is parked, and counted."""
         now = self._now()
         for item in poison:
-            self._parked.append((now, _key(item)))
+            if item.cause is not Cause.AHEAD_OF_CLOCK:
+                self._parked.append((now, _key(item)))
             self._failed.pop(_place(item), None)
             self._witnessed.discard(_place(item))
 
@@ -558,7 +578,7 @@ def _key(poison: _Poison) -> object:
 
 def is_transient(error: BaseException) -> bool:
     """Return whether trying again may help: the listed set, and nothing else."""
-    if isinstance(error, PoolTimeoutError):  # no connection of the pool came free
+    if isinstance(error, PoolTimeoutError | AheadOfClock):  # no connection came free, or the session's ids are ahead
         return True
     if not isinstance(error, DBAPIError):
         return False
@@ -598,7 +618,9 @@ def _read(log: Log, record: Record, low: UUID, high: UUID) -> _Event | _Poison:
             envelope,
         )
     if envelope.id >= high:
-        return _Poison(log, record, Cause.AHEAD_OF_CLOCK, f"recorded {at}: ahead of the clock here", envelope)
+        return _Poison(
+            log, record, Cause.AHEAD_OF_CLOCK, f"recorded {at}: ahead of the clock; upkeep retries it", envelope
+        )
     return _Event(log, record, envelope)
 
 

@@ -17,11 +17,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from connect.client import ConnectClient, NoConnector
 from ops.health import SlotState, beat_of, reader_engine, slot_of
+from ops.pipeline.clocks import Finding, clock_finding
 from ops.pipeline.positions import Position, consumer_positions, lag_ages
 from ops.pipeline.running import idle_processors, idle_queues, parts_of, silent_services, stopped_parts
 from ops.stack.state import StackFolder
 from ops.topics import TopicState, topic_states
-from outbox.errors import PayrelayError
+from outbox.errors import PayrelayError, message_of
 from outbox.partitions import DAYS_AHEAD_MIN, days_of
 from outbox.publication import PUBLISHED_TABLES, published_tables
 from outbox.settings import READER, SERVICES, Settings
@@ -75,6 +76,7 @@ class Examination:
             ("connector", ("connect",), self._connector),
             ("topics", ("kafka",), self._topics),
             ("days ahead", ("postgres",), self._days_ahead),
+            ("clocks", ("postgres",), lambda: Check(check="clocks", **self._clocks()._asdict())),
             ("processors", ("kafka",), self._processors),
             ("notifiers", ("postgres",), self._notifiers),
             ("services", (), self._services),
@@ -93,8 +95,10 @@ class Examination:
         except (PayrelayError, KafkaException, SQLAlchemyError, OSError, ValueError) as error:
             server = "postgres" if isinstance(error, SQLAlchemyError) else servers[0] if servers else ""
             self._away[server] = f"{type(error).__name__}"
-            found = next(iter(str(getattr(error, "orig", None) or error).splitlines()), "") or type(error).__name__
-            return Check(check=name, ok=False, found=found, mend=self._start(server))
+            return Check(check=name, ok=False, found=message_of(error), mend=self._start(server))
+
+    def _clocks(self) -> Finding:
+        return clock_finding(self.settings, now=self.now)
 
     def _start(self, server: str) -> str:
         """Return how a server that does not answer is started."""

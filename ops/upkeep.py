@@ -1,31 +1,44 @@
-"""Clean-up, round by round: days made ahead, days past their retention dropped once nothing can need them, old answers purged.
+"""Clean-up, round by round: days made ahead, days past their retention dropped once nothing can need them, old answers purged;
+parked events that were ahead of the clock retried once their day exists.
 
-A round is bounded; what is left is the next one's. What goes wrong in one place holds up no other.
+A round is bounded; what is left is the next one's. What goes wrong in one place holds up no other. Retention is counted back
+from the earliest of three clocks: the host's, the database's, and the newest row. So a clock that is ahead removes nothing, and
+if all three are ahead, a round takes two days of a table and no more.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
+from functools import partial
+from sys import maxsize
 
 from confluent_kafka import KafkaException
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from ops.health import reader_engine
+from ops.pipeline.clocks import waiting_ahead
 from ops.pipeline.positions import consumer_positions
 from ops.records import append_times
+from outbox.clock import APART_MAX, Clocks
 from outbox.database import engine_for
-from outbox.errors import PayrelayError
+from outbox.errors import PayrelayError, message_of
 from outbox.migrate import owner_engine
-from outbox.partitions import drop_days, make_days
+from outbox.parking import Act, Action, Cause
+from outbox.partitions import drop_days, make_days, read_clocks
 from outbox.settings import SERVICES, Settings
 from producers.payments.settlement import forget_notifications
 from schemas.topics import FOREVER_MS, TOPICS, Topic
 
-DROPS_MAX = 30
-"""Days looked at in a round, of one table."""
+DROPS_MAX = 2
+"""Days dropped in a round, of one table; more needs `payrelay upkeep --catch-up`."""
+
+RETRIES_MAX = 1_000
+"""Parked keys retried in a round, of one service."""
 
 PURGE_BATCH = 1_000
 PURGE_BATCHES_MAX = 200
@@ -49,16 +62,25 @@ class Upkeep:
     dropped: list[str] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
     """Days past their retention, each with what still needs it."""
+    left: dict[str, int] = field(default_factory=dict)
+    """Days past their retention that nothing needs and the round has left, by table."""
+    retried: dict[str, int] = field(default_factory=dict)
+    """Parked events that were ahead of the clock and are applied, by consumer."""
     purged: dict[str, int] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     """What went wrong, by place; the next round tries again."""
 
-    def rows(self) -> list[dict[str, str]]:
+    def rows(self, *, planned: bool = False) -> list[dict[str, str]]:
         """Return the report line by line."""
         return [
             *({"what": name, "outcome": "made"} for name in self.made),
-            *({"what": name, "outcome": "dropped"} for name in self.dropped),
+            *({"what": name, "outcome": "would be dropped" if planned else "dropped"} for name in self.dropped),
             *({"what": name, "outcome": f"kept: {reason}"} for name, reason in self.kept.items()),
+            *({"what": name, "outcome": f"left: {count} more days are due"} for name, count in self.left.items()),
+            *(
+                {"what": name, "outcome": f"{count} applied that were ahead of the clock"}
+                for name, count in self.retried.items()
+            ),
             *({"what": name, "outcome": f"{count} purged"} for name, count in self.purged.items() if count),
             *({"what": name, "outcome": f"failed: {error}"} for name, error in self.errors.items()),
         ]
@@ -72,43 +94,79 @@ class Upkeep:
         reasons = f" ({'; '.join(Counter(self.kept.values()))})" if self.kept else ""
         failed = "".join(f"; failed: {place}: {error}" for place, error in self.errors.items())
         done = f"made {len(self.made)}, dropped {len(self.dropped)}, purged {sum(self.purged.values())}"
-        return f"{done}, kept {len(self.kept)}{reasons}{failed}"
+        left = f", left {sum(self.left.values())} (payrelay upkeep --catch-up)" if self.left else ""
+        return f"{done}, kept {len(self.kept)}{reasons}{left}{failed}"
 
 
-def upkeep(settings: Settings, *, now: datetime, topics: Sequence[Topic] = TOPICS) -> Upkeep:
-    """Days are there ahead of `now`; of those past retention, the ones that nothing can need are gone; old answers are purged.
+def upkeep(
+    settings: Settings,
+    *,
+    now: datetime,
+    topics: Sequence[Topic] = TOPICS,
+    catch_up: bool = False,
+    execute: bool = True,
+    clocks: Callable[..., Clocks] = read_clocks,
+) -> Upkeep:
+    """Days are there ahead of the database's time; of those past retention, ones that nothing can need are gone; old answers are purged.
 
-    Own transactions, as the owner, and as payments for its rows. May be repeated, cut off anywhere and run beside itself.
-    A part that is away or busy is in the report, and raises nothing.
+    At most two days of a table are dropped, the oldest first; with `catch_up` all. Without `execute` nothing changes, and the
+    report names what would be dropped. Own transactions, as the owner, and as payments for its rows. May be repeated, cut off
+    anywhere and run beside itself. A part that is away or busy is in the report, and raises nothing.
     """
     report = Upkeep(at=now.isoformat(timespec="seconds"))
-    today, readable_from = now.date(), date.min  # where Kafka does not answer, no inbox day is dropped
-    with _noted(report, "kafka"):
-        readable_from = min(_readable_from(now, topics), _unread_from(settings))
     with _noted(report, "owner"):
         engine = owner_engine(settings)
-        for service in SERVICES:
-            with _noted(report, service):
-                report.made += make_days(engine, [service], today=today)
-        # The outboxes first: what they let go of no longer holds an inbox day.
-        for table, days in (("outbox", settings.outbox_days), ("inbox", settings.inbox_days)):
-            for service in SERVICES:
-                with _noted(report, f"{service}.{table}"):
-                    dropped, kept = drop_days(
-                        engine,
-                        service,
-                        table,
-                        before=today - timedelta(days=days),
-                        slot=settings.slot,
-                        readable_from=readable_from,
-                        limit=DROPS_MAX,
-                    )
-                    report.dropped += dropped
-                    report.kept |= {f"{service}.{name}": reason for name, reason in kept.items()}
-    with _noted(report, NOTIFICATIONS):
-        before = now - timedelta(days=settings.bank_notification_days)
-        report.purged[NOTIFICATIONS] = _purge(settings, before=before)
+        with engine.connect() as connection:
+            times = clocks(connection, now=now)
+        if abs(times.apart) > APART_MAX:
+            report.errors["clocks"] = f"host {times.host} and database {times.database} differ: set the wrong one right"
+        if execute:
+            for service in SERVICES:  # ids are made by the database's clock
+                with _noted(report, service):
+                    report.made += make_days(engine, [service], today=times.database.date())
+        _drop(settings, engine, times, report, topics=topics, limit=maxsize if catch_up else DROPS_MAX, execute=execute)
+    if execute:
+        with _noted(report, "parked"):
+            report.retried = _retry_ahead(settings)
+        with _noted(report, NOTIFICATIONS):
+            report.purged[NOTIFICATIONS] = _purge(
+                settings, lambda connection: clocks(connection, now=now, schemas=["payments"])
+            )
     return report
+
+
+def _drop(
+    settings: Settings,
+    engine: Engine,
+    times: Clocks,
+    report: Upkeep,
+    *,
+    topics: Sequence[Topic],
+    limit: int,
+    execute: bool,
+) -> None:
+    """Days past their retention are gone, as many as the limit allows; the report names them, and those that are kept or left."""
+    readable_from = date.min  # where Kafka does not answer, no inbox day is dropped
+    with _noted(report, "kafka"):
+        readable_from = min(_readable_from(times.earliest, topics), _unread_from(settings))
+    # The outboxes first: what they let go of no longer holds an inbox day.
+    for table, days in (("outbox", settings.outbox_days), ("inbox", settings.inbox_days)):
+        for service in SERVICES:
+            with _noted(report, f"{service}.{table}"):
+                drop = partial(
+                    drop_days,
+                    engine,
+                    service,
+                    table,
+                    before=times.keep_from(days).date(),
+                    slot=settings.slot,
+                    readable_from=readable_from,
+                )
+                dropped, kept = drop(limit=limit, gone=report.dropped, execute=execute)
+                report.dropped += dropped
+                report.kept |= {f"{service}.{name}": reason for name, reason in kept.items()}
+                if len(dropped) == limit and (more := drop(gone=report.dropped, execute=False)[0]):
+                    report.left[f"{service}.{table}"] = len(more)
 
 
 def _readable_from(now: datetime, topics: Sequence[Topic]) -> date:
@@ -133,10 +191,28 @@ def _unread_from(settings: Settings) -> date:
     return (min(appended) - timedelta(days=settings.outbox_days)).date() if appended else date.max
 
 
-def _purge(settings: Settings, *, before: datetime) -> int:
+def _retry_ahead(settings: Settings) -> dict[str, int]:
+    """Parked keys whose first event was ahead of the clock flow again if its day exists; returns the events applied, by consumer."""
+    from ops.parked import Filter, queues, retry  # here: the supervisor starts faster without the processors
+    from ops.processors import known_processors
+
+    ours = known_processors(settings)
+    with reader_engine(settings).connect() as connection:
+        ids = {one.id for one in waiting_ahead(connection) if one.has_day and one.consumer in ours}
+        wanted = Filter(cause=Cause.AHEAD_OF_CLOCK.value)
+        chosen = [one for one in queues(connection, wanted, limit=RETRIES_MAX) if one.id in ids] if ids else []
+    retried = Counter[str]()
+    for queue, drained in retry(settings, chosen, Act(action=Action.RETRY, actor="upkeep")):
+        retried[queue.consumer] += drained.applied
+    return dict(retried)
+
+
+def _purge(settings: Settings, clocks: Callable[[Connection], Clocks]) -> int:
     engine = engine_for(settings.dsn_of("payments"), name="upkeep", pool_size=1)
     purged = 0
     try:
+        with engine.connect() as connection:
+            before = clocks(connection).keep_from(settings.bank_notification_days)
         for _ in range(PURGE_BATCHES_MAX):
             with engine.begin() as connection:
                 count = forget_notifications(connection, before=before, limit=PURGE_BATCH)
@@ -153,5 +229,5 @@ def _noted(report: Upkeep, place: str) -> Iterator[None]:
     """What goes wrong inside stands in the report, and the round goes on."""
     try:
         yield
-    except (PayrelayError, SQLAlchemyError, KafkaException) as error:
-        report.errors[place] = str(getattr(error, "orig", error)).splitlines()[0]
+    except (PayrelayError, SQLAlchemyError, KafkaException, OSError) as error:
+        report.errors[place] = message_of(error)

@@ -2,16 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
+APART_MAX = timedelta(minutes=5)
+"""Clocks of host and database that are further apart are an alarm."""
+
 
 def utc_now() -> datetime:
     """Return the present instant, with its zone."""
     return datetime.now(UTC)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clocks:
+    """What says which time it is. Any of them may be wrong; what cannot be taken back goes by the earliest."""
+
+    host: datetime
+    database: datetime
+    newest_row: datetime | None = None
+    """When the newest event was recorded; None where there is none."""
+
+    @property
+    def earliest(self) -> datetime:
+        """The time that all of them have reached."""
+        return min(at for at in (self.host, self.database, self.newest_row) if at is not None)
+
+    @property
+    def apart(self) -> timedelta:
+        """How far the host's clock is ahead of the database's."""
+        return self.host - self.database
+
+    def keep_from(self, days: float) -> datetime:
+        """Return the moment from which on rows are kept, at least a day before each clock's.
+
+        >>> at = datetime(2026, 1, 31, 12, tzinfo=UTC)
+        >>> Clocks(host=at + timedelta(days=365), database=at, newest_row=at - timedelta(hours=1)).keep_from(14).isoformat()
+        '2026-01-17T11:00:00+00:00'
+        """
+        return self.earliest - timedelta(days=max(1.0, days))
 
 
 def in_zone(at: datetime, zone: ZoneInfo) -> datetime:

@@ -3,6 +3,7 @@
 PayrelayError
 ├── NotInTransaction
 ├── Unreachable              exit code 3
+├── AheadOfClock             exit code 1: try again; transient for consumers, 503 over HTTP
 ├── Refused                  exit code 1: asked for what must not be done
 └── NotReady                 exit code 1: waited, and the deadline passed
 """
@@ -29,9 +30,23 @@ class Unreachable(PayrelayError):
     exit_code = 3
 
 
+class AheadOfClock(PayrelayError):
+    """The database's clock was set back, and this session's ids are ahead of it: it is closed; try again, in a new one."""
+
+
 class Refused(PayrelayError):
     """The request must not be carried out."""
 
 
 class NotReady(PayrelayError):
     """The deadline passed before the part was ready."""
+
+
+def message_of(error: BaseException) -> str:
+    """Return an error's first line; its type's name where it has no text, as a time-out has none. Of a database's error, the driver's.
+
+    >>> message_of(TimeoutError()), message_of(ValueError("no such thing\\nat all"))
+    ('TimeoutError', 'no such thing')
+    """
+    said = getattr(error, "orig", None) or error
+    return next(iter(str(said).splitlines()), "") or type(said).__name__

@@ -41,7 +41,15 @@ def migrate(settings: Settings, *, today: date) -> None:
     _upgrade_patiently(engine)
     with engine.begin() as connection:
         set_passwords(connection, settings)
-    make_days(engine, SERVICES, today=today)
+    with (
+        engine.connect() as connection
+    ):  # ids are made by the database's clock; where the host's differs, it may be set right
+        days = {
+            today,
+            connection.execute(text("SELECT CAST(clock_timestamp() AT TIME ZONE 'UTC' AS date)")).scalar_one(),
+        }
+    for day in sorted(days):
+        make_days(engine, SERVICES, today=day)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         ensure_slot(connection, settings.slot)
 

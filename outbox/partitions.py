@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 
-from outbox.clock import first_id_of
+from outbox.clock import Clocks, first_id_of, time_of
 from outbox.errors import NotReady
 from outbox.publication import PUBLISHED_TABLES, published_tables
 from outbox.retry import backoff_s
@@ -26,6 +26,9 @@ from outbox.tables import PARTITIONED
 DAYS_AHEAD = 14
 DAYS_AHEAD_MIN = 7
 """Below this many days ahead `payrelay doctor` alarms."""
+
+LOOKED_AT_MAX = 30
+"""Days past their retention that one call looks at, of one table."""
 
 DROP_MARK = "payrelay: to be dropped"
 LOCK_TIMEOUT_MS = 1_000
@@ -58,6 +61,21 @@ def days_of(connection: Connection, schema: str, table: str, *, leaving: bool = 
     return [date(*map(int, match.groups()[1:])) for name in names if (match := _NAME.fullmatch(name))]
 
 
+def read_clocks(connection: Connection, *, now: datetime, schemas: Iterable[str] = SERVICES) -> Clocks:
+    """Return the host's time, the database's, and that of the newest row in the schemas' outboxes and inboxes. Reads only."""
+    at = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+    columns = {"outbox": "id", "inbox": "event_id"}
+    newest = [
+        time_of(identity)
+        for schema in schemas
+        for table, column in columns.items()
+        for identity in connection.execute(
+            text(f'SELECT {column} FROM "{schema}".{table} ORDER BY {column} DESC LIMIT 1')  # noqa: S608
+        ).scalars()
+    ]
+    return Clocks(host=now, database=at, newest_row=max((one for one in newest if one is not None), default=None))
+
+
 def make_days(engine: Engine, schemas: Iterable[str], *, today: date, days_ahead: int = DAYS_AHEAD) -> list[str]:
     """Every schema's outbox and inbox has its days from yesterday to `days_ahead` days after today.
 
@@ -86,25 +104,35 @@ def drop_days(
     slot: str,
     readable_from: date = date.max,
     limit: int = sys.maxsize,
+    gone: Collection[str] = (),
+    execute: bool = True,
 ) -> tuple[list[str], dict[str, str]]:
     """Days older than `before` are gone, except those something may still need. Returns the dropped, and why the others stay.
+
+    Without `execute` nothing changes, and the days are returned that would go; `gone` are outbox days that would go before them.
 
     Own transactions, as the tables' owner; may be repeated: a half-removed day is finished. An outbox day stays while the
     slot has not passed its highest lsn, the publication is not whole, or a transaction is older. An inbox day stays while its events could come again: from
     any service's outbox, from a topic (`readable_from`: the oldest day that one may hold and will not hold for ever, or that a consumer has yet to read), or from
     the parking lot. The oldest go first, at most `limit`. Raises NotReady where a lock was not to be had in time.
     """
-    dropped, kept = [], {}
+    dropped: list[str] = []
+    kept: dict[str, str] = {}
     with _waiting_briefly(engine) as connection:
         days = [day for day in days_of(connection, schema, table) if day < before]
-        for day in days[:limit]:
+        for day in days if limit == sys.maxsize else days[:LOOKED_AT_MAX]:
+            if len(dropped) >= limit:
+                break
             name = day_table(table, day)
             if table == "outbox":
                 reason = _unpublished(connection, schema, day, slot)
             else:
-                reason = _repeatable(connection, schema, day, oldest=days[0], readable_from=readable_from)
+                reason = _repeatable(connection, schema, day, oldest=days[0], readable_from=readable_from, gone=gone)
             if reason:
                 kept[name] = reason
+                continue
+            if not execute:
+                dropped.append(f"{schema}.{name}")
                 continue
             # Who detaches a day by hand keeps it: only what carries our mark is dropped.
             try:
@@ -115,7 +143,7 @@ def drop_days(
                     raise
                 continue
             dropped.append(f"{schema}.{name}")
-        for name in _detached(connection, schema, table):
+        for name in _detached(connection, schema, table) if execute else ():
             _patiently(connection, f'DROP TABLE IF EXISTS "{schema}".{name}')
     return dropped, kept
 
@@ -163,10 +191,13 @@ def _detach(connection: Connection, schema: str, table: str, name: str) -> None:
     raise NotReady(f"{schema}.{name} could not be detached: end the long transactions")
 
 
-def _repeatable(connection: Connection, schema: str, day: date, *, oldest: date, readable_from: date) -> str | None:
+def _repeatable(
+    connection: Connection, schema: str, day: date, *, oldest: date, readable_from: date, gone: Collection[str]
+) -> str | None:
     """Return why events of an inbox day could come again, or None. What keeps a day keeps all later ones: none is left out."""
     for service in SERVICES:  # a consumer's events are mostly another service's
-        if (kept := next(iter(days_of(connection, service, "outbox")), None)) and kept <= day:
+        days = days_of(connection, service, "outbox")
+        if any(kept <= day and f"{service}.{day_table('outbox', kept)}" not in gone for kept in days):
             return "an outbox day as old is kept"
     if readable_from <= day:
         return "a topic with a retention may still hold events as old, or a consumer has such to read"

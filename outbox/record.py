@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from outbox.errors import NotInTransaction, Refused
+from outbox.clock import first_id_at
+from outbox.errors import AheadOfClock, NotInTransaction, Refused
 from outbox.rows import as_json
 from schemas.codec import Undecodable, decode_body, encode
 from schemas.events import Event
+
+AHEAD_MAX = timedelta(minutes=1)
+"""An id further ahead of the database's clock than this comes from a session that lived through a step of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +38,7 @@ _INSERT = text("""
     SELECT * FROM json_to_recordset(CAST(:rows AS json))
         AS event (topic text, key text, version bigint, type text, correlation text, causation text, traceparent text,
                   payload text)
-    RETURNING id""")
+    RETURNING id, created_at""")
 
 
 def record(connection: Connection, events: Sequence[Outgoing]) -> list[UUID]:
@@ -41,14 +46,28 @@ def record(connection: Connection, events: Sequence[Outgoing]) -> list[UUID]:
 
     Transaction: the caller's; raises NotInTransaction without one. One statement for any number of events.
     Not repeatable: recorded twice is told twice, under two ids. Raises Refused for a body above 256 KiB, or one that does not
-    fit its own type.
+    fit its own type; AheadOfClock, with the transaction rolled back, in a session whose ids are ahead of the clock: try again.
     """
     if not connection.in_transaction() or connection.connection.dbapi_connection.autocommit:  # type: ignore[union-attr]
         raise NotInTransaction
     if not events:
         return []
     rows = as_json([_row(outgoing) for outgoing in events])
-    return list(connection.execute(_INSERT, {"rows": rows}).scalars())
+    recorded = connection.execute(_INSERT, {"rows": rows}).fetchall()
+    refuse_ahead(connection, *recorded[-1])  # the greatest: a session's ids never go back
+    return [identity for identity, _ in recorded]
+
+
+def refuse_ahead(connection: Connection, identity: UUID, now: datetime) -> None:
+    """Raises AheadOfClock for a new id more than a minute ahead of the database's `now`; its session and all idle ones are closed.
+
+    The caller's transaction is rolled back with its session. A session's ids never go back, so one that made ids while the clock was
+    ahead makes such ids for as long as the clock was set back; a new session goes by the clock as it is.
+    """
+    if identity > first_id_at(now + AHEAD_MAX):
+        connection.invalidate()
+        connection.engine.dispose()
+        raise AheadOfClock
 
 
 def _row(outgoing: Outgoing) -> dict[str, str | int | None]:

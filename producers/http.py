@@ -26,7 +26,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
 from outbox.database import engine_for
-from outbox.errors import Refused
+from outbox.errors import AheadOfClock, Refused
 from outbox.metrics import SECONDS, serve_metrics
 from outbox.settings import Settings
 from schemas.signature import can_sign
@@ -123,18 +123,25 @@ class Database:
     async def transact(self, act: Callable[[Connection], T]) -> T:
         """Return what the act returns, committed. An error of the database becomes HttpError 503: asking again is safe.
 
-        A value that no column takes becomes HttpError 400.
+        A value that no column takes becomes HttpError 400. A session whose ids are ahead of the clock is replaced by a new one.
         """
 
-        def whole() -> T:
+        def once() -> T:
             with self._engine.begin() as connection:
                 return act(connection)
+
+        def whole() -> T:
+            try:
+                return once()
+            except AheadOfClock as error:
+                log.warning("session closed: %s", error)
+                return once()
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, whole)
         except DataError as error:  # a value that no column takes, such as text with a NUL
             raise HttpError(400, "bad_request", f"a value is not acceptable: {error.orig}".splitlines()[0]) from error
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, AheadOfClock) as error:
             log.warning("transaction failed: %s %s", type(error).__name__, getattr(error, "orig", ""))
             raise HttpError(503, "unavailable", "the database does not answer; ask again, the same way") from error
 

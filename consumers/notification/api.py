@@ -96,7 +96,13 @@ def create_app(settings: Settings) -> Starlette:
             if (order_no := query.get("order_no")) is not None:
                 return {"notifications": [_shown(row) for row in of_order(connection, merchant_no, order_no)]}
             rows, cursor = feed(
-                connection, merchant_no, after=_after(query), missed=query.get("missed") == "true", limit=_limit(query)
+                connection,
+                merchant_no,
+                after=_after(query),
+                is_cursor="after" in query,
+                missed=query.get("missed") == "true",
+                limit=_limit(query),
+                now=utc_now(),
             )
             return {"notifications": [_shown(row) for row in rows], "after": cursor}
 

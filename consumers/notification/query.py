@@ -1,13 +1,15 @@
 """What merchants may ask of their own notifications: one, those of an order, and a feed of all from a cursor on.
 
 The feed is in the order of ids, which are made before their transaction commits: a record that commits late has an id behind
-a cursor that was given out meanwhile. So nothing is shown that is younger than the oldest transaction that still runs.
+a cursor that was given out meanwhile. So nothing is shown that is younger than the oldest transaction that still runs, nor than
+the earlier of two clocks, the database's and ours. A cursor ahead of both was given out before a clock was set back: what was
+written since has ids behind it, so the feed begins again a week before.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -16,6 +18,8 @@ from sqlalchemy import Connection, text
 from outbox.clock import first_id_at
 
 FEED_MAX = 200
+AGAIN = timedelta(days=7)
+"""How much of the feed a cursor from a clock that was ahead is shown again: longer than a merchant stays away."""
 ORDER_MAX = 100
 
 
@@ -57,13 +61,17 @@ def of_order(connection: Connection, merchant_no: str, order_no: str) -> list[di
 
 
 def feed(
-    connection: Connection, merchant_no: str, *, after: UUID, missed: bool, limit: int
+    connection: Connection, merchant_no: str, *, after: UUID, is_cursor: bool, missed: bool, limit: int, now: datetime
 ) -> tuple[list[dict[str, Any]], UUID]:
     """Return a merchant's notifications behind a cursor, oldest first, and the cursor to ask with next: none is ever passed over.
 
-    `missed`: only those that are not known to be delivered. Transaction: the caller's, READ COMMITTED, with nothing written in it.
+    `is_cursor`: whether the cursor was given out by an earlier call. `missed`: only those that are not known to be delivered.
+    Transaction: the caller's, READ COMMITTED, with nothing written in it.
     """
-    steady = first_id_at(connection.execute(_STEADY).scalar_one())
+    clock = connection.execute(_STEADY).one()
+    steady = first_id_at(min(clock.steady, now))
+    if after > first_id_at(max(clock.at, now)):
+        after = first_id_at(clock.at - AGAIN) if is_cursor else UUID(int=steady.int - 1)
     asked = {"merchant_no": merchant_no, "after": after, "before": steady, "missed": missed, "limit": limit}
     rows = [dict(row._mapping) for row in connection.execute(_FEED, asked)]
     if len(rows) == limit:
@@ -73,7 +81,7 @@ def feed(
 
 # The statement's own time, from before it looked around: who begins meanwhile, and is not seen, makes younger ids.
 _STEADY = text("""
-    SELECT least(min(xact_start), statement_timestamp()) FROM pg_stat_activity
+    SELECT least(min(xact_start), statement_timestamp()) AS steady, statement_timestamp() AS at FROM pg_stat_activity
     WHERE usename = current_user AND datname = current_database() AND pid <> pg_backend_pid()""")
 
 _FEED = text(f"""

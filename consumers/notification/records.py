@@ -13,6 +13,7 @@ from consumers.delivery import DuplicateFact
 from consumers.notification.queues import PLATFORM
 from consumers.notification.rules import parse_rule
 from outbox.errors import Refused
+from outbox.record import refuse_ahead
 from outbox.rows import as_json
 from schemas.bank import BankNotification
 from schemas.codec import Envelope
@@ -84,14 +85,16 @@ def write_bank_records(connection: Connection, events: Sequence[Envelope]) -> No
 def write(connection: Connection, queue: str, rows: Sequence[dict[str, object]]) -> None:
     """Each row is a record of the queue, with the queue's rule as it is now, due by it. Raises DuplicateFact.
 
-    A row is event_id, merchant_no, payment_no, order_no, body. Transaction: the caller's.
+    A row is event_id, merchant_no, payment_no, order_no, body. Transaction: the caller's. Raises AheadOfClock as `record` does.
     """
     if not rows:
         return
     rule = rule_of(connection, queue)
     asked = {"queue": queue, "rule": rule, "first_s": parse_rule(rule).delays[0].total_seconds(), "rows": as_json(rows)}
-    if connection.execute(_WRITE, asked).scalar_one() != len(rows):
+    written = connection.execute(_WRITE, asked).one()
+    if written.records != len(rows):
         raise DuplicateFact("a record of this event was written before")
+    refuse_ahead(connection, written.last, written.at)
 
 
 _WRITE = text("""
@@ -102,11 +105,11 @@ _WRITE = text("""
       FROM made, json_to_recordset(CAST(:rows AS json))
            AS told (event_id uuid, merchant_no text, payment_no text, order_no text, body text)
       ON CONFLICT (queue, event_id) DO NOTHING
-      RETURNING merchant_no, planned_at),
+      RETURNING id, merchant_no, planned_at),
     woken AS (
       INSERT INTO notify_wake (queue, merchant_no, planned_at)
       SELECT :queue, merchant_no, min(planned_at) FROM written GROUP BY merchant_no)
-    SELECT count(*) FROM written""")
+    SELECT count(*) AS records, (array_agg(id ORDER BY id DESC))[1] AS last, (SELECT at FROM made) AS at FROM written""")
 
 
 def resend(

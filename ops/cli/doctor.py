@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from datetime import datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ops.cli.output import Format, Output, print_rows, say
+from ops.cli.output import Format, Output, Yes, print_rows, say
 from ops.cli.pipeline import current_settings, local_folder
 from outbox.clock import utc_now
+
+if TYPE_CHECKING:
+    from ops.upkeep import Upkeep
 
 
 def doctor(
@@ -52,23 +55,37 @@ def upkeep(
     every: Annotated[
         int, typer.Option("--every", min=0, metavar="SECONDS", help="for ever, with so long between two rounds")
     ] = 0,
+    catch_up: Annotated[
+        bool, typer.Option("--catch-up", help="drop every day that is due, not two of a table; shows them first")
+    ] = False,
+    execute: Annotated[
+        bool, typer.Option("--execute", help="of --catch-up: drop them; else they are only shown")
+    ] = False,
+    yes: Yes = False,
     output: Output = Format.TABLE,
 ) -> None:
     """Make days ahead, drop days past their retention that nothing can need any more, purge old answers to the bank.
 
-    One round, or for ever; needs the owner's DSN. The local stack does it by itself, every hour. Exit code 1 if a part of the
-    round failed; the next round tries it again.
+    One round, or for ever; needs the owner's DSN. The local stack does it by itself, every hour. Retention counts back from the
+    earliest of the host's clock, the database's, and the newest row; a round drops at most two days of a table. Exit code 1 if a
+    part of the round failed; the next round tries it again.
     """
-    from ops.upkeep import REPORT
     from ops.upkeep import upkeep as one_round
 
-    settings, local = current_settings(), local_folder()
+    if (every and catch_up) or (execute and not catch_up):
+        raise typer.BadParameter("--execute goes with --catch-up, and --catch-up is one round: not with --every")
+    settings = current_settings()
+    if catch_up:
+        plan = one_round(settings, now=utc_now(), catch_up=True, execute=False)
+        print_rows(plan.rows(planned=True), output, columns=("what", "outcome"))
+        if not execute or not plan.dropped:
+            say(f"{len(plan.dropped)} days would be dropped; nothing was done: --execute drops them")
+            raise typer.Exit(1 if plan.errors else 0)
+        if not yes:
+            typer.confirm(f"drop {len(plan.dropped)} days?", abort=True, err=True)
     while True:
-        report = one_round(settings, now=utc_now())
-        if local is not None:
-            local.write(REPORT, asdict(report))
-        print_rows(report.rows(), output, columns=("what", "outcome"))
-        say(f"{report.at} {report.summary()}")
+        report = one_round(settings, now=utc_now(), catch_up=catch_up)
+        _tell(report, output)
         if not every:
             break
         try:
@@ -77,6 +94,16 @@ def upkeep(
             return
     if report.errors:
         raise typer.Exit(1)
+
+
+def _tell(report: Upkeep, output: Format) -> None:
+    """A round's report is printed, and kept where `payrelay status` looks."""
+    from ops.upkeep import REPORT
+
+    if (local := local_folder()) is not None:
+        local.write(REPORT, asdict(report))
+    print_rows(report.rows(), output, columns=("what", "outcome"))
+    say(f"{report.at} {report.summary()}")
 
 
 COMMANDS = (doctor, upkeep)

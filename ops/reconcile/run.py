@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from ops.reconcile.facts import kept_from, still_unrecorded, unrecorded
 from ops.reconcile.findings import Finding, Kind
 from ops.reconcile.published import Published, spot_of
 from ops.reconcile.scan import CHUNK, CONNECTOR, FINDINGS_MAX, Outcome, Scan, Told, beside, recorded, standing, told_of
-from outbox.clock import first_id_at, time_of
+from outbox.clock import first_id_at, time_of, utc_now
 from outbox.rows import as_json
 from outbox.settings import Settings
 from schemas.topics import TOPICS
@@ -28,6 +29,8 @@ from schemas.topics import TOPICS
 GRACE = timedelta(minutes=10)
 CLOCKS = timedelta(minutes=5)
 """How far the broker's clock may be behind the database's."""
+
+log = logging.getLogger(__name__)
 
 LSN_MAX = 2**63 - 1
 
@@ -95,8 +98,15 @@ class Run:
         self._settings = settings
         self._full = full
         self._began = time.monotonic()
-        self._before = state.settled_before(connection, grace=grace)
+        earlier, later = sorted((utc_now(), state.database_now(connection)))
+        self._before = state.settled_before(connection, grace=grace, now=earlier)
         self._since = state.checkpoint(connection)
+        self._goes_back = self._since is not None and self._since > later
+        if (
+            self._goes_back
+        ):  # what was recorded since a clock was set back lies before the checkpoint: all is looked at again
+            log.warning("checkpoint %s is ahead of the clocks: looking from the beginning", self._since)
+            self._since = None
         self._open = state.open_findings(connection)
         connection.commit()
         self._outcome = Outcome()
@@ -253,7 +263,7 @@ class Run:
             if identity is not None and (moment := time_of(identity)) is not None
         ]
         upto = min([before, *stops]) if before is not None else None
-        state.remember(self._connection, found=found.values(), closed=closed, upto=upto)
+        state.remember(self._connection, found=found.values(), closed=closed, upto=upto, goes_back=self._goes_back)
         self._connection.commit()
         findings = sorted([*found.values(), *unseen], key=lambda one: (list(Kind).index(one.kind), one.identity))
         return Report(

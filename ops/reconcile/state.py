@@ -46,7 +46,9 @@ _CLOSE = text("""
 
 _PASS = text("""
     INSERT INTO reconcile.checkpoint (upto) VALUES (:upto)
-    ON CONFLICT (one) DO UPDATE SET upto = greatest(checkpoint.upto, excluded.upto), ran_at = clock_timestamp()""")
+    ON CONFLICT (one) DO UPDATE
+    SET upto = CASE WHEN :goes_back THEN excluded.upto ELSE greatest(checkpoint.upto, excluded.upto) END,
+        ran_at = clock_timestamp()""")
 
 
 def engine_of(settings: Settings) -> Engine:
@@ -69,18 +71,23 @@ def alone(connection: Connection) -> None:
         raise Refused("another reconcile is running: wait for its end")
 
 
-def settled_before(connection: Connection, *, grace: timedelta) -> datetime | None:
+def settled_before(connection: Connection, *, grace: timedelta, now: datetime) -> datetime | None:
     """Return a moment before which nothing is on its way into the database: whatever has an older id, or was committed
     before, can be seen from now on. At least the grace ago; None while a prepared transaction may be of any age.
 
-    The clock is read first: who begins to write after that makes younger ids.
+    The clock was read before the call: who begins to write after that makes younger ids.
     """
-    now: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
     writing: datetime | None = connection.execute(_WRITING_SINCE).scalar()
     if connection.execute(_PREPARED).scalar():
         return None
     moment = now - max(grace, SETTLE)
     return min(moment, writing) if writing is not None else moment
+
+
+def database_now(connection: Connection) -> datetime:
+    """Return the database's time."""
+    now: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+    return now
 
 
 def checkpoint(connection: Connection) -> datetime | None:
@@ -98,9 +105,16 @@ def open_findings(connection: Connection) -> list[Finding]:
 
 
 def remember(
-    connection: Connection, *, found: Iterable[Finding], closed: Collection[Finding], upto: datetime | None
+    connection: Connection,
+    *,
+    found: Iterable[Finding],
+    closed: Collection[Finding],
+    upto: datetime | None,
+    goes_back: bool = False,
 ) -> None:
     """What was found is open, what was mended is not, and the checkpoint stands there, or where it stood if that is later.
+
+    With `goes_back` it stands there in any case.
 
     Transaction: the caller's. May be repeated.
     """
@@ -109,4 +123,4 @@ def remember(
     rows = [dict(zip(names, one.identity, strict=True)) for one in closed]
     connection.execute(_CLOSE, {"rows": as_json(rows)})
     if upto is not None:
-        connection.execute(_PASS, {"upto": upto})
+        connection.execute(_PASS, {"upto": upto, "goes_back": goes_back})

@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import pytest
 from sqlalchemy import Connection, text
 
 from consumers.accounting.agent import PROCESSOR
 from consumers.delivery import PATIENCE, Braked, Delivered, Delivery, Processor, Slice, Unexpected
+from ops.doctor import examine
 from ops.parked import Filter, counts, event, events
-from outbox.clock import utc_now
+from ops.upkeep import upkeep
+from outbox.clock import first_id_at, utc_now
 from outbox.errors import Refused
 from outbox.inbox import Log, begin_log
 from outbox.settings import Settings
@@ -132,6 +136,48 @@ def test_whatever_a_record_holds_it_is_parked_and_the_others_flow(
         with pytest.raises(Refused, match="no event accounting:0 is parked"):
             event(connection, "accounting:0")
     assert (count.events, whole["offset"], whole["cause"]) == (1, 0, row.cause)
+
+
+def ahead_of_the_clock(prefix: str, count: int, days: int = 1) -> list[Any]:
+    """Return records of events that were recorded while the clock was so far ahead."""
+    at = utc_now() + timedelta(days=days)
+    ids = [first_id_at(at).int | 7 << 76 | 2 << 62 | number for number in range(1, count + 1)]
+    return [
+        record_of(number, settled(prefix=prefix, number=number), ce_id=str(UUID(int=identity)).encode())
+        for number, identity in enumerate(ids)
+    ]
+
+
+def test_events_ahead_of_the_clock_are_parked_without_the_brake_and_upkeep_applies_them_once_their_day_exists(
+    settings: Settings, prefix: str
+) -> None:
+    stretch = Stretch(settings, prefix)
+    records = [*ahead_of_the_clock(prefix, 30), *good(prefix, 50, 3, 30)]
+    later = ahead_of_the_clock(f"{prefix}later", 1, days=40)
+    for _ in range(2):
+        outcomes = stretch.deliver(stretch.slice_of(records), stretch.slice_of(later, 1))
+        stretch.deliver(*(stretch.slice_of(ahead_of_the_clock(f"{prefix}2", 1), 2),))
+    assert outcomes == [Delivered(), Delivered()]
+    assert stretch.posted() == 3
+    [finding] = [check for check in examine(settings, now=utc_now()) if check.check == "clocks"]
+    assert (finding.ok, finding.mend) == (False, "payrelay upkeep")
+    own = settings.model_copy(update={"group_prefix": prefix})
+    for retried in ({stretch.consumer: 31}, {}):
+        report = upkeep(own, now=utc_now())
+        assert report.retried == retried
+    assert stretch.posted() == 34
+    [left] = stretch.rows("SELECT cause, attempts FROM parked WHERE consumer = :consumer")
+    assert tuple(left) == ("AHEAD_OF_CLOCK", 1), "its day is not there: nothing is tried"
+    with stretch.engine.begin() as connection:
+        connection.execute(text("DELETE FROM parked WHERE consumer = :consumer"), {"consumer": stretch.consumer})
+
+
+def test_a_worker_whose_own_clock_is_slow_parks_nothing(settings: Settings, prefix: str) -> None:
+    stretch = Stretch(settings, prefix)
+    slow = Delivery(PROCESSOR, stretch.engine, consumer=stretch.consumer, clock=lambda: utc_now() - timedelta(hours=2))
+    records = stretch.slice_of(good(prefix, 0, 3, 0))
+    assert slow.deliver([records]) == {stretch.logs[0]: Delivered()}
+    assert stretch.posted() == 3
 
 
 def test_a_repeat_inside_a_slice_does_not_change_the_order(settings: Settings, prefix: str) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import date, timedelta
 
 import pytest
@@ -21,15 +22,20 @@ import consumers.points.tables
 import outbox.tables
 import producers.bank.tables
 import producers.payments.tables
-from outbox.clock import utc_now
+from consumers.accounting.agent import PROCESSOR
+from consumers.delivery import Delivered, Delivery, Slice, is_transient
+from outbox.clock import time_of, utc_now
 from outbox.database import driver_url
-from outbox.errors import NotInTransaction, NotReady, Refused
+from outbox.errors import NotInTransaction, NotReady, PayrelayError, Refused
+from outbox.inbox import Log, begin_log
 from outbox.partitions import day_table, days_of, drop_days, make_days
 from outbox.record import Outgoing, record
 from outbox.settings import SERVICES, Settings
 from outbox.tables import PARTITIONED
+from schemas.codec import Envelope
 from schemas.topics import TOPICS
 from tests.factories import settled
+from tests.integration.test_delivery import record_of
 from tests.pipeline import ROOT, engine_of, environment
 from tests.waiting import eventually
 
@@ -96,12 +102,84 @@ def test_a_transaction_rolled_back_leaves_no_outbox_row(settings: Settings, pref
         )
 
 
+@pytest.fixture
+def stepped(settings: Settings) -> Generator[Engine]:
+    """Sessions of payments in which the owner can make ids ahead of the clock, as those do that lived through a step of it."""
+    url = driver_url(settings.database_url.get_secret_value())
+    engine = create_engine(url, pool_size=2, connect_args={"options": "-c search_path=payments"})
+    yield engine
+    engine.dispose()
+
+
+def ids_ahead(connection: Connection, ahead: str = "5 minutes") -> None:
+    """The transaction's ids are ahead; rolled back, they no longer are."""
+    connection.execute(text(f"ALTER TABLE outbox ALTER COLUMN id SET DEFAULT uuidv7(interval '{ahead}')"))
+
+
+def test_an_id_ahead_of_the_clock_is_refused_and_the_retry_in_a_new_session_gets_a_right_one(
+    stepped: Engine, prefix: str
+) -> None:
+    def backend(connection: Connection) -> int:
+        return int(connection.execute(text("SELECT pg_backend_pid()")).scalar_one())
+
+    with stepped.connect() as idle, stepped.connect() as other:
+        before = {backend(idle), backend(other)}
+    with pytest.raises(PayrelayError, match="ahead of it"), stepped.begin() as connection, connection.begin_nested():
+        ids_ahead(connection)
+        record(connection, [outgoing(number, prefix) for number in range(3)])
+    with stepped.begin() as connection:
+        assert backend(connection) not in before
+        ids = record(connection, [outgoing(number, prefix) for number in range(3)])
+        assert (
+            connection.execute(
+                text("SELECT count(*) FROM outbox WHERE key LIKE :like"), {"like": f"{prefix}%"}
+            ).scalar()
+            == 3
+        )
+    assert all(abs(time_of(identity) - utc_now()) < timedelta(minutes=1) for identity in ids)
+
+
+def test_half_a_minute_ahead_is_recorded(stepped: Engine, prefix: str) -> None:
+    with stepped.connect() as connection:
+        ids_ahead(connection, "30 seconds")
+        assert len(record(connection, [outgoing(1, prefix)])) == 1
+        connection.rollback()
+
+
+def test_a_handler_that_is_refused_an_id_parks_nothing_and_is_tried_again(stepped: Engine, prefix: str) -> None:
+    refused: list[bool] = []
+
+    def handle(connection: Connection, events: Sequence[Envelope]) -> None:
+        if not refused:
+            refused.append(True)
+            ids_ahead(connection)
+        record(connection, [Outgoing(event=event.event, version=2, correlation="c") for event in events])
+
+    processor = replace(PROCESSOR, service="payments", handle=handle)
+    delivery = Delivery(processor, stepped, consumer=f"{prefix}x", clock=utc_now)
+    log = Log(cluster_id="c", topic=prefix, topic_id="i", partition=0)
+    records = [record_of(n, settled(prefix=prefix, number=n)) for n in range(3)]
+    whole = Slice(log=log, start=0, end=3, records=records)
+    with stepped.begin() as connection:
+        begin_log(connection, delivery.consumer, log, next_offset=0)
+    with pytest.raises(PayrelayError) as refusal:
+        delivery.deliver([whole])
+    assert is_transient(refusal.value)
+    for _ in range(2):
+        assert delivery.deliver([whole]) == {log: Delivered()}
+    with stepped.connect() as connection:
+        keys = connection.execute(text("SELECT key FROM outbox WHERE key LIKE :like"), {"like": f"{prefix}%"})
+        assert sorted(keys.scalars()) == [settled(prefix=prefix, number=n).key for n in range(3)]
+
+
 KILLED_BETWEEN = """
 import os, sys
 from sqlalchemy import create_engine, make_url, text
 from outbox.record import Outgoing, record
 from outbox.settings import Settings
+from schemas.codec import Envelope
 from tests.factories import settled
+from tests.integration.test_delivery import record_of
 prefix, order = sys.argv[1:]
 engine = create_engine(make_url(Settings().dsn_of("payments")).set(drivername="postgresql+psycopg"))
 with engine.begin() as connection:

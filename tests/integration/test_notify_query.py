@@ -109,6 +109,16 @@ def test_the_feed_passes_nothing_over_that_commits_late(settings: Settings, desk
     assert [one["order_no"] for one in page["notifications"]] == ["late", f"{desk.name}O0"]
 
 
+def test_a_cursor_from_before_the_clock_was_set_back_passes_nothing_over(desk: Desk, ask: Any) -> None:
+    desk.write(1)
+    ahead = utc_now() + timedelta(hours=2)
+    page = ask(f"/notifications?after={first_id_at(ahead)}").json()
+    assert [one["order_no"] for one in page["notifications"]] == [f"{desk.name}O0"]
+    assert page["after"] < str(first_id_at(utc_now()))
+    since = f"since={ahead.isoformat().replace('+', '%2B')}"
+    assert ask(f"/notifications?{since}").json()["notifications"] == []
+
+
 @pytest.mark.parametrize("what", ["secret", "merchant", "target", "time", "nobody", "nothing"])
 def test_who_has_not_signed_sees_nothing(client: Any, desk: Desk, what: str) -> None:
     desk.write(1)

@@ -202,6 +202,18 @@ def test_what_commits_late_does_not_slip_past_the_checkpoint(field: Field) -> No
     field.planted.add(new)
 
 
+def test_a_checkpoint_from_before_the_clock_was_set_back_hides_nothing(field: Field) -> None:
+    engine = state.engine_of(field.settings)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE reconcile.checkpoint SET upto = now() + interval '2 hours'"))
+    engine.dispose()
+    report = reconcile(field.settings, grace=SECOND)
+    assert report.since is None
+    assert report.upto is not None
+    assert report.upto < utc_now()
+    assert report.events > 0
+
+
 def test_beside_live_payments_nothing_false_is_named(field: Field) -> None:
     stop = threading.Event()
     paid = 0

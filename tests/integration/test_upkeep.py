@@ -8,11 +8,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
+import pytest
 from pydantic import SecretStr
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from typer.testing import CliRunner
 
 from connect.client import ConnectClient
@@ -24,7 +25,7 @@ from ops.stack.control import up
 from ops.stack.state import PartState, StackFolder
 from ops.topics import topic_states
 from ops.upkeep import NOTIFICATIONS, REPORT, Upkeep, upkeep
-from outbox.clock import utc_now
+from outbox.clock import Clocks, utc_now
 from outbox.inbox import Arrival, Log, arrive, begin_log
 from outbox.migrate import ensure_publication
 from outbox.parking import Act, Action, Cause, Parked, park
@@ -43,7 +44,7 @@ YEAR = Topic(name="t", service="s", key="k", partitions=1, retention_ms=365 * 86
 
 ROUND = """
 from ops.upkeep import upkeep
-from outbox.clock import utc_now
+from outbox.clock import Clocks, utc_now
 from outbox.settings import Settings
 upkeep(Settings(), now=utc_now())
 """
@@ -88,8 +89,12 @@ def test_with_the_connector_stopped_for_twice_the_retention_nothing_unpublished_
     outbox_day, inbox_day = (f"{service}.{day_table(table, real.date())}"
                              for service, table in (("payments", "outbox"), ("accounting", "inbox")))  # fmt: skip
 
+    def passed_by(connection: Connection, *, now: datetime, **_: Any) -> Clocks:
+        """So much time has passed, by every clock."""
+        return Clocks(host=now, database=now, newest_row=now)
+
     def one_round(**given: Any) -> Upkeep:
-        report = upkeep(settings, now=now, **given)
+        report = upkeep(settings, now=now, clocks=passed_by, catch_up=True, **given)
         assert report.errors == {}
         return report
 
@@ -154,6 +159,47 @@ def test_with_the_connector_stopped_for_twice_the_retention_nothing_unpublished_
         for table in PARTITIONED:
             assert rows(settings, "SELECT FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = :schema "
                                   "AND relname = :name", schema=service, name=day_table(table, real.date())) == []  # fmt: skip
+
+
+def test_a_clock_that_is_far_ahead_removes_nothing(settings: Settings, prefix: str) -> None:
+    today = utc_now().date()
+    rows(settings, "INSERT INTO payments.bank_notification (webhook_id, body_sha256, answer_status, answer) "
+                   "VALUES (:id, '', 200, '')", id=f"{prefix}new")  # fmt: skip
+    report = upkeep(settings, now=utc_now() + timedelta(days=365))
+    assert report.dropped == []
+    assert report.purged == {NOTIFICATIONS: 0}
+    for service in SERVICES:
+        for table in PARTITIONED:
+            assert f"{service}.{day_table(table, today)}" in attached(settings, service, table)
+    assert "differ: set the wrong one right" in report.errors["clocks"]
+
+
+def test_a_round_drops_two_days_of_a_table_and_catching_up_shows_the_rest_first(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = date(2019, 3, 2)
+    make_days(engine_of(settings, "owner"), ["bank"], today=old, days_ahead=3)
+    outbox, inbox = (
+        [f"bank.{day_table(table, old + timedelta(days=n))}" for n in range(-1, 4)] for table in PARTITIONED
+    )
+    report = upkeep(settings, now=utc_now())
+    assert [name for name in report.dropped if name in (*outbox, *inbox)] == outbox[:2]
+    assert report.left["bank.outbox"] == 3
+
+    def catch_up(*options: str) -> Any:
+        result = CliRunner().invoke(app, ["upkeep", "--catch-up", *options, "-o", "json"])
+        return result, {row["what"]: row["outcome"] for row in json.loads(result.stdout)} if result.stdout else {}
+
+    for name, value in environment(settings).items():
+        monkeypatch.setenv(name, value)
+    result, plan = catch_up()
+    assert (result.exit_code, {plan[name] for name in (*outbox[2:], *inbox)}) == (0, {"would be dropped"})
+    assert "nothing was done: --execute drops them" in result.stderr
+    assert attached(settings, "bank", "outbox")[:3] == outbox[2:]
+    assert CliRunner().invoke(app, ["upkeep", "--execute"]).exit_code == 2
+    result = CliRunner().invoke(app, ["upkeep", "--catch-up", "--execute", "--yes"])
+    assert result.exit_code == 0
+    assert not {*outbox, *inbox} & {*attached(settings, "bank", "outbox"), *attached(settings, "bank", "inbox")}
 
 
 def test_a_round_killed_half_way_is_finished_by_the_next(settings: Settings) -> None:
