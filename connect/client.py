@@ -193,6 +193,10 @@ class ConnectClient:
                 problem = Unreachable(f"Kafka Connect does not answer at {self.url}: {_short(error)}")
             except requests.Timeout as error:
                 raise Unreachable(f"Kafka Connect at {self.url} took longer than {READ_TIMEOUT_S:.0f} s") from error
+            except (
+                requests.RequestException
+            ) as error:  # cut off, redirected for ever, no URL: what else its calls raise
+                raise Unreachable(f"Kafka Connect does not answer at {self.url}: {_short(error)}") from error
             else:
                 if answer.status_code != requests.codes.conflict:
                     return _content(answer)
@@ -208,7 +212,10 @@ def _content(answer: requests.Response) -> Any:
         raise NoConnector
     if not answer.ok:
         raise ConnectError(f"Kafka Connect: {answer.status_code} {_message(answer)}")
-    return answer.json() if answer.content else None
+    try:
+        return answer.json() if answer.content else None
+    except ValueError as error:
+        raise ConnectError(f"{answer.url} does not answer as Kafka Connect does: PAYRELAY_CONNECT_URL") from error
 
 
 def _message(answer: requests.Response) -> str:

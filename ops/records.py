@@ -19,12 +19,12 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
+from ops.brokers import TIMEOUT_S, asking
 from outbox.clock import EPOCH
 from outbox.errors import NotReady, Unreachable
 from outbox.settings import Settings
 from schemas.codec import ID
 
-TIMEOUT_S = 20.0
 POLL_S = 0.1
 
 LEADERLESS = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
@@ -167,15 +167,13 @@ def stable_ends(settings: Settings, places: Collection[Place]) -> dict[Place, in
     """Return of each partition the offset from which on a reader of committed records gets nothing yet. Raises Unreachable."""
     admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap, "log_level": 0})
     wanted = {TopicPartition(*place): OffsetSpec.latest() for place in places}
-    try:
+    with asking(settings):
         futures = (
             admin.list_offsets(wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=TIMEOUT_S)
             if wanted
             else {}
         )
         return {(place.topic, place.partition): future.result(TIMEOUT_S).offset for place, future in futures.items()}
-    except (KafkaException, TimeoutError) as error:
-        raise Unreachable(f"Kafka does not answer at {settings.kafka_bootstrap}: {error}") from error
 
 
 def _watermarks(consumer: Consumer, place: TopicPartition) -> tuple[int, int]:

@@ -15,11 +15,11 @@ from confluent_kafka.admin import (
 )
 
 from connect.connector import heartbeat_topic
-from outbox.errors import Refused, Unreachable
+from ops.brokers import TIMEOUT_S, asking, is_away
+from outbox.errors import Refused
 from outbox.settings import Settings
 from schemas.topics import TOPICS, Topic
 
-TIMEOUT_S = 20.0
 DAY_MS = 86_400_000
 PARTITIONS = "partitions, declared"
 
@@ -63,14 +63,12 @@ def declared(settings: Settings) -> list[Topic]:
 
 
 def topic_states(settings: Settings) -> list[TopicState]:
-    """Return each declared topic and how the broker's differs from it."""
+    """Return each declared topic and how the broker's differs from it. Raises Unreachable."""
     admin = admin_client(settings)
     topics = declared(settings)
-    try:
+    with asking(settings):
         described = admin.describe_topics(TopicCollection([topic.name for topic in topics]), request_timeout=TIMEOUT_S)
         return [_state(admin, topic, described[topic.name], settings.replication_factor) for topic in topics]
-    except KafkaException as error:
-        raise Unreachable(f"Kafka does not answer at {settings.kafka_bootstrap}: {error.args[0].str()}") from error
 
 
 def _state(admin: AdminClient, topic: Topic, future: object, replication_factor: int) -> TopicState:
@@ -107,11 +105,13 @@ def apply_topics(settings: Settings, *, execute: bool) -> list[str]:
         if not state.found:
             done.append(f"create {topic.name}: {topic.partitions} partitions, {config}")
             if execute:
-                _create(admin, topic, settings.replication_factor, config)
+                with asking(settings):
+                    _create(admin, topic, settings.replication_factor, config)
         elif any(problem.startswith(tuple(config)) for problem in state.problems):
             done.append(f"configure {topic.name}: {'; '.join(state.problems)}")
             if execute:
-                _configure(admin, topic, config)
+                with asking(settings):
+                    _configure(admin, topic, config)
     return done
 
 
@@ -120,6 +120,8 @@ def _create(admin: AdminClient, topic: Topic, replication_factor: int, config: d
     try:
         admin.create_topics([new], request_timeout=TIMEOUT_S)[topic.name].result(TIMEOUT_S)
     except KafkaException as error:
+        if is_away(error.args[0]):
+            raise
         if error.args[0].name() != "TOPIC_ALREADY_EXISTS":  # made beside us
             raise Refused(f"{topic.name}: {error.args[0].str()}") from error
 

@@ -35,8 +35,8 @@ LOCK_TIMEOUT_MS = 1_000
 TRIES_MAX = 30
 DONE_BESIDE = ("42P01", "55000")
 """SQLSTATEs of a day that another round has dropped or detached meanwhile."""
-TRIED_AGAIN = ("55P03", "42P07", "23505")
-"""SQLSTATEs of a lock that was not to be had in time, and of a table whose name another round has just taken."""
+TRIED_AGAIN = ("55P03", "40P01", "42P07", "23505")
+"""SQLSTATEs of a lock that was not to be had in time, of a deadlock, and of a table whose name another round has just taken."""
 
 _NAME = re.compile(r"(outbox|inbox)_(\d{4})(\d\d)(\d\d)")
 

@@ -101,7 +101,10 @@ def _tell(report: Upkeep, output: Format) -> None:
     from ops.upkeep import REPORT
 
     if (local := local_folder()) is not None:
-        local.write(REPORT, asdict(report))
+        try:
+            local.write(REPORT, asdict(report))
+        except OSError as error:  # a full disk, say: the rounds go on
+            say(f"the report is not written: {error}")
     print_rows(report.rows(), output, columns=("what", "outcome"))
     say(f"{report.at} {report.summary()}")
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicCollection, TopicPartition
 
+from ops.brokers import TIMEOUT_S, asking
 from ops.records import Place
 from ops.topics import admin_client
-from outbox.errors import Refused, Unreachable
+from outbox.errors import Refused, Unreachable, message_of
 from outbox.settings import Settings
-
-TIMEOUT_S = 20.0
 
 UNKNOWN = "UNKNOWN"
 """The state of a group that the client cannot describe: a share group, or one of Kafka Streams."""
@@ -87,6 +85,9 @@ def _other(listed: Any) -> Group:
 def _protocol_types(settings: Settings) -> dict[str, str]:
     """Return what each group of the cluster speaks: the one thing that older requests tell of a share group."""
     from aiokafka.admin import AIOKafkaAdminClient  # here: few clusters have such groups, and the import takes its time
+    from aiokafka.errors import (
+        KafkaError,
+    )  # a RuntimeError: it is neither an OSError nor the other client's KafkaException
 
     async def listed() -> list[tuple[str, str]]:
         client = AIOKafkaAdminClient(
@@ -100,8 +101,8 @@ def _protocol_types(settings: Settings) -> dict[str, str]:
 
     try:
         return dict(asyncio.run(listed()))
-    except OSError as error:
-        raise Unreachable(f"Kafka does not answer at {settings.kafka_bootstrap}: {error}") from error
+    except (OSError, KafkaError) as error:
+        raise Unreachable(f"Kafka does not answer at {settings.kafka_bootstrap}: {message_of(error)}") from error
 
 
 def _all_groups(admin: Any) -> list[Any]:
@@ -216,19 +217,3 @@ def _admin(settings: Settings) -> Any:
     if settings.kafka_bootstrap not in _clients:
         _clients[settings.kafka_bootstrap] = admin_client(settings)
     return _clients[settings.kafka_bootstrap]
-
-
-@contextmanager
-def asking(settings: Settings) -> Generator[None]:
-    """What Kafka answers instead is one of our errors."""
-    try:
-        yield
-    except TimeoutError as error:
-        raise Unreachable(f"Kafka does not answer at {settings.kafka_bootstrap} within {TIMEOUT_S:.0f} s") from error
-    except KafkaException as error:
-        code = error.args[0]
-        if code.name() in ("UNKNOWN_MEMBER_ID", "NON_EMPTY_GROUP"):
-            raise Refused("the group has members again: stop them first") from error
-        if code.name().startswith("_"):
-            raise Unreachable(f"Kafka does not answer at {settings.kafka_bootstrap}: {code.str()}") from error
-        raise Refused(f"Kafka refuses: {code.str()}") from error

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import Engine, text
-from sqlalchemy.exc import IntegrityError
+from confluent_kafka import KafkaException
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import SQLAlchemyError
 
 from consumers.accounting.entries import voucher_of
 from consumers.accounting.ledger import correct_fact
@@ -17,6 +18,7 @@ from consumers.delivery import told
 from consumers.funds.corrections import correct_moves, record_deposit
 from consumers.points.corrections import correct_points
 from consumers.reapply import Outcome, reapply, remember
+from consumers.retry import transact
 from ops import parked
 from ops.applied import batched
 from ops.reconcile import state
@@ -29,7 +31,7 @@ from ops.replay import redeliver_events
 from ops.snapshot import emit_again
 from outbox.clock import utc_now
 from outbox.database import engine_for
-from outbox.errors import PayrelayError
+from outbox.errors import PayrelayError, message_of
 from outbox.inbox import Arrival, Log
 from outbox.parking import Act, Action
 from outbox.settings import Settings
@@ -146,6 +148,10 @@ def _told_before(settings: Settings, findings: Sequence[Finding]) -> set[str]:
     return found
 
 
+AWAY = (PayrelayError, SQLAlchemyError, KafkaException, OSError)
+"""What fails one step or finding: refused, or a server away, even after a deadlock was tried again. The others are done."""
+
+
 def carry_out(settings: Settings, steps: Sequence[Step], *, actor: str, within_s: float) -> Iterator[Mended]:
     """Each step is done, or its failures say why not; gives them one after the other.
 
@@ -158,8 +164,8 @@ def carry_out(settings: Settings, steps: Sequence[Step], *, actor: str, within_s
             try:
                 if not step.by_hand:
                     hands.do(step, mended, within_s)
-            except PayrelayError as error:
-                mended.failed[step.at] = str(error)
+            except AWAY as error:
+                mended.failed[step.at] = message_of(error)
             yield mended
 
 
@@ -266,30 +272,33 @@ class _Hands:
             return bool(connection.execute(asked, {"id": envelope.id}).scalar())
 
     def _record(self, finding: Finding) -> str:
-        with self._engine(finding.service).begin() as connection:
+        def step(connection: Connection) -> None:
             if finding.type == "funds.deposited":
                 record_deposit(connection, finding.business_no)
             elif finding.type == "payment.suspense_recorded":
                 record_suspense(connection, finding.business_no)
             else:
                 record_ended(connection, [finding.business_no])
+
+        transact(self._engine(finding.service), step)
         return ""
 
     def _correct(self, finding: Finding, envelope: Envelope | None, wanted: str) -> str:
         """The effect is what is wanted, or nothing."""
         why = {"reason": f"{REASON}: {finding.found}"[:200], "actor": self._actor}
         event_id = finding.event_id or UUID(int=0)
-        with self._engine(finding.service).begin() as connection:
+        business_no, effect = finding.business_no, finding.effect
+
+        def step(connection: Connection) -> None:
             if finding.service == "accounting":
                 voucher = voucher_of(envelope) if envelope is not None and wanted else None
-                correct_fact(connection, finding.business_no, finding.effect, voucher, at=utc_now(), **why)
+                correct_fact(connection, business_no, effect, voucher, at=utc_now(), **why)
             elif finding.service == "funds":
-                amounts = {finding.effect: int(wanted or 0)}
-                correct_moves(connection, finding.business_no, amounts, event_id=event_id, **why)
+                correct_moves(connection, business_no, {effect: int(wanted or 0)}, event_id=event_id, **why)
             else:
-                correct_points(
-                    connection, finding.business_no, finding.effect, int(wanted or 0), event_id=event_id, **why
-                )
+                correct_points(connection, business_no, effect, int(wanted or 0), event_id=event_id, **why)
+
+        transact(self._engine(finding.service), step)
         return ""
 
     def _events(self, findings: Sequence[Finding]) -> dict[UUID, Envelope]:
@@ -323,7 +332,7 @@ def _arrival(finding: Finding, envelope: Envelope) -> Arrival:
 def _note(mended: Mended, finding: Finding, act: Callable[[], str]) -> None:
     try:
         failure = act()
-    except (PayrelayError, IntegrityError) as error:
+    except AWAY as error:
         failure = told(error)
     if failure:
         mended.failed[str(finding.event_id or finding.business_no)] = failure

@@ -1,0 +1,82 @@
+"""The other side is away, hangs, or ends what we do: the round and the fix go on, and say what was left."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import pytest
+from sqlalchemy import text
+
+import ops.topics
+from ops.reconcile.findings import Finding, Kind
+from ops.reconcile.mend import Step, carry_out
+from ops.upkeep import upkeep
+from outbox.clock import utc_now
+from outbox.settings import Settings
+from tests.pipeline import engine_of, fresh_id
+
+
+@contextmanager
+def hanging_server() -> Generator[str]:
+    """An address that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_broker_that_hangs_is_in_the_report_and_the_rest_of_the_round_is_done(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ops.topics, "TIMEOUT_S", 1.0)
+    with hanging_server() as address:
+        report = upkeep(settings.model_copy(update={"kafka_bootstrap": address}), now=utc_now())
+    assert f"Kafka does not answer at {address}" in report.errors["kafka"]
+    assert list(report.purged) == ["payments.bank_notification"]
+
+
+@contextmanager
+def deadlocks(settings: Settings, times: int) -> Generator[None]:
+    """So many inserts of points are ended as a deadlock would end them."""
+    statements = """
+        CREATE SEQUENCE points.deadlocks;
+        GRANT USAGE ON SEQUENCE points.deadlocks TO points;
+        CREATE FUNCTION points.deadlock() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+          IF nextval('points.deadlocks') <= {times} THEN
+            RAISE EXCEPTION 'deadlock detected' USING ERRCODE = 'deadlock_detected';
+          END IF;
+          RETURN NEW;
+        END $$;
+        CREATE TRIGGER deadlock BEFORE INSERT ON points.entry FOR EACH ROW WHEN (NEW.kind = 'correction')
+        EXECUTE FUNCTION points.deadlock()"""
+    owner = engine_of(settings, "owner")
+    with owner.begin() as connection:
+        connection.execute(text(statements.format(times=times)))
+    try:
+        yield
+    finally:
+        with owner.begin() as connection:
+            connection.execute(text("DROP FUNCTION points.deadlock() CASCADE; DROP SEQUENCE points.deadlocks"))
+
+
+@pytest.mark.parametrize(("times", "done"), [(1, 2), (5, 1)], ids=["once", "for as long as it tries"])
+def test_reconcile_fix_goes_on_after_a_deadlock(settings: Settings, prefix: str, times: int, done: int) -> None:
+    with engine_of(settings, "points").begin() as connection:
+        for number in range(2):
+            about = {"payment": f"{prefix}P{number}", "account": f"{prefix}U", "event": fresh_id()}
+            connection.execute(
+                text("INSERT INTO account VALUES (:account, 100) ON CONFLICT (account_no) DO NOTHING"), about
+            )
+            connection.execute(
+                text("INSERT INTO entry (payment_no, account_no, kind, points, event_id) "
+                     "VALUES (:payment, :account, 'earn', 100, :event)"), about)  # fmt: skip
+    findings = [
+        Finding(kind=Kind.STRAY_EFFECT, service="points", consumer=f"{settings.group_prefix}points", event_id=fresh_id(),
+                key=f"{prefix}P{number}", business_no=f"{prefix}P{number}", effect=f"{prefix}U", found="100")
+        for number in range(2)
+    ]  # fmt: skip
+    step = Step(what="corrected", kind=Kind.STRAY_EFFECT, at="points", findings=findings)
+    with deadlocks(settings, times):
+        [mended] = carry_out(settings, [step], actor="test", within_s=1.0)
+    assert (mended.done, len(mended.failed)) == (done, 2 - done)
+    assert all("deadlock" in why for why in mended.failed.values())
