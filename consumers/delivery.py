@@ -20,6 +20,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from consumers.metrics import DeliveryMetrics
 from outbox.clock import first_id_at, time_of
+from outbox.database import database_now
 from outbox.errors import AheadOfClock
 from outbox.inbox import Arrival, Log, arrive, claim_spans, horizon
 from outbox.parking import Cause, Parked, blocked_keys, park
@@ -413,8 +414,7 @@ class Delivery:
         """Return the bounds of the inbox's days."""
         if self._horizon is None or time.monotonic() - self._horizon[0] > HORIZON_S:
             self._horizon = (time.monotonic(), *self._read_horizon(connection, self.processor.service))
-            at = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
-            self._database_ahead = max(timedelta(), at - self._clock())
+            self._database_ahead = max(timedelta(), database_now(connection) - self._clock())
         _, low, high = self._horizon
         return low, high
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 
-from sqlalchemy import URL, Engine, create_engine, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
 
 LOCK_TIMEOUT_S = 5
 
@@ -53,3 +54,14 @@ def engine_for(
             "tcp_user_timeout": limit_ms,
         },
     )
+
+
+def database_now(connection: Connection) -> datetime:
+    """Return the database's time."""
+    now: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+    return now
+
+
+def earlier_now(connection: Connection, now: datetime) -> datetime:
+    """Return the earlier of the host's time, `now`, and the database's: for what cannot be taken back."""
+    return min(now, database_now(connection))

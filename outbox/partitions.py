@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 
 from outbox.clock import Clocks, first_id_of, time_of
+from outbox.database import database_now
 from outbox.errors import NotReady
 from outbox.publication import PUBLISHED_TABLES, published_tables
 from outbox.retry import backoff_s
@@ -63,7 +64,6 @@ def days_of(connection: Connection, schema: str, table: str, *, leaving: bool = 
 
 def read_clocks(connection: Connection, *, now: datetime, schemas: Iterable[str] = SERVICES) -> Clocks:
     """Return the host's time, the database's, and that of the newest row in the schemas' outboxes and inboxes. Reads only."""
-    at = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
     columns = {"outbox": "id", "inbox": "event_id"}
     newest = [
         time_of(identity)
@@ -73,7 +73,11 @@ def read_clocks(connection: Connection, *, now: datetime, schemas: Iterable[str]
             text(f'SELECT {column} FROM "{schema}".{table} ORDER BY {column} DESC LIMIT 1')  # noqa: S608
         ).scalars()
     ]
-    return Clocks(host=now, database=at, newest_row=max((one for one in newest if one is not None), default=None))
+    return Clocks(
+        host=now,
+        database=database_now(connection),
+        newest_row=max((one for one in newest if one is not None), default=None),
+    )
 
 
 def make_days(engine: Engine, schemas: Iterable[str], *, today: date, days_ahead: int = DAYS_AHEAD) -> list[str]:

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, text
 
 from ops.health import reader_engine
 from outbox.clock import APART_MAX, time_of
+from outbox.database import database_now
 from outbox.inbox import horizon
 from outbox.record import AHEAD_MAX
 from outbox.settings import SERVICES, Settings
@@ -61,7 +62,7 @@ def waiting_ahead(connection: Connection) -> list[Waiting]:
 def clock_finding(settings: Settings, *, now: datetime) -> Finding:
     """Return whether the clocks agree and nothing waits because they did not. Reads only."""
     with reader_engine(settings).connect() as connection:
-        database: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+        database = database_now(connection)
         newest = [
             time_of(identity)
             for service in SERVICES

@@ -22,6 +22,7 @@ from ops.reconcile.findings import Finding, Kind
 from ops.reconcile.published import Published, spot_of
 from ops.reconcile.scan import CHUNK, CONNECTOR, FINDINGS_MAX, Outcome, Scan, Told, beside, recorded, standing, told_of
 from outbox.clock import first_id_at, time_of, utc_now
+from outbox.database import database_now
 from outbox.rows import as_json
 from outbox.settings import Settings
 from schemas.topics import TOPICS
@@ -98,7 +99,7 @@ class Run:
         self._settings = settings
         self._full = full
         self._began = time.monotonic()
-        earlier, later = sorted((utc_now(), state.database_now(connection)))
+        earlier, later = sorted((utc_now(), database_now(connection)))
         self._before = state.settled_before(connection, grace=grace, now=earlier)
         self._since = state.checkpoint(connection)
         self._goes_back = self._since is not None and self._since > later

@@ -84,12 +84,6 @@ def settled_before(connection: Connection, *, grace: timedelta, now: datetime) -
     return min(moment, writing) if writing is not None else moment
 
 
-def database_now(connection: Connection) -> datetime:
-    """Return the database's time."""
-    now: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
-    return now
-
-
 def checkpoint(connection: Connection) -> datetime | None:
     """Return the moment up to which all was looked at; None before the first run."""
     moment: datetime | None = connection.execute(text("SELECT upto FROM reconcile.checkpoint")).scalar()

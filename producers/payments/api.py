@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from outbox.clock import utc_now
+from outbox.database import earlier_now
 from outbox.errors import Refused
 from outbox.settings import Settings
 from producers.http import Database, HttpError, read_body, service, usable_secret
@@ -51,11 +52,14 @@ def create_app(settings: Settings) -> Starlette:
     bank_secret = usable_secret("PAYRELAY_BANK_NOTIFY_SECRET", settings.bank_notify_secret)
     link_secret = usable_secret("PAYRELAY_BANK_LINK_SECRET", settings.bank_link_secret)
 
+    def expire_some(connection: Connection) -> int:
+        return expire_payments(connection, now=earlier_now(connection, utc_now()))
+
     async def expire() -> None:
         while True:
             await asyncio.sleep(EXPIRY_S)
             try:
-                while await database.transact(lambda connection: expire_payments(connection, now=utc_now())):
+                while await database.transact(expire_some):
                     pass
             except Exception as error:  # noqa: BLE001 - the next round tries again
                 log.warning("expiry waits: %r", error)
