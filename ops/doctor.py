@@ -6,9 +6,9 @@ Each row judges one thing by what arrives, and names the command that fixes it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from functools import cached_property
 
 from confluent_kafka import KafkaException
@@ -303,9 +303,19 @@ class Examination:
 
 
 def days_ahead(connection: Connection, today: date) -> int:
-    """Return for how many days after today every outbox and inbox can take rows."""
-    last = min((days_of(connection, service, table) or [today])[-1] for service in SERVICES for table in PARTITIONED)
-    return (last - today).days
+    """Return for how many days after today every outbox and inbox can take rows, none left out between."""
+    return min(
+        following(set(days_of(connection, service, table)), today) for service in SERVICES for table in PARTITIONED
+    )
+
+
+def following(days: Collection[date], today: date) -> int:
+    """Return how many of the days follow on today without a gap. Days of a clock that was ahead lie behind one.
+
+    >>> following({date(2026, 1, 1), date(2026, 1, 2), date(2026, 1, 3), date(2027, 1, 1)}, date(2026, 1, 1))
+    2
+    """
+    return next(count for count in range(len(days) + 1) if today + timedelta(days=count + 1) not in days)
 
 
 def _fix_of_hole(holes: Sequence[Position], *, stops_workers: bool) -> str:

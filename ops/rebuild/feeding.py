@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -18,7 +19,6 @@ from consumers.delivery import Brake, Delivered, Delivery, Processor, Slice, is_
 from ops.offsets.groups import cluster_id, topic_ids
 from ops.processors import topics_of
 from ops.records import bounds, read
-from outbox.clock import utc_now
 from outbox.database import engine_for
 from outbox.errors import Refused
 from outbox.inbox import Log, begin_log
@@ -33,6 +33,9 @@ TRIES_MAX = 8
 
 PARKED_MAX = 10_000
 """Events that a rebuild parks; with more, the handler is what is broken."""
+
+LATEST = datetime(9000, 1, 1, tzinfo=UTC)
+"""A shadow knows no clock: what was recorded ahead of one is applied, as upkeep has applied it."""
 
 NEVER = UUID(int=0), UUID(int=(1 << 128) - 1)
 """A shadow's inbox has no days, and forgets nothing: no event is behind its horizon."""
@@ -108,7 +111,7 @@ class Feeder:
             processor,
             self.engine,
             consumer=consumer,
-            clock=utc_now,
+            clock=lambda: LATEST,
             brake=Brake(holds=False),
             horizon=lambda _connection, _service: NEVER,
         )
