@@ -99,19 +99,26 @@ class Run:
         self._settings = settings
         self._full = full
         self._began = time.monotonic()
+        self._services = sorted({topic.service for topic in TOPICS})
         earlier, later = sorted((utc_now(), database_now(connection)))
+        self._lsn = state.wal_position(connection)
         self._before = state.settled_before(connection, grace=grace, now=earlier)
-        self._since = state.checkpoint(connection)
-        self._goes_back = self._since is not None and self._since > later
-        if (
-            self._goes_back
-        ):  # what was recorded since a clock was set back lies before the checkpoint: all is looked at again
-            log.warning("checkpoint %s is ahead of the clocks: looking from the beginning", self._since)
-            self._since = None
+        self._since, self._goes_back = self._begin(later)
         self._open = state.open_findings(connection)
         connection.commit()
         self._outcome = Outcome()
-        self._services = sorted({topic.service for topic in TOPICS})
+
+    def _begin(self, now: datetime) -> tuple[datetime | None, bool]:
+        """Return the checkpoint, or None if a clock was set back since: what was recorded then may lie before it."""
+        last = state.checkpoint(self._connection)
+        if last is None:
+            return None, False
+        goes_back = last.upto > now or any(
+            state.recorded_behind(self._connection, service, last) for service in self._services
+        )
+        if goes_back:
+            log.warning("a clock was set back since checkpoint %s: looking from the beginning", last.upto)
+        return (None, True) if goes_back else (last.upto, False)
 
     def go(self) -> Report:
         """Look, remember, and tell."""
@@ -264,7 +271,9 @@ class Run:
             if identity is not None and (moment := time_of(identity)) is not None
         ]
         upto = min([before, *stops]) if before is not None else None
-        state.remember(self._connection, found=found.values(), closed=closed, upto=upto, goes_back=self._goes_back)
+        state.remember(
+            self._connection, found=found.values(), closed=closed, upto=upto, lsn=self._lsn, goes_back=self._goes_back
+        )
         self._connection.commit()
         findings = sorted([*found.values(), *unseen], key=lambda one: (list(Kind).index(one.kind), one.identity))
         return Report(

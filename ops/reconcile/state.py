@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, Engine, create_engine, text
 
 from ops.reconcile.findings import Finding, Kind
+from outbox.clock import first_id_at
 from outbox.database import driver_url
 from outbox.errors import Refused
 from outbox.rows import as_json
@@ -45,10 +46,15 @@ _CLOSE = text("""
             AS closed (kind text, consumer text, event_id text, business_no text, effect text))""")
 
 _PASS = text("""
-    INSERT INTO reconcile.checkpoint (upto) VALUES (:upto)
+    INSERT INTO reconcile.checkpoint (upto, lsn) VALUES (:upto, :lsn)
     ON CONFLICT (one) DO UPDATE
     SET upto = CASE WHEN :goes_back THEN excluded.upto ELSE greatest(checkpoint.upto, excluded.upto) END,
-        ran_at = clock_timestamp()""")
+        lsn = excluded.lsn, ran_at = clock_timestamp()""")
+
+_LSN = text("SELECT CAST(pg_current_wal_insert_lsn() - CAST('0/0' AS pg_lsn) AS bigint)")
+
+BEHIND_MAX = 1_000
+"""Events before a checkpoint that are looked at for later ones among them."""
 
 
 def engine_of(settings: Settings) -> Engine:
@@ -84,10 +90,38 @@ def settled_before(connection: Connection, *, grace: timedelta, now: datetime) -
     return min(moment, writing) if writing is not None else moment
 
 
-def checkpoint(connection: Connection) -> datetime | None:
-    """Return the moment up to which all was looked at; None before the first run."""
-    moment: datetime | None = connection.execute(text("SELECT upto FROM reconcile.checkpoint")).scalar()
-    return moment
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What the last run has left."""
+
+    upto: datetime
+    """Up to then all was looked at."""
+    lsn: int | None
+    """How far the WAL went when it was set; None of one that an earlier version has set."""
+
+
+def checkpoint(connection: Connection) -> Checkpoint | None:
+    """Return what the last run has left; None before the first."""
+    row = connection.execute(text("SELECT upto, lsn FROM reconcile.checkpoint")).first()
+    return Checkpoint(**row._mapping) if row is not None else None
+
+
+def wal_position(connection: Connection) -> int:
+    """Return how far the WAL goes."""
+    return int(connection.execute(_LSN).scalar_one())
+
+
+def recorded_behind(connection: Connection, service: str, checkpoint: Checkpoint) -> bool:
+    """Return whether events recorded since the checkpoint was set have ids before it: a clock was set back. Reads only.
+
+    Looks at the newest events before it. Who records all the time records some there, once the clock comes by again.
+    """
+    statement = text(f"""
+        SELECT EXISTS (
+          SELECT FROM (SELECT lsn FROM {service}.outbox WHERE id < :upto ORDER BY id DESC LIMIT :limit) AS newest
+          WHERE lsn > :lsn)""")  # noqa: S608 - a schema of ours
+    about = {"upto": first_id_at(checkpoint.upto), "lsn": checkpoint.lsn, "limit": BEHIND_MAX}
+    return checkpoint.lsn is not None and bool(connection.execute(statement, about).scalar())
 
 
 def open_findings(connection: Connection) -> list[Finding]:
@@ -104,6 +138,7 @@ def remember(
     found: Iterable[Finding],
     closed: Collection[Finding],
     upto: datetime | None,
+    lsn: int,
     goes_back: bool = False,
 ) -> None:
     """What was found is open, what was mended is not, and the checkpoint stands there, or where it stood if that is later.
@@ -117,4 +152,4 @@ def remember(
     rows = [dict(zip(names, one.identity, strict=True)) for one in closed]
     connection.execute(_CLOSE, {"rows": as_json(rows)})
     if upto is not None:
-        connection.execute(_PASS, {"upto": upto, "goes_back": goes_back})
+        connection.execute(_PASS, {"upto": upto, "lsn": lsn, "goes_back": goes_back})

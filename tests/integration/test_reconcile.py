@@ -29,8 +29,8 @@ from ops.stack.control import down, up
 from ops.stack.state import StackFolder
 from outbox.clock import utc_now
 from outbox.errors import PayrelayError, Refused
-from outbox.settings import SERVICES
-from tests.pipeline import ROOT, environment
+from outbox.settings import SERVICES, Settings
+from tests.pipeline import ROOT, engine_of, environment, fresh_id
 from tests.waiting import eventually
 
 SECOND = timedelta(seconds=1)
@@ -202,10 +202,25 @@ def test_what_commits_late_does_not_slip_past_the_checkpoint(field: Field) -> No
     field.planted.add(new)
 
 
+def test_events_recorded_behind_the_checkpoint_are_noticed(settings: Settings, prefix: str) -> None:
+    behind = text("""
+        INSERT INTO outbox (id, topic, key, version, type, correlation, payload)
+        VALUES (:id, 'payment.order', :key, 1, 'payment.settled.v1', 'c', '{}')""")
+    with engine_of(settings, "payments").connect() as connection:
+        last = state.Checkpoint(upto=utc_now() - SECOND, lsn=state.wal_position(connection))
+        connection.execute(behind, {"id": fresh_id(), "key": prefix})
+        assert not state.recorded_behind(connection, "payments", last)
+        connection.execute(behind, {"id": UUID(int=fresh_id().int - (5_000 << 80)), "key": prefix})
+        assert state.recorded_behind(connection, "payments", last)
+        connection.rollback()
+
+
 def test_a_checkpoint_from_before_the_clock_was_set_back_hides_nothing(field: Field) -> None:
+    reconcile(field.settings, grace=SECOND)
     engine = state.engine_of(field.settings)
     with engine.begin() as connection:
-        connection.execute(text("UPDATE reconcile.checkpoint SET upto = now() + interval '2 hours'"))
+        moved = connection.execute(text("UPDATE reconcile.checkpoint SET upto = now() + interval '2 hours'"))
+        assert moved.rowcount == 1
     engine.dispose()
     report = reconcile(field.settings, grace=SECOND)
     assert report.since is None

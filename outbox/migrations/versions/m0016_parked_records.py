@@ -1,4 +1,7 @@
-"""A parked record is known by its place and its content: a log that was cut off and grew again has others at the same offsets."""
+"""A parked record is known by its place and its content: a log that was cut off and grew again has others at the same offsets.
+
+And reconcile's checkpoint knows how far the WAL went when it was set, which no clock's step takes back.
+"""
 
 from alembic import op
 
@@ -16,3 +19,4 @@ def upgrade() -> None:
               consumer, topic_id, partition, "offset", coalesce(sha256(key), ''), coalesce(sha256(value), ''),
               hashtextextended(CAST(headers AS text), 0))""")
         op.execute(f'ALTER TABLE {service}.parked DROP CONSTRAINT "parked_consumer_topic_id_partition_offset_key"')
+    op.execute("ALTER TABLE reconcile.checkpoint ADD COLUMN lsn bigint")
