@@ -44,10 +44,8 @@ WAITING_MAX = 10_000
 _CHECK_DEFERRED = (text("SET CONSTRAINTS ALL IMMEDIATE"), text("SET CONSTRAINTS ALL DEFERRED"))
 """What the database would check at commit, checked now: a savepoint does not, and the commit's error names no event."""
 
-UNDOUBTED = (Cause.DUPLICATE_FACT, Cause.AHEAD_OF_CLOCK)
-"""Causes that no broken handler has: they need no witness."""
-
 CLOCK_TOLERANCE = timedelta(minutes=5)
+LAST_ID = UUID(int=(1 << 128) - 1)
 HORIZON_S = 60.0
 """How long the inbox's days are remembered before they are read again."""
 
@@ -143,6 +141,8 @@ class _Poison:
     cause: Cause
     error: str
     envelope: Envelope | None = None
+    is_ahead: bool = False
+    """Whether it is ahead of the clock: no sign of a broken handler."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,10 +317,10 @@ class Delivery:
 
     def _apply(self, connection: Connection, records: Sequence[tuple[Log, Record]], outcome: _Outcome) -> None:
         """Every record is applied or set aside. What cannot be read never reaches the handler: the rest is one run."""
-        low, high = self._bounds(connection)
+        bounds = self._bounds(connection)
         run: list[_Event] = []
         for log, record in records:
-            item = _read(log, record, low, high)
+            item = _read(log, record, *bounds)
             if isinstance(item, _Poison):
                 outcome.reject(item)
             else:
@@ -401,14 +401,14 @@ class Delivery:
             superseded = self.processor.handle(connection, fresh)
         return Handled(fresh=fresh, superseded=len(superseded or ()))
 
-    def _bounds(self, connection: Connection) -> tuple[UUID, UUID]:
-        """Return the smallest id that may be applied, and the smallest that is too far ahead by the later of two clocks.
+    def _bounds(self, connection: Connection) -> tuple[UUID, UUID, UUID]:
+        """Return the bounds of the inbox's days, and the smallest id that is too far ahead by the later of two clocks.
 
         Ours alone may be slow: then every event would look ahead, and be parked.
         """
         low, high = self._days(connection)
         now = self._clock() + self._database_ahead
-        return low, min(high, first_id_at(now + CLOCK_TOLERANCE))
+        return low, high, first_id_at(now + CLOCK_TOLERANCE)
 
     def _days(self, connection: Connection) -> tuple[UUID, UUID]:
         """Return the bounds of the inbox's days."""
@@ -539,7 +539,8 @@ class Brake:
         """Return the poison of which it is not known yet that others pass where it fails."""
         if not self.holds:
             return []
-        return [item for item in poison if item.cause not in UNDOUBTED and _place(item) not in self._witnessed]
+        doubtful = [item for item in poison if item.cause is not Cause.DUPLICATE_FACT and not item.is_ahead]
+        return [item for item in doubtful if _place(item) not in self._witnessed]
 
     def judge(self, poison: Sequence[_Poison]) -> None:
         """Return if the poison may be parked; raises Braked if it must wait."""
@@ -549,7 +550,7 @@ class Brake:
         now = self._now()
         while self._parked and now - self._parked[0][0] > PARKED_WINDOW_S:
             self._parked.popleft()
-        counted = [item for item in poison if item.cause is not Cause.AHEAD_OF_CLOCK]
+        counted = [item for item in poison if not item.is_ahead]
         keys = {key for _, key in self._parked} | {_key(item) for item in counted}
         if counted and self.holds and len(keys) > PARKED_KEYS_MAX:
             logs = {item.log for item in counted}
@@ -561,7 +562,7 @@ class Brake:
         """The poison is parked, and counted."""
         now = self._now()
         for item in poison:
-            if item.cause is not Cause.AHEAD_OF_CLOCK:
+            if not item.is_ahead:
                 self._parked.append((now, _key(item)))
             self._failed.pop(_place(item), None)
             self._witnessed.discard(_place(item))
@@ -593,7 +594,7 @@ def headers_of(record: Record) -> dict[str, bytes]:
     return {name: value for name, value in record.headers if value is not None}
 
 
-def _read(log: Log, record: Record, low: UUID, high: UUID) -> _Event | _Poison:
+def _read(log: Log, record: Record, low: UUID, high: UUID, ahead: UUID = LAST_ID) -> _Event | _Poison:
     try:
         envelope = decode(headers_of(record), record.value)
     except UnknownVersion as error:
@@ -617,9 +618,12 @@ def _read(log: Log, record: Record, low: UUID, high: UUID) -> _Event | _Poison:
             f"recorded {at}: its repeats would not be recognised; it can be skipped, not retried",
             envelope,
         )
+    if envelope.id >= ahead:
+        why = f"recorded {at}: ahead of the clock; upkeep retries it"
+        return _Poison(log, record, Cause.AHEAD_OF_CLOCK, why, envelope, is_ahead=True)
     if envelope.id >= high:
         return _Poison(
-            log, record, Cause.AHEAD_OF_CLOCK, f"recorded {at}: ahead of the clock; upkeep retries it", envelope
+            log, record, Cause.AHEAD_OF_CLOCK, f"recorded {at}: its day is not made: payrelay upkeep", envelope
         )
     return _Event(log, record, envelope)
 

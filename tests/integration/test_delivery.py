@@ -172,6 +172,17 @@ def test_events_ahead_of_the_clock_are_parked_without_the_brake_and_upkeep_appli
         connection.execute(text("DELETE FROM parked WHERE consumer = :consumer"), {"consumer": stretch.consumer})
 
 
+def test_events_of_now_whose_day_is_not_made_wait_for_it(settings: Settings, prefix: str) -> None:
+    stretch = Stretch(settings, prefix)
+    days = first_id_at(utc_now() - timedelta(days=9)), first_id_at(utc_now() - timedelta(hours=1))
+    late = Delivery(
+        PROCESSOR, stretch.engine, consumer=stretch.consumer, clock=utc_now, horizon=lambda _connection, _service: days
+    )
+    [outcome] = late.deliver([stretch.slice_of(good(prefix, 0, 30, 0))]).values()
+    assert isinstance(outcome, Braked)
+    assert "its day is not made: payrelay upkeep" in str(outcome)
+
+
 def test_a_worker_whose_own_clock_is_slow_parks_nothing(settings: Settings, prefix: str) -> None:
     stretch = Stretch(settings, prefix)
     slow = Delivery(PROCESSOR, stretch.engine, consumer=stretch.consumer, clock=lambda: utc_now() - timedelta(hours=2))
