@@ -1,12 +1,14 @@
-"""The earliest clock decides what may go."""
+"""The earliest clock decides what may go, and doctor says how the clocks are."""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ops.pipeline.clocks import Waiting, judge_clocks
 from outbox.clock import EPOCH, Clocks
 
 TIMES = st.integers(0, 36_500 * 86_400).map(lambda s: EPOCH + timedelta(seconds=s))
@@ -20,3 +22,22 @@ def test_what_is_kept_begins_before_today_by_every_clock(
     for clock in (host, database, newest or host):
         assert keep_from.date() < clock.date()
         assert keep_from <= clock - timedelta(days=days)
+
+
+@pytest.mark.parametrize(
+    ("apart", "ahead", "has_day", "ok", "found", "fix"),
+    [
+        (0, 0, [], True, "agree within 0 s", ""),
+        (3600, 0, [], False, "the host's clock is 1.0 h ahead of the database's", "set the wrong clock right"),
+        (-86_400, 0, [], False, "the host's clock is 1.0 days behind the database's", "set the wrong clock right"),
+        (0, 7200, [], True, "events were recorded up to 2.0 h ahead of the clock", ""),
+        (0, 7200, [True, False], False, "2 parked keys wait", "payrelay upkeep"),
+        (0, 0, [False], False, "0 of them can be applied", "upkeep retries"),
+    ],
+)
+def test_doctor_explains_a_step_of_the_clock(
+    apart: int, ahead: int, has_day: list[bool], ok: bool, found: str, fix: str
+) -> None:
+    waiting = [Waiting(id="points:1", consumer="points", has_day=one) for one in has_day]
+    finding = judge_clocks(apart=timedelta(seconds=apart), recorded_ahead=timedelta(seconds=ahead), waiting=waiting)
+    assert (finding.ok, found in finding.found, fix in finding.mend) == (ok, True, True)
