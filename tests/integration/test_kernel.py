@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import date, timedelta
+from uuid import UUID
 
 import pytest
 from sqlalchemy import Connection, Engine, create_engine, inspect, text
@@ -32,6 +34,7 @@ from outbox.partitions import day_table, days_of, drop_days, make_days
 from outbox.record import Outgoing, record
 from outbox.settings import SERVICES, Settings
 from outbox.tables import PARTITIONED
+from producers.http import Database, HttpError
 from schemas.codec import Envelope
 from schemas.topics import TOPICS
 from tests.factories import settled
@@ -170,6 +173,33 @@ def test_a_handler_that_is_refused_an_id_parks_nothing_and_is_tried_again(steppe
     with stepped.connect() as connection:
         keys = connection.execute(text("SELECT key FROM outbox WHERE key LIKE :like"), {"like": f"{prefix}%"})
         assert sorted(keys.scalars()) == [settled(prefix=prefix, number=n).key for n in range(3)]
+
+
+@pytest.mark.parametrize("times", [1, 9])
+def test_a_service_tries_again_once_and_then_answers_that_asking_again_is_safe(
+    settings: Settings, prefix: str, times: int
+) -> None:
+    database = Database(settings.database_url.get_secret_value(), name="test")
+    tries: list[bool] = []
+
+    def act(connection: Connection) -> list[UUID]:
+        connection.execute(text("SET LOCAL search_path = payments"))
+        if len(tries) < times:
+            ids_ahead(connection)
+        tries.append(True)
+        return record(connection, [outgoing(1, prefix)])
+
+    try:
+        if times == 1:
+            [identity] = asyncio.run(database.transact(act))
+            assert abs(time_of(identity) - utc_now()) < timedelta(minutes=1)
+        else:
+            with pytest.raises(HttpError) as refused:
+                asyncio.run(database.transact(act))
+            assert refused.value.status == 503
+    finally:
+        database.close()
+    assert len(tries) == 2
 
 
 KILLED_BETWEEN = """
