@@ -202,9 +202,13 @@ def _goes_on(live: Connection, found: Made, wanted: Made, logs: Mapping[Log, ran
 def _begin_at(owner: Connection, made: Made, logs: Mapping[Log, range]) -> None:
     """Each log that the schema has no position in begins at 0."""
     owner.execute(
+        # Not ON CONFLICT: a shadow that is being filled has no primary keys yet.
         text(f"""INSERT INTO {made.name}.progress (consumer, cluster_id, topic, topic_id, partition, next_offset)
-                 VALUES (:consumer, :cluster_id, :topic, :topic_id, :partition, 0)
-                 ON CONFLICT (consumer, cluster_id, topic, topic_id, partition) DO NOTHING"""),  # noqa: S608
+                 SELECT :consumer, :cluster_id, :topic, :topic_id, :partition, 0
+                 WHERE NOT EXISTS (
+                   SELECT FROM {made.name}.progress
+                   WHERE consumer = :consumer AND cluster_id = :cluster_id AND topic = :topic AND topic_id = :topic_id
+                     AND partition = :partition)"""),  # noqa: S608
         [
             {
                 "consumer": made.consumer,
