@@ -37,9 +37,6 @@ from schemas.topics import FOREVER_MS, TOPICS, Topic
 DROPS_MAX = 2
 """Days dropped in a round, of one table; more needs `payrelay upkeep --catch-up`."""
 
-RETRIES_MAX = 1_000
-"""Parked keys retried in a round, of one service."""
-
 PURGE_BATCH = 1_000
 PURGE_BATCHES_MAX = 200
 """Batches purged in a round, each in a transaction of its own."""
@@ -193,14 +190,12 @@ def _unread_from(settings: Settings) -> date:
 
 def _retry_ahead(settings: Settings) -> dict[str, int]:
     """Parked keys whose first event was ahead of the clock flow again if its day exists; returns the events applied, by consumer."""
-    from ops.parked import Filter, queues, retry  # here: the supervisor starts faster without the processors
-    from ops.processors import known_processors
+    from ops.parked import Queue, retry  # here: the supervisor starts faster without the processors
 
-    ours = known_processors(settings)
     with reader_engine(settings).connect() as connection:
-        ids = {one.id for one in waiting_ahead(connection) if one.has_day and one.consumer in ours}
-        wanted = Filter(cause=Cause.AHEAD_OF_CLOCK.value)
-        chosen = [one for one in queues(connection, wanted, limit=RETRIES_MAX) if one.id in ids] if ids else []
+        ready = [one for one in waiting_ahead(connection, settings) if one.has_day]
+    about = {"events": 1, "cause": Cause.AHEAD_OF_CLOCK.value, "type": "", "error": ""}
+    chosen = [Queue(id=one.id, consumer=one.consumer, key=one.key, **about) for one in ready]  # type: ignore[arg-type]
     retried = Counter[str]()
     for queue, drained in retry(settings, chosen, Act(action=Action.RETRY, actor="upkeep")):
         retried[queue.consumer] += drained.applied

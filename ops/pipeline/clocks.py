@@ -24,6 +24,7 @@ class Waiting:
     id: str
     """As `payrelay parked show` takes it."""
     consumer: str
+    key: bytes | None
     has_day: bool
     """Whether the inbox has the event's day: then it can be applied."""
 
@@ -37,24 +38,30 @@ class Finding(NamedTuple):
 
 
 _WAITING = """
-    SELECT '{service}:' || id AS id, consumer, event_id < :high AS has_day FROM {service}.parked AS ahead
-    WHERE cause = 'AHEAD_OF_CLOCK' AND event_id IS NOT NULL AND NOT EXISTS (
+    SELECT '{service}:' || id AS id, consumer, key, event_id < :high AS has_day FROM {service}.parked AS ahead
+    WHERE cause = 'AHEAD_OF_CLOCK' AND event_id IS NOT NULL AND consumer = ANY (:consumers) AND NOT EXISTS (
       SELECT FROM {service}.parked AS earlier
       WHERE earlier.consumer = ahead.consumer AND sha256(earlier.key) = sha256(ahead.key) AND earlier.id < ahead.id)
-    ORDER BY ahead.id LIMIT :limit"""
+    ORDER BY has_day DESC, ahead.id LIMIT :limit"""
 
 WAITING_MAX = 1_000
 """Keys of a service looked at in one go."""
 
 
-def waiting_ahead(connection: Connection) -> list[Waiting]:
-    """Return the parked keys whose first event was recorded too far ahead, oldest first, at most so many of a service."""
+def waiting_ahead(connection: Connection, settings: Settings) -> list[Waiting]:
+    """Return this version's parked keys whose first event was recorded too far ahead, at most so many of a service.
+
+    Those that can be applied come first, oldest first.
+    """
+    from ops.processors import known_processors  # here: the supervisor starts faster without the processors
+
+    consumers = list(known_processors(settings))
     return [
         Waiting(**row._mapping)
         for service in SERVICES
         for row in connection.execute(
             text(_WAITING.format(service=service)),
-            {"high": horizon(connection, service)[1], "limit": WAITING_MAX},
+            {"high": horizon(connection, service)[1], "limit": WAITING_MAX, "consumers": consumers},
         )
     ]
 
@@ -70,7 +77,7 @@ def clock_finding(settings: Settings, *, now: datetime) -> Finding:
                 text(f"SELECT id FROM {service}.outbox ORDER BY id DESC LIMIT 1")  # noqa: S608 - a schema of ours
             ).scalars()
         ]
-        waiting = waiting_ahead(connection)
+        waiting = waiting_ahead(connection, settings)
     last = max((at for at in newest if at is not None), default=database)
     return judge_clocks(apart=now - database, recorded_ahead=last - database, waiting=waiting)
 

@@ -38,6 +38,6 @@ def test_what_is_kept_begins_before_today_by_every_clock(
 def test_doctor_explains_a_step_of_the_clock(
     apart: int, ahead: int, has_day: list[bool], ok: bool, found: str, fix: str
 ) -> None:
-    waiting = [Waiting(id="points:1", consumer="points", has_day=one) for one in has_day]
+    waiting = [Waiting(id="points:1", consumer="points", key=b"k", has_day=one) for one in has_day]
     finding = judge_clocks(apart=timedelta(seconds=apart), recorded_ahead=timedelta(seconds=ahead), waiting=waiting)
     assert (finding.ok, found in finding.found, fix in finding.mend) == (ok, True, True)
