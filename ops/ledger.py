@@ -213,6 +213,7 @@ def check(engine: Engine, *, before: datetime) -> list[Difference]:
             Difference(kind="ledger", subject="accounting", found=problem) for problem in ledger_problems(connection)
         ]
         resolved = _resolved(connection)
+        foreign = _credited_of_another_currency(connection)
         paying = [
             Difference(kind="balance", subject=row.payment_no, found="is PAYING, and has had no answer from funds")
             for row in connection.execute(_PAYING, {"before": before, "limit": NAMED_MAX})
@@ -228,7 +229,20 @@ def check(engine: Engine, *, before: datetime) -> list[Difference]:
         ),
         *_differences(engine, _SETTLED_BALANCES, _MOVED, _by_amount(before)),
     ]
-    return [*inside, *compared, *paying]
+    return [*inside, *compared, *foreign, *paying]
+
+
+def _credited_of_another_currency(connection: Connection) -> list[Difference]:
+    rows = connection.execute(_FOREIGN, {"currency": CNY, "limit": NAMED_MAX})
+    currencies = {row.payment_no: row.currency for row in rows}
+    return [
+        Difference(
+            kind="balance",
+            subject=row.payment_no,
+            found=f"is in {currencies[row.payment_no]!r}, and funds has credited {row.amount_fen} {CNY!r}",
+        )
+        for row in connection.execute(_CREDITED, {"payments": list(currencies)})
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,9 +292,19 @@ _DEPOSITS = _Facts(
 
 _SETTLED_BALANCES = _Facts(
     kind="balance",
-    rows="""SELECT payment_no AS business_no, amount_fen, coalesce(pg_xact_commit_timestamp(xmin), finished_at) AS committed_at
+    rows="""SELECT payment_no AS business_no, amount_fen, currency,
+                   coalesce(pg_xact_commit_timestamp(xmin), finished_at) AS committed_at
              FROM payments.payment WHERE status = 'SETTLED' AND method = 'balance' ORDER BY payment_no COLLATE "C" """,
 )
+
+# Funds keeps one currency: what it has moved for a payment of another one is wrong, whatever the amount.
+_FOREIGN = text("""
+    SELECT payment_no, currency FROM payments.payment
+    WHERE status = 'SETTLED' AND method <> 'balance' AND currency <> :currency ORDER BY payment_no LIMIT :limit""")
+
+_CREDITED = text("""
+    SELECT payment_no, CAST(sum(amount_fen) AS bigint) AS amount_fen FROM funds.entry
+    WHERE payment_no = ANY (CAST(:payments AS text[])) GROUP BY payment_no HAVING sum(amount_fen) <> 0""")
 
 _MOVED = """
     SELECT payment_no AS business_no,
@@ -332,8 +356,9 @@ def _by_voucher(entries: Callable[[Any], dict[str, int]], before: datetime) -> P
 
 def _by_amount(before: datetime) -> Problem:
     def problem(payment: Any, entry: Any) -> str | None:
-        same = payment.amount_fen == entry.amount_fen
-        return None if same else f"is {payment.amount_fen}, and funds has debited {entry.amount_fen}"
+        same = (payment.amount_fen, payment.currency) == (entry.amount_fen, CNY)
+        asked = f"{payment.amount_fen} {payment.currency!r}"
+        return None if same else f"is {asked}, and funds has debited {entry.amount_fen} {CNY!r}"
 
     return _unless_on_its_way(
         problem,
@@ -420,7 +445,7 @@ def paired(
 
 
 def ledger_problems(connection: Connection) -> list[str]:
-    """Return what is wrong inside the ledger: vouchers out of balance, balances that are not their entries' sums."""
+    """Return what is wrong inside the ledger: vouchers out of balance, balances that are not their entries' sums, no currency."""
     unbalanced = connection.execute(
         text("""SELECT voucher_no, business_no, count(*) OVER () AS total FROM accounting.voucher LEFT JOIN accounting.entry USING (voucher_no)
                 GROUP BY voucher_no HAVING coalesce(sum(CASE side WHEN 'D' THEN amount_fen ELSE -amount_fen END), 1) <> 0
@@ -442,11 +467,17 @@ def ledger_problems(connection: Connection) -> list[str]:
                 ORDER BY account LIMIT 20""")
     ).all()
     problems += [
-        f"ledger balance of {row.account} is {row.kept_debit} debit, {row.kept_credit} credit; "
+        f"ledger balance of {row.account} in {row.currency!r} is {row.kept_debit} debit, {row.kept_credit} credit; "
         f"its entries are {row.debit}, {row.credit}"
         for row in off
     ]
-    return problems + _more(off, "balances")
+    problems += _more(off, "balances")
+    strange = connection.execute(
+        text("""SELECT account, currency, count(*) OVER () AS total FROM accounting.balance WHERE currency !~ '^[A-Z]{3}$'
+                GROUP BY account, currency HAVING sum(debit_fen) <> sum(credit_fen) ORDER BY account, currency LIMIT 20""")
+    ).all()
+    problems += [f"ledger balance of {row.account} is in {row.currency!r}, which is no currency" for row in strange]
+    return problems + _more(strange, "such balances")
 
 
 def _more(named: Sequence[Any], what: str) -> list[str]:

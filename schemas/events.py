@@ -17,7 +17,9 @@ Amount = Annotated[int, Meta(gt=0, le=10**15, description="fen")]
 AmountOrZero = Annotated[int, Meta(ge=0, le=10**15, description="fen")]
 Count = Annotated[int, Meta(ge=0, le=10**15)]
 Number = Annotated[str, Meta(min_length=1, max_length=64)]
-Currency = Annotated[str, Meta(pattern="^[A-Z]{3}$")]
+# The length beside the pattern is needed: in Python `$` also matches before a final newline. `\Z` is no ECMA 262, which JSON
+# Schema's patterns are.
+Currency = Annotated[str, Meta(pattern="^[A-Z]{3}$", min_length=3, max_length=3)]
 Reason = Annotated[str, Meta(min_length=1, max_length=200)]
 Instant = Annotated[datetime, Meta(tz=True)]
 Rule = Annotated[str, Meta(max_length=64, description="the rule that gave the fee, for the record")]

@@ -18,6 +18,7 @@ from schemas.events import BalancePaid, BalancePaymentRequested, BalanceRefused,
 from schemas.money import CNY
 
 REFUSED = "the balance is not enough"
+FOREIGN = f"balances are kept in {CNY}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,26 +90,33 @@ def affordable(room_fen: Mapping[str, int], wanted: Sequence[tuple[str, int]]) -
 def move_funds(connection: Connection, events: Sequence[Envelope]) -> None:
     """Merchants are credited for settled payments; requests for balance payments are paid or refused, and answered.
 
-    Each payment has its entries, each balance has moved by them, none is below its floor. Transaction: the caller's. Raises
-    DuplicateFact, before the caller may commit, for a payment that had its effect before.
+    Each payment has its entries, each balance has moved by them, none is below its floor. A request in a currency that balances
+    are not kept in is refused. Transaction: the caller's. Raises, before the caller may commit, DuplicateFact for a payment that
+    had its effect before, and ValueError for one that was settled in such a currency.
     """
     moves = [*_balance_payments(connection, events), *_credits(events)]
     _apply(connection, moves)
 
 
 def _credits(events: Sequence[Envelope]) -> list[Move]:
-    """A balance payment's merchant was credited when its payer was debited."""
-    return [
-        Move(
-            payment_no=event.payment_no,
-            account_no=event.merchant_no,
-            kind="credit",
-            amount_fen=event.amount_fen - event.fee_fen,
-            event_id=envelope.id,
+    """Return the credits of bank payments. A balance payment's merchant was credited when its payer was debited."""
+    moves = []
+    for envelope in events:
+        event = envelope.event
+        if not isinstance(event, PaymentSettled) or event.method != "bank_card":
+            continue
+        if event.currency != CNY:
+            raise ValueError(f"payment {event.payment_no} was settled in {event.currency!r}, and {FOREIGN}")
+        moves.append(
+            Move(
+                payment_no=event.payment_no,
+                account_no=event.merchant_no,
+                kind="credit",
+                amount_fen=event.amount_fen - event.fee_fen,
+                event_id=envelope.id,
+            )
         )
-        for envelope in events
-        if isinstance(event := envelope.event, PaymentSettled) and event.method == "bank_card"
-    ]
+    return moves
 
 
 def _balance_payments(connection: Connection, events: Sequence[Envelope]) -> list[Move]:
@@ -118,29 +126,32 @@ def _balance_payments(connection: Connection, events: Sequence[Envelope]) -> lis
         return []
     accounts = [payer_account(event.payer_no) for _, event in requests]
     room_fen = {row.account_no: row.room_fen for row in connection.execute(_ROOM, {"accounts": accounts})}
-    paid = affordable(room_fen, [(payer_account(event.payer_no), event.amount_fen) for _, event in requests])
+    held = [event for _, event in requests if event.currency == CNY]
+    fits = iter(affordable(room_fen, [(payer_account(event.payer_no), event.amount_fen) for event in held]))
+    paid = [event.currency == CNY and next(fits) for _, event in requests]
     rows = [
-        {"payment_no": event.payment_no, "event_id": envelope.id, "paid": fits}
-        for (envelope, event), fits in zip(requests, paid, strict=True)
+        {"payment_no": event.payment_no, "event_id": envelope.id, "paid": is_paid}
+        for (envelope, event), is_paid in zip(requests, paid, strict=True)
     ]
     if connection.execute(_DECIDED, {"rows": as_json(rows)}).rowcount != len(requests):
         raise DuplicateFact("a balance payment was decided before")
     answers = [
-        Outgoing(event=_answer(event, fits), version=1, correlation=envelope.correlation, causation=str(envelope.id))
-        for (envelope, event), fits in zip(requests, paid, strict=True)
+        Outgoing(event=_answer(event, is_paid), version=1, correlation=envelope.correlation, causation=str(envelope.id))
+        for (envelope, event), is_paid in zip(requests, paid, strict=True)
     ]
     record(connection, answers)
     moves = []
-    for (envelope, event), fits in zip(requests, paid, strict=True):
-        if fits:
+    for (envelope, event), is_paid in zip(requests, paid, strict=True):
+        if is_paid:
             moves += _paid_moves(envelope.id, event)
     return moves
 
 
-def _answer(event: BalancePaymentRequested, fits: bool) -> Event:
+def _answer(event: BalancePaymentRequested, is_paid: bool) -> Event:
     """Return what payments is told. The time is the request's: a replay gives the same."""
-    if not fits:
-        return BalanceRefused(payment_no=event.payment_no, reason=REFUSED, refused_at=event.requested_at)
+    if not is_paid:
+        reason = REFUSED if event.currency == CNY else FOREIGN
+        return BalanceRefused(payment_no=event.payment_no, reason=reason, refused_at=event.requested_at)
     return BalancePaid(
         payment_no=event.payment_no,
         amount_fen=event.amount_fen,
@@ -181,7 +192,7 @@ def deposit(
     currency that balances are not kept in.
     """
     if currency != CNY:
-        raise Refused(f"balances are kept in {CNY}: {currency!r} cannot be deposited")
+        raise Refused(f"{FOREIGN}: {currency!r} cannot be deposited")
     row = {"deposit_no": deposit_no, "payer_no": payer_no, "amount_fen": amount_fen, "currency": currency}
     if not connection.execute(_DEPOSIT, {**row, "deposited_at": at}).rowcount:
         first = connection.execute(

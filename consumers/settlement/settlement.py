@@ -29,7 +29,8 @@ _FINISH = text("""
 def finish_balance_payments(connection: Connection, events: Sequence[Envelope]) -> None:
     """Payments that funds has paid are SETTLED, those that it has refused FAILED with their limit free; all are told.
 
-    Transaction: the caller's. Raises DuplicateFact for a payment that had its answer, ValueError for one that waits for none.
+    Transaction: the caller's. Raises DuplicateFact for a payment that had its answer, ValueError for one that waits for none, or
+    that funds has paid with another amount or currency.
     """
     answers = [(one, one.event) for one in events if isinstance(one.event, BalancePaid | BalanceRefused)]
     if not answers:
@@ -38,6 +39,8 @@ def finish_balance_payments(connection: Connection, events: Sequence[Envelope]) 
     orders = {
         row.payment_no: row for row in connection.execute(_ORDERS, {"payments": [event.payment_no for event in told]})
     }
+    for event in told:
+        _require_same_money(orders.get(event.payment_no), event)
     rows = as_json([_row(event) for event in told])
     if connection.execute(_FINISH, {"rows": rows}).rowcount != len(told):
         for event in told:
@@ -62,6 +65,17 @@ def finish_balance_payments(connection: Connection, events: Sequence[Envelope]) 
             for envelope, event in answers
         ],
     )
+
+
+def _require_same_money(order: Row[Any] | None, answer: BalancePaid | BalanceRefused) -> None:
+    """Raises ValueError where funds has paid something else than the order asks for."""
+    if order is None or isinstance(answer, BalanceRefused):
+        return
+    if (order.amount_fen, order.currency) != (answer.amount_fen, answer.currency):
+        raise ValueError(
+            f"payment {order.payment_no} is {order.amount_fen} {order.currency}, "
+            f"and funds has paid {answer.amount_fen} {answer.currency}"
+        )
 
 
 def _row(answer: BalancePaid | BalanceRefused) -> dict[str, object]:

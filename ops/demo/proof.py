@@ -17,7 +17,7 @@ from ops.health import reader_engine
 from ops.ledger import ledger_problems
 from outbox.settings import SERVICES, Settings
 from producers.payments.fees import FeeRule, fee_of
-from schemas.money import points_of
+from schemas.money import CNY, points_of
 
 EFFECTS = ("funds", "points", "accounting", "notification")
 
@@ -27,10 +27,10 @@ class Facts:
     """What the tables say of a run, as read."""
 
     bank: list[Any]
-    """transaction_no, payment_no, account_no, amount_fen, status"""
+    """transaction_no, payment_no, account_no, amount_fen, currency, status"""
     bank_balances: dict[str, int]
     payments: list[Any]
-    """payment_no, order_no, merchant_no, payer_no, amount_fen, status"""
+    """payment_no, order_no, merchant_no, payer_no, amount_fen, currency, status"""
     funds: list[Any]
     """payment_no, account_no, amount"""
     funds_balances: dict[str, int]
@@ -40,7 +40,7 @@ class Facts:
     points: list[Any]
     points_balances: dict[str, int]
     vouchers: list[Any]
-    """Of those that stand: business_no, account, side, amount"""
+    """Of those that stand: business_no, account, side, amount, currency"""
     deposited: dict[str, int]
     """What accounting holds of each payer's deposits, by payer."""
     records: list[Any]
@@ -92,10 +92,10 @@ def read_facts(connection: Connection, journal: Journal) -> Facts:
     def balances(statement: str) -> dict[str, int]:
         return {row[0]: int(row[1]) for row in rows(statement)}
 
-    payments = rows("""SELECT payment_no, order_no, merchant_no, payer_no, amount_fen, status FROM payments.payment
+    payments = rows("""SELECT payment_no, order_no, merchant_no, payer_no, amount_fen, currency, status FROM payments.payment
                        WHERE merchant_no LIKE :like""")
     return Facts(
-        bank=rows("""SELECT transaction_no, payment_no, account_no, amount_fen, status FROM bank.transaction
+        bank=rows("""SELECT transaction_no, payment_no, account_no, amount_fen, currency, status FROM bank.transaction
                      WHERE account_no LIKE :like"""),
         bank_balances=balances("SELECT account_no, balance_fen FROM bank.account WHERE account_no LIKE :like"),
         payments=payments,
@@ -107,7 +107,7 @@ def read_facts(connection: Connection, journal: Journal) -> Facts:
                      WHERE account_no LIKE 'payer:' || :like AND kind = 'debit'"""),
         points=rows("SELECT payment_no, account_no, points AS amount FROM points.entry WHERE account_no LIKE :like"),
         points_balances=balances("SELECT account_no, balance FROM points.account WHERE account_no LIKE :like"),
-        vouchers=rows("""SELECT business_no, account, side, amount_fen AS amount FROM accounting.voucher
+        vouchers=rows("""SELECT business_no, account, side, amount_fen AS amount, currency FROM accounting.voucher
                          JOIN accounting.entry USING (voucher_no) WHERE kind IN ('settlement', 'correction')
                          AND NOT EXISTS (SELECT FROM accounting.voucher r WHERE r.reverses = voucher.voucher_no)
                          AND business_no IN (SELECT v.business_no FROM accounting.voucher v
@@ -129,7 +129,7 @@ def judge(journal: Journal, facts: Facts, *, delivered: int | None = None) -> Pr
     """Return what the facts mean. Pure."""
     intents = {intent.order_no: intent for intent in journal.intents}
     orders = {row.payment_no: row for row in facts.payments}
-    findings: list[str] = []
+    findings = list(_foreign_currencies(facts))
     lost: set[str] = set()
     doubled = 0
 
@@ -201,6 +201,13 @@ def judge(journal: Journal, facts: Facts, *, delivered: int | None = None) -> Pr
         ledger_balanced=not facts.ledger,
         findings=findings,
     )
+
+
+def _foreign_currencies(facts: Facts) -> Iterable[str]:
+    """Give the currencies that the journal is not in: amounts are compared below, all of one currency."""
+    for source, rows in (("bank", facts.bank), ("payments", facts.payments), ("accounting", facts.vouchers)):
+        for currency in sorted({row.currency for row in rows} - {CNY}):
+            yield f"{source} holds money in {currency!r}, and the journal is in {CNY}"
 
 
 def _order_problems(

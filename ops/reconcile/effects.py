@@ -25,6 +25,7 @@ from schemas.events import (
     PaymentSettled,
     SuspenseRecorded,
 )
+from schemas.money import CNY
 
 Effects = dict[str, str]
 """Of one business number: which effects, and what each amounts to."""
@@ -57,21 +58,23 @@ class Follower:
     """The rows of a stretch of time: those committed from :since up to, not including, :before. Empty: not looked at by themselves."""
 
 
-def _amounts(lines: Mapping[str, int]) -> Effects:
-    return {account: str(amount) for account, amount in lines.items()}
+def _amounts(lines: Mapping[str, int], currency: str) -> Effects:
+    """Return the effects as funds keeps them: amounts of its one currency. Of another currency, none of its amounts is right."""
+    unit = "" if currency == CNY else f" {currency}"
+    return {account: f"{amount}{unit}" for account, amount in lines.items()}
 
 
 def _funds(envelope: Envelope, found: Mapping[str, str]) -> Effects:
     match envelope.event:
         case PaymentSettled(method="bank_card") as event:
-            return _amounts({event.merchant_no: event.amount_fen - event.fee_fen})
+            return _amounts({event.merchant_no: event.amount_fen - event.fee_fen}, event.currency)
         case BalancePaymentRequested() as event:
             decision = found.get(DECISION, PAID)
             moves = {
                 payer_account(event.payer_no): -event.amount_fen,
                 event.merchant_no: event.amount_fen - event.fee_fen,
             }
-            return {DECISION: decision} | (_amounts(moves) if decision == PAID else {})
+            return {DECISION: decision} | (_amounts(moves, event.currency) if decision == PAID else {})
         case _:
             return {}
 
@@ -90,7 +93,8 @@ def _accounting(envelope: Envelope, found: Mapping[str, str]) -> Effects:
     if stands == REVERSED and voucher.kind == "suspense":
         return {voucher.kind: REVERSED}
     if stands == REVERSED or stands.startswith(CORRECTED):
-        return {voucher.kind: CORRECTED + str(sum(line.amount_fen for line in voucher.entries if line.side == "D"))}
+        amount_fen = sum(line.amount_fen for line in voucher.entries if line.side == "D")
+        return {voucher.kind: f"{CORRECTED}{voucher.currency} {amount_fen}"}
     lines = " ".join(f"{line.account} {line.side}{line.amount_fen}" for line in voucher.entries)
     return {voucher.kind: f"{voucher.currency} {lines}"}
 
@@ -158,7 +162,8 @@ FOLLOWERS = (
                        SELECT first.voucher_no FROM accounting.voucher AS first WHERE first.corrects = voucher.voucher_no
                        UNION ALL
                        SELECT later.voucher_no FROM accounting.voucher AS later JOIN instead ON later.corrects = instead.voucher_no)
-                     SELECT 'corrected ' || sum(amount_fen) FROM instead JOIN accounting.entry USING (voucher_no)
+                     SELECT 'corrected ' || currency || ' ' || sum(amount_fen)
+                     FROM instead JOIN accounting.entry USING (voucher_no)
                      WHERE side = 'D' AND NOT EXISTS (SELECT FROM accounting.voucher AS reversal
                                                       WHERE reversal.reverses = instead.voucher_no)), 'reversed')
                    ELSE currency || (SELECT string_agg(' ' || account || ' ' || side || amount_fen, '' ORDER BY line)

@@ -31,13 +31,14 @@ from ops.replay import redeliver_events
 from ops.snapshot import emit_again
 from outbox.clock import utc_now
 from outbox.database import engine_for
-from outbox.errors import PayrelayError, message_of
+from outbox.errors import PayrelayError, Refused, message_of
 from outbox.inbox import Arrival, Log
 from outbox.parking import Act, Action
 from outbox.settings import Settings
 from producers.payments.missing import record_ended, record_suspense
 from schemas.codec import Envelope
 from schemas.events import BalancePaymentRequested
+from schemas.money import CNY
 from schemas.topics import TOPICS
 
 POLL_S = 0.5
@@ -294,6 +295,8 @@ class _Hands:
                 voucher = voucher_of(envelope) if envelope is not None and wanted else None
                 correct_fact(connection, business_no, effect, voucher, at=utc_now(), **why)
             elif finding.service == "funds":
+                if " " in wanted:
+                    raise Refused(f"it calls for {wanted}, and balances are kept in {CNY}: by hand")
                 correct_moves(connection, business_no, {effect: int(wanted or 0)}, event_id=event_id, **why)
             else:
                 correct_points(connection, business_no, effect, int(wanted or 0), event_id=event_id, **why)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from hashlib import sha256
-from typing import Annotated, Any
+from typing import Any, Literal
 from uuid import uuid4
 from zoneinfo import ZoneInfo
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 from sqlalchemy import Connection, Row, select, text
 from sqlalchemy.dialects.postgresql import insert
 
@@ -27,7 +27,7 @@ class PaymentRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     payer_no: Number
     amount_fen: Amount
-    currency: Annotated[str, Meta(pattern="^CNY$")] = "CNY"
+    currency: Literal["CNY"] = "CNY"
     order_no: Number
     method: Method = "bank_card"
 

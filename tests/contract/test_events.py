@@ -7,8 +7,12 @@ from pathlib import Path
 import jsonschema
 import msgspec
 import pytest
+import regress
+from jsonschema import ValidationError
 
-from schemas.codec import Envelope, decode, encode
+from producers.payments.orders import PaymentRequest
+from schemas.bank import BankNotification, PaymentLink
+from schemas.codec import Envelope, Undecodable, decode, encode
 from schemas.events import EVENTS, Event, json_schema
 from schemas.export import FOLDER, rendered
 from tests.factories import (
@@ -64,6 +68,55 @@ def decoded(type_: str, body: str) -> Envelope:
 @pytest.mark.parametrize("event", EXAMPLES, ids=lambda event: event.type)
 def test_the_published_schema_accepts_the_golden_bytes(event: Event) -> None:
     jsonschema.validate(msgspec.json.decode(encode(event)), json_schema(type(event)))
+
+
+@pytest.mark.parametrize("currency", ["CNY\n", "CNY\r", "\nCNY", "CNY\u2028", "cny", "CN", "CNYY", ""])
+@pytest.mark.parametrize(
+    "event", [one for one in EXAMPLES if "currency" in one.__struct_fields__], ids=lambda event: event.type
+)
+def test_a_currency_is_three_letters_and_no_newline_after_them(event: Event, currency: str) -> None:
+    body = {**msgspec.json.decode(encode(event)), "currency": currency}
+    with pytest.raises(ValidationError):
+        jsonschema.validate(body, json_schema(type(event)))
+    with pytest.raises(Undecodable):
+        decoded(event.type, msgspec.json.encode(body).decode())
+
+
+ASKED = {"payer_no": "U", "amount_fen": 1, "order_no": "O"}
+TOLD = {"transaction_no": "B", "payment_no": "P", "amount_fen": 1, "status": "SUCCESS"}
+LINKED = {"payment_no": "P", "account_no": "A", "amount_fen": 1, "expires_at": 1}
+
+
+@pytest.mark.parametrize(("body", "kind"), [(ASKED, PaymentRequest), (TOLD, BankNotification), (LINKED, PaymentLink)])
+def test_no_request_brings_a_currency_with_a_newline(body: dict[str, object], kind: type[msgspec.Struct]) -> None:
+    assert msgspec.convert({**body, "currency": "CNY"}, kind)
+    for currency in ("CNY\n", "CNY ", "cny"):
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.convert({**body, "currency": currency}, kind)
+
+
+def test_patterns_are_ecma_262_and_bounded_by_a_length() -> None:
+    """What Python alone has, such as \\Z, no other reader of the schemas knows; its `$` lets a final newline pass."""
+    texts = [found for event in EVENTS.values() for found in _strings(json_schema(event))]
+    patterns = {str(text["pattern"]) for text in texts if "pattern" in text}
+    assert patterns
+    for pattern in patterns:
+        regress.Regex(pattern, "u")
+    assert not [text for text in texts if "pattern" in text and "maxLength" not in text]
+
+
+def test_what_is_no_ecma_262_does_not_compile() -> None:
+    with pytest.raises(regress.RegressError):
+        regress.Regex(r"^[A-Z]{3}\Z", "u")
+
+
+def _strings(schema: object) -> list[dict[str, object]]:
+    if isinstance(schema, list):
+        return [found for part in schema for found in _strings(part)]
+    if not isinstance(schema, dict):
+        return []
+    own = [schema] if schema.get("type") == "string" else []
+    return own + [found for part in schema.values() for found in _strings(part)]
 
 
 def test_the_schema_files_are_in_step() -> None:

@@ -35,7 +35,7 @@ from producers.payments.settlement import ACCEPTED, receive_notification
 from schemas.bank import BankNotification, PaymentLink, link_address, read_link
 from schemas.codec import Envelope
 from schemas.signature import signed_headers
-from tests.factories import balance_paid, balance_requested
+from tests.factories import balance_paid, balance_requested, settled
 from tests.pipeline import engine_of, fresh_id
 from tests.waiting import eventually
 
@@ -206,6 +206,40 @@ def test_an_answer_finishes_a_payment_once_and_only_one_that_waits(house: House)
             "payments", finish_balance_payments, [Envelope(id=fresh_id(), version=1, correlation="c", event=strange)]
         )
     assert house.status(waiting) == "CREATED"
+
+
+def test_funds_moves_no_money_of_another_currency(house: House) -> None:
+    """A payment from the balance is refused, which frees its limit; money that the bank has taken waits for an operator."""
+    house.deposit(1_000)
+    request = house.paying(1, 500)
+    foreign = Envelope(
+        id=request.id,
+        version=1,
+        correlation=request.correlation,
+        event=msgspec.structs.replace(request.event, currency="USD"),
+    )
+    house.act("funds", move_funds, [foreign])
+    with pytest.raises(DuplicateFact):
+        house.act("funds", move_funds, [again(foreign)])
+    assert (house.balance(payer_account(house.payer)), house.balance(house.merchant)) == (1_000, 0)
+    eventually(lambda: house.status(request.event.key) == "FAILED", what="refused")
+    paid = settled(prefix=house.prefix, merchant_no=house.merchant, currency="USD")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="was settled in 'USD', and balances are kept in CNY"):
+            house.act("funds", move_funds, [Envelope(id=fresh_id(), version=1, correlation=paid.order_no, event=paid)])
+    assert house.balance(house.merchant) == 0
+
+
+@pytest.mark.parametrize("wrong", [{"currency": "USD"}, {"amount_fen": 499}])
+def test_an_answer_of_other_money_finishes_nothing(house: House, wrong: dict[str, Any]) -> None:
+    request = house.paying(1, 500)
+    answer = balance_paid(payment_no=request.event.key, **{"amount_fen": 500, "fee_fen": 5, "paid_at": NOW, **wrong})
+    for _ in range(2):
+        with pytest.raises(ValueError, match="is 500 CNY, and funds has paid"):
+            house.act(
+                "payments", finish_balance_payments, [Envelope(id=fresh_id(), version=1, correlation="c", event=answer)]
+            )
+    assert house.status(request.event.key) == "PAYING"
 
 
 def test_what_is_confirmed_does_not_expire_and_what_has_expired_is_not_confirmed(house: House) -> None:

@@ -374,6 +374,62 @@ def test_check_names_balance_payments_that_only_one_side_knows(book: Book) -> No
     assert book.differences() == []
 
 
+@pytest.mark.parametrize("method", ["balance", "bank_card"])
+@pytest.mark.parametrize("currency", ["CNY\n", "USD"])
+def test_check_names_money_that_funds_has_moved_in_another_currency(book: Book, method: str, currency: str) -> None:
+    """The ledger agrees with the order; funds, which keeps one currency, has moved the same amount of that."""
+    number = f"{book.prefix}P"
+    event = settled(
+        payment_no=number, merchant_no=f"{book.prefix}M", payer_no=f"{book.prefix}M", amount_fen=10_000, fee_fen=100,
+        currency=currency, method=method,
+    )  # fmt: skip
+    with book.engine.begin() as connection:
+        post(connection, [Envelope(id=fresh_id(), version=1, correlation="c", event=event)])
+        voucher_no = connection.execute(
+            text("SELECT voucher_no FROM voucher WHERE business_no = :no"), {"no": number}
+        ).scalar_one()
+    amounts = {"debit": 10_000, "credit": 9_900} if method == "balance" else {"credit": 9_900}
+    given = {"no": number, "merchant": f"{book.prefix}M", "currency": currency, "method": method}
+    with book.owner.begin() as connection:
+        for one in (*SETTLED_PAYMENT, "INSERT INTO funds.account (account_no) VALUES (:merchant)"):
+            connection.execute(text(one), given)
+        connection.execute(
+            text("""UPDATE payments.payment SET currency = :currency, method = CAST(:method AS text),
+                           bank_transaction_no = CASE :method WHEN 'bank_card' THEN payment_no END WHERE payment_no = :no"""),
+            given,
+        )
+        for kind, amount_fen in amounts.items():
+            connection.execute(text(MOVED), {**given, "kind": kind, "amount_fen": amount_fen})
+    assert [one.found for one in book.differences()] == [
+        f"is 10000 {currency!r}, and funds has debited 10000 'CNY'"
+        if method == "balance"
+        else f"is in {currency!r}, and funds has credited 9900 'CNY'"
+    ]
+    book.reverse(voucher_no)
+    with book.owner.begin() as connection:
+        connection.execute(text("DELETE FROM payments.payment WHERE payment_no = :no"), given)
+        connection.execute(text("DELETE FROM funds.entry WHERE payment_no = :no"), given)
+    assert book.differences() == []
+
+
+def test_the_ledger_names_a_currency_that_is_none_until_nothing_is_left_in_it(book: Book) -> None:
+    event = suspense(bank_transaction_no=f"{book.prefix}B", currency="CNY\n")
+    with book.engine.connect() as connection:  # rolled back: other tests want a ledger without problems
+        post(connection, [Envelope(id=fresh_id(), version=1, correlation="c", event=event)])
+        assert ledger_problems(connection) == [
+            f"ledger balance of {account} is in 'CNY\\n', which is no currency"
+            for account in ("bank_clearing", "suspense")
+        ]
+        voucher_no = connection.execute(
+            text("SELECT voucher_no FROM voucher WHERE business_no = :no"), {"no": event.bank_transaction_no}
+        ).scalar_one()
+        reverse_voucher(connection, voucher_no, reason="paid back", actor="anna", at=utc_now())
+        assert ledger_problems(connection) == []
+
+
+MOVED = """INSERT INTO funds.entry (payment_no, account_no, kind, amount_fen, event_id)
+           VALUES (:no, :merchant, :kind, :amount_fen, gen_random_uuid())"""
+
 MOVED_BALANCE = (
     "INSERT INTO funds.account (account_no) VALUES (:account)",
     "INSERT INTO funds.balance_payment VALUES (:no, gen_random_uuid(), true)",

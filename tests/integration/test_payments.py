@@ -240,6 +240,20 @@ def test_what_the_order_cannot_accept_is_in_suspense_once(shop: Shop) -> None:
     ]
 
 
+def test_a_currency_with_a_newline_books_nothing(shop: Shop) -> None:
+    opened = shop.open("O1")
+    body = {"transaction_no": f"B{opened.payment_no}", "payment_no": opened.payment_no, "amount_fen": 500}
+    for currency in ("CNY\n", "CNY\r"):
+        told = msgspec.json.encode({**body, "currency": currency, "status": "SUCCESS"})
+        with shop.engine.begin() as connection:
+            webhook_id = f"w{opened.payment_no}"
+            answer = receive_notification(connection, webhook_id=webhook_id, signed_at=NOW, body=told, now=NOW)
+        assert answer == REFUSED
+    assert shop.one("SELECT count(*) FROM suspense WHERE payment_no = :no", no=opened.payment_no) == 0
+    assert shop.tell(opened.payment_no) == ACCEPTED
+    assert shop.status(opened.payment_no) == "SETTLED"
+
+
 def test_a_failure_frees_the_limit_and_success_after_it_goes_to_suspense(shop: Shop) -> None:
     opened = shop.open("O1")
     assert shop.tell(opened.payment_no, status="FAILED") == ACCEPTED

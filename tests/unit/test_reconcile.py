@@ -78,10 +78,17 @@ def test_each_event_calls_for_what_its_handlers_do() -> None:
     assert business_no(suspense()) == "T-B1"
 
 
+def test_an_amount_of_another_currency_is_no_amount_of_a_balance() -> None:
+    paid = envelope(settled(amount_fen=1_000, fee_fen=6, currency="USD"))
+    assert judge(EXPECTED["funds"](paid, {}), Seen(known=True, found={"T-M1": "994"})) == [
+        (Kind.WRONG_EFFECT, "T-M1", "calls for 994 USD, there is 994")
+    ]
+
+
 def test_a_voucher_taken_back_is_replaced_or_was_resolved() -> None:
     paid, money = envelope(settled(amount_fen=1_000, fee_fen=6)), envelope(suspense())
-    assert EXPECTED["accounting"](paid, {"settlement": "corrected 1000"}) == {"settlement": "corrected 1000"}
-    assert EXPECTED["accounting"](paid, {"settlement": "reversed"}) == {"settlement": "corrected 1000"}
+    assert EXPECTED["accounting"](paid, {"settlement": "corrected CNY 1000"}) == {"settlement": "corrected CNY 1000"}
+    assert EXPECTED["accounting"](paid, {"settlement": "reversed"}) == {"settlement": "corrected CNY 1000"}
     assert EXPECTED["accounting"](money, {"suspense": "reversed"}) == {"suspense": "reversed"}
 
 
