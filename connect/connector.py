@@ -13,7 +13,7 @@ from typing import Any
 
 from outbox.publication import SIGNALS
 from outbox.settings import CONNECTOR, SERVICES, Settings
-from schemas.codec import CAUSATION, CORRELATION, ID, LSN, TRACEPARENT, TYPE, VERSION
+from schemas.codec import CAUSATION, CORRELATION, ID, LSN, SPECVERSION, TRACEPARENT, TYPE, VERSION
 
 SOURCE = "payrelay"
 HEARTBEAT_SQL = (
@@ -33,6 +33,8 @@ _HEADERS = {
     "causation": CAUSATION,
     "traceparent": TRACEPARENT,
     "lsn": LSN,
+    # A column: a constant header of Kafka Connect's would be taken for the number 1.
+    "specversion": SPECVERSION,
 }
 
 
@@ -104,26 +106,15 @@ def connector_config(
         "predicates.isSignal.pattern": re.escape(f"{server}.{SIGNALS}"),
         "predicates.isOutbox.type": "org.apache.kafka.connect.transforms.predicates.TopicNameMatches",
         "predicates.isOutbox.pattern": rf"{re.escape(server)}\.[a-z]+\.outbox",
-        "transforms": "signals,outbox,specversion,source",
+        "transforms": "signals,outbox,source",
         # Signals are for the connector itself.
         "transforms.signals.type": "org.apache.kafka.connect.transforms.Filter",
         "transforms.signals.predicate": "isSignal",
-        "transforms.outbox.type": "io.debezium.transforms.outbox.EventRouter",
-        "transforms.outbox.predicate": "isOutbox",
-        "transforms.outbox.route.by.field": "topic",
-        "transforms.outbox.route.topic.replacement": settings.topic_prefix + "${routedByValue}",
-        "transforms.outbox.table.field.event.id": "id",
-        "transforms.outbox.table.field.event.key": "key",
-        "transforms.outbox.table.field.event.payload": "payload",
-        "transforms.outbox.table.fields.additional.placement": ",".join(
-            f"{column}:header:{header}" for column, header in _HEADERS.items()
-        ),
-        "transforms.outbox.table.op.invalid.behavior": "fatal",
-        # Parsing the payload would turn its numbers into floats.
-        "transforms.outbox.table.expand.json.payload": "false",
-        # CloudEvents' binary mode needs these two beside ce_id and ce_type.
-        **_constant_header("specversion", "ce_specversion", "1.0"),
-        **_constant_header("source", "ce_source", SOURCE),
+        **_router(settings),
+        # CloudEvents' binary mode needs it beside ce_id, ce_type and ce_specversion.
+        "transforms.source.type": "org.apache.kafka.connect.transforms.InsertHeader",
+        "transforms.source.header": "ce_source",
+        "transforms.source.value.literal": SOURCE,
         "producer.override.compression.type": "lz4",
         "producer.override.linger.ms": "0",
         "producer.override.batch.size": "262144",
@@ -138,16 +129,36 @@ def connector_config(
     return config
 
 
+def _router(settings: Settings) -> dict[str, str]:
+    """Return what makes a record of an outbox row."""
+    return {
+        "transforms.outbox.type": "io.debezium.transforms.outbox.EventRouter",
+        "transforms.outbox.predicate": "isOutbox",
+        "transforms.outbox.route.by.field": "topic",
+        "transforms.outbox.route.topic.replacement": settings.topic_prefix + "${routedByValue}",
+        "transforms.outbox.table.field.event.id": "id",
+        "transforms.outbox.table.field.event.key": "key",
+        "transforms.outbox.table.field.event.payload": "payload",
+        "transforms.outbox.table.fields.additional.placement": ",".join(
+            f"{column}:header:{header}" for column, header in _HEADERS.items()
+        ),
+        # Rows written before a column was added lack it, and are published without its header.
+        "transforms.outbox.table.field.additional.missing": "ignore",
+        "transforms.outbox.table.op.invalid.behavior": "fatal",
+        # Parsing the payload would turn its numbers into floats.
+        "transforms.outbox.table.expand.json.payload": "false",
+    }
+
+
 def headers_of_row(row: Mapping[str, Any]) -> list[tuple[str, bytes | None]]:
     """Return the headers of the record that the connector makes of an outbox row.
 
-    >>> row = dict.fromkeys(_HEADERS) | {"id": 7, "created_at": datetime(2026, 1, 1, tzinfo=UTC)}
+    >>> row = dict.fromkeys(_HEADERS) | {"id": 7, "created_at": datetime(2026, 1, 1, tzinfo=UTC), "specversion": "1.0"}
     >>> [(name, value) for name, value in headers_of_row(row) if value]
-    [('ce_id', b'7'), ('ce_time', b'2026-01-01T00:00:00.000000Z'), ('ce_specversion', b'1'), ('ce_source', b'payrelay')]
+    [('ce_id', b'7'), ('ce_time', b'2026-01-01T00:00:00.000000Z'), ('ce_specversion', b'1.0'), ('ce_source', b'payrelay')]
     """
     return [
         *((header, _header_value(row[column])) for column, header in _HEADERS.items()),
-        ("ce_specversion", b"1"),  # Kafka Connect takes the literal 1.0 for a number
         ("ce_source", SOURCE.encode()),
     ]
 
@@ -156,14 +167,6 @@ def _header_value(value: object) -> bytes | None:
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z").encode()
     return None if value is None else str(value).encode()
-
-
-def _constant_header(name: str, header: str, value: str) -> dict[str, str]:
-    return {
-        f"transforms.{name}.type": "org.apache.kafka.connect.transforms.InsertHeader",
-        f"transforms.{name}.header": header,
-        f"transforms.{name}.value.literal": value,
-    }
 
 
 def masked(key: str, value: str) -> str:

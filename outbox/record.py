@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from hashlib import sha256
+from secrets import token_hex
 from uuid import UUID
 
 from sqlalchemy import Connection, text
@@ -29,8 +31,9 @@ class Outgoing:
     correlation: str
     """The order number that the whole story hangs on."""
     causation: str | None = None
-    """Id of what caused this event, where there is one."""
+    """Id of what caused this event; None where nothing did: its correlation is recorded."""
     traceparent: str | None = None
+    """W3C trace context; None where the caller has none: one of the order's trace is recorded."""
 
 
 _INSERT = text("""
@@ -70,6 +73,15 @@ def refuse_ahead(connection: Connection, identity: UUID, now: datetime) -> None:
         raise AheadOfClock
 
 
+def traceparent_of(correlation: str) -> str:
+    """Return a W3C trace context: the trace of what hangs on the correlation, a span of its own, not sampled.
+
+    >>> traceparent_of("O1")[:36], len(traceparent_of("O1"))
+    ('00-5b1f94750d53ab84b5f3fb4bf25b8bf1-', 55)
+    """
+    return f"00-{sha256(correlation.encode()).hexdigest()[:32]}-{token_hex(8)}-00"
+
+
 def _row(outgoing: Outgoing) -> dict[str, str | int | None]:
     event = outgoing.event
     payload = encode(event)
@@ -83,7 +95,7 @@ def _row(outgoing: Outgoing) -> dict[str, str | int | None]:
         "version": outgoing.version,
         "type": event.type,
         "correlation": outgoing.correlation,
-        "causation": outgoing.causation,
-        "traceparent": outgoing.traceparent,
+        "causation": outgoing.causation or outgoing.correlation,
+        "traceparent": outgoing.traceparent or traceparent_of(outgoing.correlation),
         "payload": payload,
     }

@@ -29,6 +29,7 @@ outbox = Table(
     Column("payload", Text, nullable=False),
     Column("lsn", BigInteger, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False),
+    Column("specversion", Text, nullable=False),
 )
 
 inbox = Table(

@@ -17,6 +17,7 @@ VERSION = "aggregate_version"
 CORRELATION = "correlation"
 CAUSATION = "causation"
 TRACEPARENT = "traceparent"
+SPECVERSION = "ce_specversion"
 LSN = "lsn"
 
 PAYLOAD_BYTES_MAX = 256 * 1024

@@ -203,7 +203,13 @@ def _events(
 
 def causes(events: Iterable[Any]) -> set[UUID]:
     """Return the ids of what outbox rows say has caused them."""
-    return {UUID(row.causation) for row in events if row.causation}
+    return {cause for row in events if (cause := cause_of(row)) is not None}
+
+
+def cause_of(event: Any) -> UUID | None:
+    """Return the id of the event that caused an outbox row's; None where nothing did: its causation is then its correlation."""
+    has_none = event.causation is None or event.causation == event.correlation
+    return None if has_none else UUID(event.causation)
 
 
 def spans_around(times: Iterable[datetime | None], margin: timedelta) -> list[tuple[datetime, datetime]]:

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from ops.timeline.facts import Facts, Follower
+from ops.timeline.facts import Facts, Follower, cause_of
 from ops.timeline.places import LOOK_MAX, Records
 
 MISSING = "missing"
@@ -129,8 +129,8 @@ def _told(facts: Facts) -> bool:
 
 def _cause(facts: Facts, event: Any) -> Hashable:
     """What an event came from: another event, or the bank's transaction."""
-    if event.causation:
-        return ("record", UUID(event.causation))
+    if (cause := cause_of(event)) is not None:
+        return ("record", cause)
     if event.type.startswith("payment.balance_requested"):
         return "created"
     number = facts.payment.bank_transaction_no or next((row.transaction_no for row in facts.bank), None)

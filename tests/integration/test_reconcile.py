@@ -275,7 +275,7 @@ def test_the_command_counts_names_and_plans(field: Field, command: Any) -> None:
 
 
 def test_a_balance_payment_that_was_answered_is_not_decided_again(field: Field) -> None:
-    [asked] = rows(field, "SELECT causation FROM funds.outbox WHERE causation IS NOT NULL ORDER BY id LIMIT 1")
+    [asked] = rows(field, "SELECT causation FROM funds.outbox WHERE causation <> correlation ORDER BY id LIMIT 1")
     consumer = field.settings.group_prefix + "funds"
     lost = Finding(kind=Kind.NO_EFFECT, service="funds", consumer=consumer, event_id=UUID(asked.causation))
     step = Step(what="", kind=Kind.NO_EFFECT, at=consumer, findings=[lost])
