@@ -66,6 +66,8 @@ class Settings(BaseSettings):
     zone: str = "Asia/Shanghai"
     """Days and months of payment limits are days and months of this zone."""
     order_ttl_s: Annotated[int, Field(ge=1)] = 900
+    bank_executed_days: Annotated[int, Field(ge=1, le=365)] = 7
+    """How long ago a bank may say that it has executed a payment; of what is older, the time of arrival counts."""
     allow_private_receivers: bool = False
     """Whether merchants' addresses may be private or loopback ones; for local stacks only."""
 

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 import msgspec
 from msgspec import Meta, Struct
 
-from schemas.events import Amount, Currency, Method, Number, Reason
+from schemas.events import Amount, Currency, Instant, Method, Number, Reason
 from schemas.signature import ID, SIGNATURE, TIMESTAMP, signed_at, signed_headers
 
 
@@ -22,6 +22,8 @@ class BankNotification(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     currency: Currency
     status: Literal["SUCCESS", "FAILED"]
     reason: Reason | None = None
+    executed_at: Instant | None = None
+    """When the bank executed it, by the bank's clock. An older platform refuses it: upgrade the platform before the bank."""
 
 
 class PaymentLink(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -62,6 +62,7 @@ def bank_body_of(event: BankTransactionExecuted) -> str:
         currency=event.currency,
         status=event.status,
         reason=event.reason,
+        executed_at=event.executed_at,
     )
     return msgspec.json.encode(told).decode()
 

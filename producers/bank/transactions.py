@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from uuid import uuid4
 
 import msgspec
@@ -31,6 +31,7 @@ def execute_transaction(connection: Connection, link: PaymentLink, *, now: datet
             currency=before.currency,
             status=before.status,
             reason=before.reason,
+            executed_at=before.created_at.astimezone(UTC),
         )
     reason = None
     if held is None or held.currency != link.currency:
@@ -46,10 +47,11 @@ def execute_transaction(connection: Connection, link: PaymentLink, *, now: datet
         currency=link.currency,
         status="FAILED" if reason else "SUCCESS",
         reason=reason,
+        executed_at=now,
     )
     values = msgspec.structs.asdict(result)
-    connection.execute(_WRITE, {**values, "account_no": link.account_no, "now": now})
-    event = BankTransactionExecuted(**values, executed_at=now)
+    connection.execute(_WRITE, {**values, "account_no": link.account_no})
+    event = BankTransactionExecuted(**values)
     record(connection, [Outgoing(event=event, version=1, correlation=link.payment_no)])
     return result
 
@@ -63,7 +65,7 @@ _WRITE = text("""
       UPDATE account SET balance_fen = balance_fen - :amount_fen
       WHERE account_no = :account_no AND :status = 'SUCCESS')
     INSERT INTO transaction (transaction_no, payment_no, account_no, amount_fen, currency, status, reason, created_at)
-    VALUES (:transaction_no, :payment_no, :account_no, :amount_fen, :currency, :status, :reason, :now)""")
+    VALUES (:transaction_no, :payment_no, :account_no, :amount_fen, :currency, :status, :reason, :executed_at)""")
 
 
 def open_account(connection: Connection, account_no: str, *, balance_fen: int, currency: str) -> None:

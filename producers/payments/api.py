@@ -49,6 +49,7 @@ def create_app(settings: Settings) -> Starlette:
     """Return the payments service."""
     database = Database(settings.dsn_of("payments"), name="payments")
     zone, ttl = ZoneInfo(settings.zone), timedelta(seconds=settings.order_ttl_s)
+    executed_age_max = timedelta(days=settings.bank_executed_days)
     bank_secret = usable_secret("PAYRELAY_BANK_NOTIFY_SECRET", settings.bank_notify_secret)
     link_secret = usable_secret("PAYRELAY_BANK_LINK_SECRET", settings.bank_link_secret)
 
@@ -121,7 +122,14 @@ def create_app(settings: Settings) -> Starlette:
             return _plain(REFUSED)
 
         def received(connection: Connection) -> Answer:
-            return receive_notification(connection, webhook_id=webhook_id, signed_at=at, body=body, now=utc_now())
+            return receive_notification(
+                connection,
+                webhook_id=webhook_id,
+                signed_at=at,
+                body=body,
+                now=utc_now(),
+                executed_age_max=executed_age_max,
+            )
 
         return _plain(await database.transact(received))
 

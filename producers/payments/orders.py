@@ -191,6 +191,19 @@ def free_limit(connection: Connection, payer_no: str, day: date, amount_fen: int
     )
 
 
+def count_again(connection: Connection, payer_no: str, day: date, amount_fen: int) -> None:
+    """The amount counts against the payer's day, whatever the limits allow: the money has moved. Transaction: the caller's.
+
+    Not repeatable.
+    """
+    connection.execute(_COUNT_AGAIN, {"payer_no": payer_no, "day": day, "amount_fen": amount_fen})
+
+
+_COUNT_AGAIN = text("""
+    INSERT INTO limit_use (payer_no, day, used_fen) VALUES (:payer_no, :day, :amount_fen)
+    ON CONFLICT (payer_no, day) DO UPDATE SET used_fen = limit_use.used_fen + excluded.used_fen""")
+
+
 def expire_payments(connection: Connection, *, now: datetime) -> int:
     """Up to 200 payments whose time is over are EXPIRED and free their limits; returns how many. The caller's transaction."""
     due = connection.execute(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hmac
 import logging
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Row, text
 
 from outbox.record import Outgoing, record
 from producers.payments.fees import FeeRule, described, fee_of
-from producers.payments.orders import free_limit
+from producers.payments.orders import count_again, free_limit
 from producers.payments.tables import payment
 from schemas.bank import BankNotification
 from schemas.events import Method, PaymentFailed, PaymentSettled, SuspenseRecorded
@@ -43,6 +43,7 @@ class Standing:
     amount_fen: int
     currency: str
     expired: bool
+    """The money was taken when the order's time was over."""
     method: Method = "bank_card"
 
 
@@ -75,7 +76,7 @@ def decide(order: Standing | None, told: BankNotification, booking: Booking | No
         return Decision(act="suspend", reason="no such order")
     if (order.amount_fen, order.currency) != (told.amount_fen, told.currency):
         return Decision(act="suspend", reason=f"the order is for {order.amount_fen} {order.currency}")
-    if order.status != "CREATED" or order.expired:
+    if order.status not in ("CREATED", "EXPIRED") or order.expired:
         reason = "the order has expired" if order.expired else f"the order is {order.status}"
         return Decision(act="suspend", reason=reason)
     if order.method != "bank_card":
@@ -96,8 +97,37 @@ REFUSED = Answer(status=400, text="refused")
 ACCEPTED = Answer(status=200, text="success")
 
 
+EXECUTED_AGE_MAX = timedelta(days=7)
+EXECUTED_AHEAD_MAX = timedelta(seconds=5)
+"""How far the bank's clock may be ahead of ours."""
+
+
+def taken_at(
+    executed_at: datetime | None, *, created_at: datetime, now: datetime, age_max: timedelta = EXECUTED_AGE_MAX
+) -> datetime:
+    """Return when the bank has taken an order's money: when it says, where that can be; else now, when it tells of it. Pure.
+
+    It cannot be before the order was created, in the future, or too long ago.
+
+    >>> at = datetime(2026, 1, 1)
+    >>> taken_at(at, created_at=at, now=at + timedelta(days=1)) == at
+    True
+    >>> taken_at(at, created_at=at, now=at + timedelta(days=8)) == at
+    False
+    """
+    if executed_at is None or not max(created_at, now - age_max) <= executed_at <= now + EXECUTED_AHEAD_MAX:
+        return now
+    return executed_at
+
+
 def receive_notification(
-    connection: Connection, *, webhook_id: str, signed_at: datetime, body: bytes, now: datetime
+    connection: Connection,
+    *,
+    webhook_id: str,
+    signed_at: datetime,
+    body: bytes,
+    now: datetime,
+    executed_age_max: timedelta = EXECUTED_AGE_MAX,
 ) -> Answer:
     """The notification, whose signature the caller has verified, has its effect and its answer, if the caller commits.
 
@@ -117,7 +147,7 @@ def receive_notification(
     order = locked_order(connection, told.payment_no)
     booked = connection.execute(_BOOKED, {"transaction_no": told.transaction_no, "payment_no": told.payment_no}).first()
     decision = decide(
-        _standing(order, now) if order is not None else None,
+        _standing(order, told, now=now, age_max=executed_age_max) if order is not None else None,
         told,
         Booking(**booked._mapping) if booked is not None else None,
     )
@@ -194,12 +224,13 @@ def _stored_answer(stored: Row[Any], digest: bytes) -> Answer:
     return Answer(status=stored.answer_status, text=stored.answer) if same else REFUSED
 
 
-def _standing(order: Row[Any], now: datetime) -> Standing:
+def _standing(order: Row[Any], told: BankNotification, *, now: datetime, age_max: timedelta) -> Standing:
+    at = taken_at(told.executed_at, created_at=order.created_at, now=now, age_max=age_max)
     return Standing(
         status=order.status,
         amount_fen=order.amount_fen,
         currency=order.currency,
-        expired=order.status == "EXPIRED" or (order.status == "CREATED" and order.expires_at <= now),
+        expired=order.status in ("CREATED", "EXPIRED") and order.expires_at <= at,
         method=order.method,
     )
 
@@ -235,8 +266,11 @@ def locked_order(connection: Connection, payment_no: str) -> Row[Any] | None:
 def settle_payment(connection: Connection, order: Row[Any], told: BankNotification, *, now: datetime) -> None:
     """The order, locked by the caller, is SETTLED; fee, cost and points are decided, and all are told, if the caller commits.
 
-    Transaction: the caller's. Not repeatable by itself: `decide` sees to it.
+    Of an order that had EXPIRED the limit is counted again. Transaction: the caller's. Not repeatable by itself: `decide` sees
+    to it.
     """
+    if order.status == "EXPIRED":
+        count_again(connection, order.payer_no, order.limit_day, order.amount_fen)
     charges = charges_of(order)
     _finish(connection, order, told, now, status="SETTLED", charges=charges)
     event = PaymentSettled(

@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import IntegrityError
 
+from consumers.notification.records import bank_body_of
 from outbox.settings import Settings
 from producers.bank.transactions import execute_transaction
 from producers.bank.transactions import open_account as open_bank_account
@@ -31,7 +32,7 @@ from producers.payments.orders import (
 )
 from producers.payments.settlement import ACCEPTED, REFUSED, Answer, receive_notification
 from schemas.bank import BankNotification, PaymentLink
-from schemas.events import PaymentSettled
+from schemas.events import BankTransactionExecuted, PaymentSettled
 from tests.pipeline import engine_of
 
 # Far ahead: the stack's own payments service must not find these orders expired.
@@ -153,6 +154,64 @@ def test_expiry_frees_the_limit_and_money_that_comes_late_goes_to_suspense(shop:
     assert shop.one("SELECT used_fen FROM limit_use WHERE payer_no LIKE :like") == 0
     assert shop.tell(late.payment_no, now=NOW + timedelta(seconds=3)) == ACCEPTED
     assert shop.events(late.payment_no) == ["payment.suspense_recorded.v1"]
+
+
+class Late:
+    """An order of 500 whose time is over, EXPIRED by the loop, and the day's limit used up by others since."""
+
+    def __init__(self, shop: Shop) -> None:
+        self.shop, self.payment_no = shop, shop.open("O1", 500, ttl_s=60).payment_no
+        self.arrives = NOW + timedelta(hours=1)
+        with shop.engine.begin() as connection:
+            expire_payments(connection, now=NOW + timedelta(seconds=61))
+        assert shop.status(self.payment_no) == "EXPIRED"
+        for order in ("O2", "O3"):
+            shop.open(order, 1_000)
+
+    def tell(self, executed_at: datetime | None, *, webhook: str = "", status: str = "SUCCESS", no: str = "") -> Answer:
+        body: dict[str, Any] = {
+            "transaction_no": no or f"B{self.payment_no}", "payment_no": self.payment_no, "amount_fen": 500,
+            "currency": "CNY", "status": status,
+        }  # fmt: skip
+        if executed_at is not None:
+            body["executed_at"] = executed_at.isoformat()
+        with self.shop.engine.begin() as connection:
+            return receive_notification(
+                connection, webhook_id=webhook or f"w{self.payment_no}", signed_at=self.arrives,
+                body=msgspec.json.encode(body), now=self.arrives,
+            )  # fmt: skip
+
+    def used(self) -> Any:
+        return self.shop.one("SELECT used_fen FROM limit_use WHERE payer_no LIKE :like")
+
+
+def test_money_taken_in_time_settles_an_order_that_has_expired_beyond_the_limit(shop: Shop) -> None:
+    late = Late(shop)
+    assert late.used() == 2_000
+    assert late.tell(NOW + timedelta(seconds=59)) == ACCEPTED
+    assert (shop.status(late.payment_no), late.used()) == ("SETTLED", 2_500)
+    for webhook in ("", f"again{late.payment_no}"):
+        assert late.tell(NOW + timedelta(seconds=59), webhook=webhook) == ACCEPTED
+    assert (
+        late.tell(NOW + timedelta(seconds=58), webhook=f"other{late.payment_no}", no=f"C{late.payment_no}") == ACCEPTED
+    )
+    assert (shop.status(late.payment_no), late.used()) == ("SETTLED", 2_500)
+    assert shop.events(late.payment_no) == ["payment.settled.v1", "payment.suspense_recorded.v1"]
+
+
+@pytest.mark.parametrize("executed_s", [None, 60, 3_606, -1, 3_600 - 7 * 86_400 - 1])
+def test_money_taken_too_late_or_at_a_time_that_cannot_be_goes_to_suspense(shop: Shop, executed_s: int | None) -> None:
+    late = Late(shop)
+    assert late.tell(None if executed_s is None else NOW + timedelta(seconds=executed_s)) == ACCEPTED
+    assert (shop.status(late.payment_no), late.used()) == ("EXPIRED", 2_000)
+    assert shop.events(late.payment_no) == ["payment.suspense_recorded.v1"]
+
+
+def test_a_failure_told_of_late_leaves_an_expired_order_alone(shop: Shop) -> None:
+    late = Late(shop)
+    for webhook in ("", f"again{late.payment_no}"):
+        assert late.tell(NOW, webhook=webhook, status="FAILED") == ACCEPTED
+    assert (shop.status(late.payment_no), late.used(), shop.events(late.payment_no)) == ("EXPIRED", 2_000, [])
 
 
 def test_a_bank_transaction_is_booked_once_whatever_the_bank_says_of_it_later(shop: Shop) -> None:
@@ -303,3 +362,25 @@ def test_the_bank_debits_once_and_never_below_zero(settings: Settings, prefix: s
         ).scalar()
     assert (balance, done) == (200, 2)
     assert results.count("SUCCESS") == 8
+
+
+def test_the_bank_tells_when_it_executed_a_payment_and_always_the_same(settings: Settings, prefix: str) -> None:
+    link = PaymentLink(
+        payment_no=f"{prefix}P",
+        account_no="nobody's",
+        amount_fen=1,
+        currency="CNY",
+        expires_at=int(NOW.timestamp()) + 60,
+    )
+    at = NOW + timedelta(microseconds=1)
+    results = []
+    for later in (timedelta(), timedelta(days=1)):
+        with engine_of(settings, "bank").begin() as connection:
+            results.append(msgspec.json.encode(execute_transaction(connection, link, now=at + later)))
+            payload = connection.execute(
+                text("SELECT payload FROM outbox WHERE correlation = :no"), {"no": link.payment_no}
+            ).scalar_one()
+    assert results[0] == results[1]
+    told = msgspec.json.decode(bank_body_of(msgspec.json.decode(payload, type=BankTransactionExecuted)))
+    assert told.get("executed_at") == "2126-11-23T12:00:00.000001Z"
+    assert msgspec.json.decode(results[0]) == told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -11,9 +12,13 @@ from sqlalchemy import text
 from typer.testing import CliRunner
 
 from consumers.accounting.ledger import reverse_voucher
+from consumers.notification.queues import PLATFORM
+from consumers.notification.records import BANK, pause, resume
 from ops.cli.main import app
 from ops.demo.run import run_demo
+from ops.ledger import check
 from ops.parked import Filter, events, skip
+from ops.reconcile.run import reconcile
 from ops.timeline.story import Story, timeline
 from ops.topics import topic_states
 from outbox.clock import utc_now
@@ -23,6 +28,7 @@ from outbox.settings import Settings
 from tests.integration.test_payments import Shop
 from tests.pipeline import Pipeline, engine_of, environment
 from tests.providers import Stack
+from tests.shopping import shopping
 from tests.waiting import eventually
 
 
@@ -118,6 +124,43 @@ def test_a_whole_story_has_every_table_and_topic_once_and_causes_first(
     assert all(line.since_cause_ms is not None and line.since_cause_ms > -1 for line in rest), story
     [by_payment] = timeline(stack.settings, story.payment_no)
     assert by_payment == story
+
+
+def test_a_payment_that_arrives_after_its_order_has_expired_is_settled_and_nothing_disagrees(
+    stack: Stack, prefix: str
+) -> None:
+    """The bank executes in time, and its notifications are held until the service's own loop has made the orders EXPIRED."""
+    bank, owner = engine_of(stack.settings, "bank"), engine_of(stack.settings, "owner")
+    held = {"reason": "an outage", "actor": "test"}
+    about = {"like": f"{prefix}-%"}
+    with shopping(stack.embedded, prefix) as shop:
+        with bank.begin() as connection:
+            pause(connection, BANK, PLATFORM, now=utc_now(), **held)
+        try:
+            shop.pay(6)
+            with owner.begin() as connection:
+                made = """UPDATE payments.payment SET expires_at = clock_timestamp() + interval '1 ms'
+                          WHERE merchant_no LIKE :like AND status = 'CREATED' AND method = 'bank_card' RETURNING order_no"""
+                orders = connection.execute(text(made), about).scalars().all()
+            expired = "SELECT count(*) FROM payments.payment WHERE merchant_no LIKE :like AND status = 'EXPIRED'"
+            eventually(lambda: shop.count(expired) == len(orders) > 0, what="all have expired")
+        finally:
+            with bank.begin() as connection:
+                resume(connection, BANK, PLATFORM, now=utc_now(), **held)
+        shop.holds()
+    suspended = (
+        "SELECT count(*) FROM payments.suspense JOIN payments.payment USING (payment_no) WHERE merchant_no LIKE :like"
+    )
+    assert shop.count(suspended) == 0
+    assert [order for order in orders if not all(story.is_whole for story in timeline(stack.settings, order))] == []
+    report = reconcile(stack.settings, grace=timedelta(seconds=1))
+    assert [one for one in report.findings if one.order_no in orders] == []
+    found = check(engine_of(stack.settings, "ops"), before=utc_now())
+    with owner.connect() as connection:
+        numbers = connection.execute(
+            text("SELECT payment_no FROM payments.payment WHERE merchant_no LIKE :like"), about
+        )
+        assert {one.subject for one in found}.isdisjoint(numbers.scalars())
 
 
 def test_a_reversed_voucher_is_part_of_the_story(stack: Stack, orders: dict[str, str]) -> None:

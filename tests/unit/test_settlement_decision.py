@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producers.payments.settlement import Booking, Standing, decide
+from producers.payments.settlement import Booking, Standing, decide, taken_at
 from schemas.bank import BankNotification
 
+NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 OPEN = Standing(status="CREATED", amount_fen=100, currency="CNY", expired=False)
 SUCCESS = BankNotification(transaction_no="B1", payment_no="P1", amount_fen=100, currency="CNY", status="SUCCESS")
 FAILED = BankNotification(
@@ -31,6 +33,13 @@ SETTLED = replace(OPEN, status="SETTLED")
     (None, FAILED, None, "refuse"),
     (replace(OPEN, expired=True), SUCCESS, None, "suspend"),
     (replace(OPEN, status="EXPIRED", expired=True), SUCCESS, None, "suspend"),
+    # The bank took the money in time; we were late.
+    (replace(OPEN, status="EXPIRED"), SUCCESS, None, "settle"),
+    (replace(OPEN, status="EXPIRED"), OTHER_AMOUNT, None, "suspend"),
+    (replace(OPEN, status="EXPIRED", currency="USD"), SUCCESS, None, "suspend"),
+    (replace(OPEN, status="EXPIRED", method="balance"), SUCCESS, None, "suspend"),
+    (replace(OPEN, status="EXPIRED"), SUCCESS, BOOKED, "repeat"),
+    (replace(OPEN, status="EXPIRED"), FAILED, None, "repeat"),
     (replace(OPEN, status="FAILED"), SUCCESS, None, "suspend"),
     (SETTLED, SUCCESS, BOOKED, "repeat"),
     (SETTLED, SUCCESS, None, "suspend"),
@@ -48,6 +57,23 @@ SETTLED = replace(OPEN, status="SETTLED")
 ])  # fmt: skip
 def test_decision(order: Standing | None, told: BankNotification, booking: Booking | None, act: str) -> None:
     assert decide(order, told, booking).act == act
+
+
+@given(
+    created_s=st.integers(-10, 10),
+    executed_s=st.none() | st.integers(-10, 10).map(float) | st.floats(-9e6, 9e6),
+    age_max_days=st.integers(1, 30),
+)
+def test_what_the_bank_says_of_its_time_counts_only_where_it_can_be(
+    created_s: int, executed_s: float | None, age_max_days: int
+) -> None:
+    executed_at = None if executed_s is None else NOW + timedelta(seconds=executed_s)
+    created_at, age_max = NOW + timedelta(seconds=created_s), timedelta(days=age_max_days)
+    at = taken_at(executed_at, created_at=created_at, now=NOW, age_max=age_max)
+    can_be = executed_at is not None and (
+        executed_at >= created_at and executed_at - NOW <= timedelta(seconds=5) and NOW - executed_at <= age_max
+    )
+    assert at == (executed_at if can_be else NOW)
 
 
 @given(
