@@ -26,7 +26,7 @@ from consumers.transport import FAILED, Batch, BatchSchema, Consumer, Opening, r
 from outbox.clock import utc_now
 from outbox.condition import Condition
 from outbox.database import engine_for
-from outbox.inbox import Log, begin_log, lock_position, move_to, note_mirrored, positions
+from outbox.inbox import Log, all_positions, begin_log, lock_position, move_to, note_mirrored, positions
 from outbox.retry import backoff_s
 from outbox.settings import Settings
 
@@ -188,6 +188,15 @@ class DatabasePositions:
         opened = await asyncio.to_thread(self._open, earliest, latest, committed)
         self._app.condition.ready()
         return opened
+
+    async def progress(self) -> Mapping[Log, int]:
+        """Return the next offset of every log that the consumer has begun."""
+        return await asyncio.to_thread(self._progress)
+
+    def _progress(self) -> dict[Log, int]:
+        engine: Engine = self._app.engine
+        with engine.connect() as connection:
+            return all_positions(connection, self._app.consumer_name)
 
     def tell(self, about: str, condition: str) -> None:
         """Say how a partition is."""

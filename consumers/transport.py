@@ -41,6 +41,8 @@ from faust.transport.drivers.aiokafka import Transport as AIOKafkaTransport
 from faust.types import TP, ConsumerMessage
 from mode import Service
 
+from consumers import batches
+from consumers.batches import UnreadableBatch
 from consumers.delivery import Slice
 from outbox.errors import Refused
 from outbox.inbox import Log
@@ -57,6 +59,10 @@ FETCH_WAIT_MS = 100
 """Faust's 1500 would hold up the look-ups of offsets, which queue behind the long poll."""
 POLL_S = 1.0
 REOPEN_S = 1.0
+UNREADABLE_S = 4.0
+"""Between two attempts at a batch that cannot be read; each makes the other partitions fetch again what was in the same poll."""
+PROGRESS_S = 3.0
+"""Between two looks at whether somebody has moved progress: one statement for all partitions."""
 MIRROR_S = 1.0
 MIRROR_TIMEOUT_S = 3.0
 GRACE_S = 8.0
@@ -100,6 +106,9 @@ class Positions(Protocol):
     ) -> Mapping[TP, Opening]:
         """Return where to begin each partition."""
 
+    async def progress(self) -> Mapping[Log, int]:
+        """Return the next offset of every log that the consumer has begun, as the database has it now."""
+
     async def topic_ids(self, topics: Collection[str]) -> Mapping[str, str]:
         """Return the id of each topic that exists."""
 
@@ -110,7 +119,19 @@ class Positions(Protocol):
 class Lane:
     """One assigned partition, and what waits of it."""
 
-    __slots__ = ("bytes", "epoch", "has_hole", "log", "position", "records", "state", "tp", "waiting")
+    __slots__ = (
+        "bytes",
+        "epoch",
+        "has_hole",
+        "is_unreadable",
+        "log",
+        "position",
+        "reached",
+        "records",
+        "state",
+        "tp",
+        "waiting",
+    )
 
     def __init__(self, tp: TP) -> None:
         self.tp = tp
@@ -121,7 +142,12 @@ class Lane:
         self.log: Log | None = None
         self.has_hole = False
         """Whether it was said that its position lies outside its log."""
+        self.is_unreadable = False
+        """Whether it was said that its next batch cannot be read."""
         self.position = 0
+        """End of what was fetched."""
+        self.reached = 0
+        """Progress was here already: as it was read at the opening, or after the last commit of ours."""
         self.waiting: deque[Slice] = deque()
         self.records = 0
         self.bytes = 0
@@ -179,6 +205,8 @@ class Batch:
         # aiokafka leave the group and join again.
         if self._is_ours(lane) and lane.log == log:
             self._consumer.mirror(lane.tp, content.end)
+        if not self._is_stale(log):
+            lane.reached = content.end
         del self._slices[log]
 
     def hold(self, log: Log, delay_s: float) -> None:
@@ -336,16 +364,31 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
         except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
             for tp in _partitions_of(error):
                 self.rewind(self.lanes.get(tp))
-        except (KafkaError, UnicodeDecodeError) as error:  # the latter: a header's name that the client cannot read
-            # What came in of other partitions before the error is lost to us, though their fetch position has moved.
-            for lane in self.lanes.values():
-                if lane.state == "open":
-                    self.rewind(lane)
+        except UnreadableBatch as error:
+            self._stop_for_a_while(self.lanes.get(TP(*error.tp)), error)
+            self._rewind_all()
+        except KafkaError as error:
+            self._rewind_all()
             self.positions.tell("poll", f"failed: {error!r}")
             await self.sleep(0.5)
         else:
             self.positions.tell("poll", "")
             await self._take_in(fetched, generation)
+
+    def _rewind_all(self) -> None:
+        """What came in before a poll failed is lost to us, though the fetch positions have moved: begin again at progress."""
+        for lane in self.lanes.values():
+            if lane.state == "open":
+                self.rewind(lane)
+
+    def _stop_for_a_while(self, lane: Lane | None, error: UnreadableBatch) -> None:
+        """The partition waits and says why; the others go on."""
+        if lane is None or lane.state != "open":
+            return
+        self.rewind(lane, state="held")
+        lane.is_unreadable = True
+        self.positions.tell(str(lane.log), f"stopped: {error.args[0]}")
+        self.loop.call_later(UNREADABLE_S, self.release, lane, lane.epoch)
 
     async def _poll(self) -> tuple[int, dict[TP, tuple[list[Any], int]]]:
         """Return what came in, with the position after it. In the consumer's thread."""
@@ -383,6 +426,9 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
             if lane is None or lane.state != "open" or lane.log is None or not is_ours:
                 self.rewind(lane)  # fetched, not wanted any more: the fetch position must come back
             else:
+                if lane.is_unreadable:
+                    lane.is_unreadable = False
+                    self.positions.tell(str(lane.log), "")
                 lane.add(records, end)
         filled = [lane for lane in self.lanes.values() if lane.waiting]
         if none_waited and filled:
@@ -508,7 +554,8 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
                 continue
             await self._in_thread(_seek(consumer, TopicPartition(*lane.tp), opening.next_offset))
             if self.lanes.get(lane.tp) is lane and lane.state == "closed":
-                lane.position, lane.state = opening.next_offset, "open"
+                lane.position = lane.reached = opening.next_offset
+                lane.state = "open"
                 if opening.mirror:
                     self.mirror(lane.tp, opening.next_offset)
         self._fetch_more()
@@ -531,6 +578,36 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
                 elif lane.log is not None and ids.get(lane.tp.topic, lane.log.topic_id) != lane.log.topic_id:
                     log.warning("topic %s was made again: reading the new one from its beginning", lane.tp.topic)
                     self.rewind(lane)
+
+    @Service.task  # type: ignore[untyped-decorator]
+    async def _watch_progress(self) -> None:
+        """A partition whose progress was moved by somebody else begins again there, whether a record comes in or not.
+
+        As after a restore of the database, or a fail-over to a standby that lagged: what was applied since is not any more.
+        """
+        while not self.should_stop:
+            await self.sleep(PROGRESS_S)
+            reached = {lane: (lane.epoch, lane.reached) for lane in self.lanes.values() if lane.state == "open"}
+            if not reached:
+                continue
+            try:
+                progress = await self.positions.progress()
+            except Exception as error:  # noqa: BLE001 - the database is away: look again, and say so
+                reason = f"{type(error).__name__}: {getattr(error, 'orig', error)}".splitlines()[0]
+                self.positions.tell("progress", f"waiting for the database: {reason}")
+                continue
+            self.positions.tell("progress", "")
+            for lane, (epoch, low) in reached.items():
+                self._follow(lane, epoch, progress, low)
+
+    def _follow(self, lane: Lane, epoch: int, progress: Mapping[Log, int], low: int) -> None:
+        """The lane begins again at its progress if that is not between what was reached before it was read and what is fetched now."""
+        if self.lanes.get(lane.tp) is not lane or lane.epoch != epoch or lane.state != "open" or lane.log is None:
+            return
+        at = progress.get(lane.log)
+        if at is None or not low <= at <= lane.position:
+            log.warning("progress of %s was at %s, and is at %s now: going on there", lane.log, low, at)
+            self.rewind(lane)
 
     # ---- rebalance and end -------------------------------------------------------------------------------------
 
@@ -648,6 +725,7 @@ def _send(
 
 
 AIOKafkaConnection.send = _send
+batches.install()
 
 
 def commit_as_member(consumer: Any) -> None:

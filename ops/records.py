@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from operator import methodcaller
 from uuid import UUID
 
 from confluent_kafka import (
@@ -23,7 +24,7 @@ from ops.brokers import TIMEOUT_S, asking
 from outbox.clock import EPOCH
 from outbox.errors import NotReady, Unreachable
 from outbox.settings import Settings
-from schemas.codec import ID
+from schemas.codec import ID, UNREADABLE
 
 POLL_S = 0.1
 
@@ -31,6 +32,8 @@ LEADERLESS = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILAB
 
 FEW = {"queued.min.messages": 1, "fetch.message.max.bytes": 64 * 1024}
 """How to look at single records of a long log: without fetching megabytes ahead."""
+
+_HEADERS = methodcaller("headers")
 
 Place = tuple[str, int]
 """A topic and one of its partitions."""
@@ -58,11 +61,24 @@ def read(settings: Settings, spans: Mapping[Place, range], **how: object) -> Gen
                 if place not in left:
                     continue
                 if not is_end and offset in left[place]:
-                    yield message
+                    yield _readable(message)
                 if offset + (not is_end) >= left[place].stop:
                     del left[place]
             if messages:
                 moved = time.monotonic()  # not before: the time that the caller took over them is not Kafka's
+
+
+def _readable(message: Message) -> Message:
+    """Return the message with headers that can be read, as the processors read them (consumers/batches.py).
+
+    Where the name of a header is no UTF-8, the client returns headers without a name, with an exception set: the call goes
+    through a caller that looks for it, or it would come up somewhere later.
+    """
+    try:
+        _HEADERS(message)
+    except (UnicodeDecodeError, SystemError):
+        message.set_headers([(UNREADABLE, b"the name of a header is no UTF-8")])
+    return message
 
 
 def offsets_at(settings: Settings, topics: Collection[str], at: datetime) -> dict[Place, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+from aiokafka import AIOKafkaProducer
+from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewPartitions
 from sqlalchemy import Engine, create_engine, text
@@ -224,3 +227,36 @@ def frozen(pid: int) -> Any:
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
+
+
+class NotUtf8(str):
+    """The name of a header that no UTF-8 decoder takes: what it holds is sent as Latin-1."""
+
+    __slots__ = ()
+
+    def encode(self, *_: object, **__: object) -> bytes:
+        return super().encode("latin-1")
+
+
+async def _send_batch(bootstrap: str, topic: str, partition: int, codec: int, records: list[tuple[Any, ...]]) -> None:
+    producer = AIOKafkaProducer(bootstrap_servers=bootstrap)
+    await producer.start()
+    try:
+        batch = producer.create_batch()
+        # aiokafka's fast builder, and every other client, refuses such a name; its Python builder asks the name to encode itself.
+        batch._builder = _DefaultRecordBatchBuilderPy(2, codec, False, -1, -1, 0, 1 << 20)
+        for key, value, headers in records:
+            assert batch.append(timestamp=None, key=key, value=value, headers=headers) is not None
+        await (await producer.send_batch(batch, topic, partition=partition))
+    finally:
+        await producer.stop()
+
+
+def send_batch(
+    settings: Settings, topic: str, partition: int, records: list[tuple[Any, ...]], *, codec: int = 0
+) -> None:
+    """The records (key, value, headers) are one batch on the topic; names of headers may be `NotUtf8`.
+
+    Codecs are Kafka's: none, gzip, snappy, lz4, zstd from 0 to 4.
+    """
+    asyncio.run(_send_batch(settings.kafka_bootstrap, topic, partition, codec, records))

@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaConsumer
@@ -15,6 +16,7 @@ from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 from sqlalchemy import text
 
 from consumers.transport import FAILED, commit_as_member
+from outbox.settings import Settings
 from tests.pipeline import Pipeline, engine_of
 from tests.waiting import eventually
 
@@ -157,6 +159,48 @@ def test_a_consumer_that_its_group_does_not_know_commits_nothing(pipeline: Pipel
     with pytest.raises(CommitFailedError):
         asyncio.run(commit(3, bound=True))
     assert committed() == 7
+
+
+def test_a_database_restored_under_a_running_worker_is_filled_again_though_no_record_comes(
+    settings: Settings, prefix: str, tmp_path: Path
+) -> None:
+    """The worker has everything behind it in memory; in the database half the partitions are as they were at their beginning."""
+    own = settings.model_copy(update={"topic_prefix": prefix, "group_prefix": prefix, "metadata_max_age_s": 1.0})
+    pipeline = Pipeline(own, tmp_path, name="points")
+    like = {"like": f"{prefix}%"}
+    entries = "SELECT count(*) FROM points.entry WHERE payment_no LIKE :like"
+    sums = """SELECT count(*) FROM points.account WHERE account_no LIKE :like AND balance IS DISTINCT FROM
+              (SELECT sum(points) FROM points.entry WHERE entry.account_no = account.account_no)"""
+    pipeline.make_topic()
+    try:
+        worker = pipeline.ready(pipeline.start())
+        pipeline.send(pipeline.events(90), twice=True)
+        eventually(lambda: pipeline.count(entries) == 90, what="90 entries of points")
+        with pipeline.owner() as owner:
+            lost = owner.execute(
+                text("""DELETE FROM points.inbox WHERE consumer = :consumer AND topic LIKE :like AND partition < 2
+                        RETURNING event_id"""),
+                {"consumer": pipeline.consumer, **like},
+            ).scalars().all()  # fmt: skip
+            for statement in (
+                "DELETE FROM points.entry WHERE payment_no LIKE :like AND event_id = ANY(:lost)",
+                """UPDATE points.account SET balance = (SELECT coalesce(sum(points), 0) FROM points.entry
+                                                        WHERE entry.account_no = account.account_no)
+                   WHERE account_no LIKE :like""",
+                "UPDATE points.progress SET next_offset = 0 WHERE topic LIKE :like AND partition = 0",
+                "DELETE FROM points.progress WHERE topic LIKE :like AND partition = 1",
+            ):
+                owner.execute(text(statement), {**like, "lost": lost})
+        assert 0 < len(lost) < 90
+        assert pipeline.count(entries) == 90 - len(lost)
+        eventually(lambda: pipeline.count(entries) == 90, within_s=15, what="what was lost is applied again")
+        assert pipeline.count(sums) == 0
+        assert "going on there" in worker.log.read_text()
+        pipeline.send(pipeline.events(10))
+        eventually(lambda: pipeline.count(entries) == 100, what="what comes next")
+        assert (pipeline.count(sums), worker.end()) == (0, 0)
+    finally:
+        pipeline.close()
 
 
 def test_a_log_that_has_lost_its_end_is_read_on_from_there(pipeline: Pipeline) -> None:

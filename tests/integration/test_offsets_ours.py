@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,9 +29,10 @@ from outbox.clock import utc_now
 from outbox.errors import Refused
 from outbox.inbox import begin_log
 from schemas.codec import encode
+from tests.factories import settled
 from tests.foreign import Command
 from tests.foreign import ours as environment_of_ours
-from tests.pipeline import ROOT, Pipeline, engine_of, fresh_id, headers_of
+from tests.pipeline import ROOT, NotUtf8, Pipeline, engine_of, environment, fresh_id, headers_of, send_batch
 from tests.providers import Stack
 from tests.waiting import eventually
 
@@ -177,6 +180,45 @@ def test_a_way_back_applies_an_event_once_and_nothing_past_what_is_parked_of_its
     assert ahead.of(*COUNTS)[0] == (5, 3, 0, 3, 0), "skipped, none of them is applied"
     back = offsets("reset", one.group, "--to-earliest", *on(one))
     assert back.of(*COUNTS)[0] == (0, 5, 2, 1, 2)
+
+
+def test_a_header_whose_name_is_no_utf8_is_parked_and_no_reader_stumbles(
+    pipeline: Pipeline, offsets: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kafka takes such a name, whether the batch is compressed or not; the Python clients do not."""
+    foreign = settled(prefix=f"{pipeline.settings.topic_prefix}x")
+    whole = (foreign.key.encode(), encode(foreign).encode(), [*headers_of(foreign), (NotUtf8("tr\xff\xfe"), b"x")])
+    for partition, codec in enumerate((0, 3, 4)):
+        batch = [whole, (b"another", None, [(NotUtf8("\xc3("), None)])] if codec != 4 else [whole]
+        send_batch(pipeline.settings, pipeline.topic, partition, batch, codec=codec)
+    pipeline.send(pipeline.events(30))
+    pipeline.ready(pipeline.start())
+    pipeline.all_posted(within_s=20)
+    eventually(lambda: pipeline.parked() == 5, what="the five records parked")
+    with engine_of(pipeline.settings, "ops").connect() as connection:
+        [kept] = connection.execute(
+            text("""SELECT headers, value, error FROM accounting.parked
+                    WHERE consumer = :consumer AND partition = 1 AND "offset" = 0"""),
+            {"consumer": pipeline.consumer},
+        )  # fmt: skip
+    assert (kept.value, kept.headers["tr\\xff\\xfe"]) == (whole[1], "x"), "nothing of it is lost"
+    assert "no UTF-8" in kept.error
+
+    peeked = offsets("peek", pipeline.consumer, "--topic", pipeline.topic, "--before", 100).rows
+    assert [row["fate"] for row in peeked if row["event"] == ""] == ["PARKED"] * 5
+    reset = offsets("reset", pipeline.consumer, "--topic", pipeline.topic, "--to-earliest")
+    assert sum(row["parked"] for row in reset.rows) == 5
+    for name, value in environment(pipeline.settings).items():
+        monkeypatch.setenv(name, value)
+    begin = (utc_now() - timedelta(hours=1)).isoformat()
+    run = CliRunner().invoke(
+        app, ["replay", "redeliver", "--consumer", pipeline.consumer, "--from", begin, "-o", "json"]
+    )
+    assert sum(row["unreadable"] for row in json.loads(run.stdout)) == 5
+    retried = CliRunner().invoke(app, ["parked", "retry", "--consumer", pipeline.consumer, "--execute", "--yes"])
+    assert "no UTF-8" in retried.output, "as it was read, so it is read from the parking lot"
+    assert pipeline.parked() == 5
+    pipeline.prove()
 
 
 def test_events_that_would_be_told_to_the_outside_are_counted(pipeline: Pipeline, offsets: Command) -> None:
