@@ -26,7 +26,7 @@ from consumers.transport import FAILED, Batch, BatchSchema, Consumer, Opening, r
 from outbox.clock import utc_now
 from outbox.condition import Condition
 from outbox.database import engine_for
-from outbox.inbox import Log, all_positions, begin_log, lock_position, move_to, note_mirrored, positions
+from outbox.inbox import Log, all_positions, begin_log, begin_topic, lock_position, move_to, note_mirrored, positions
 from outbox.retry import backoff_s
 from outbox.settings import Settings
 
@@ -214,9 +214,12 @@ class DatabasePositions:
         }
         engine: Engine = self._app.engine
         with engine.begin() as connection:
+            for topic in sorted({one.topic for one in logs.values()}):
+                begin_topic(connection, self._app.consumer_name, self._app.delivery.processor.service, topic)
             for tp, one in sorted(logs.items()):
                 begin_log(connection, self._app.consumer_name, one, next_offset=earliest[tp])
             found = positions(connection, self._app.consumer_name, list(logs.values()))
+        self._app.delivery.has_begun()
         for tp, one in logs.items():
             if found[one][0] > latest[tp]:
                 found[one] = (self._within_its_log(one), found[one][1])

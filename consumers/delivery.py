@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Protocol
 from uuid import UUID
@@ -22,7 +22,7 @@ from consumers.metrics import DeliveryMetrics
 from outbox.clock import first_id_at, time_of
 from outbox.database import database_now
 from outbox.errors import AheadOfClock
-from outbox.inbox import Arrival, Log, arrive, claim_spans, horizon
+from outbox.inbox import NO_HORIZON, Arrival, Log, arrive, behind_horizons, claim_spans, horizon
 from outbox.parking import Cause, Parked, blocked_keys, park
 from schemas.codec import TYPE, Envelope, Undecodable, UnknownType, UnknownVersion, decode
 from schemas.events import Event
@@ -173,6 +173,20 @@ class Handled:
     """Of these, those that it passed over as older than what their key has."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """Which ids can be applied: from `low` on, and before `high` and `ahead`."""
+
+    low: UUID
+    """The inbox's oldest day: older repeats would not be recognised."""
+    high: UUID
+    """The end of the inbox's last day."""
+    ahead: UUID
+    """Too far ahead of the clocks from there on."""
+    behind: Mapping[str, UUID]
+    """Of topics whose past the consumer has yet to read: older ids than this are applied too, by a table of their own."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Retried:
     """What became of a parked event: applied, or known as applied before, unless it has a cause to stay."""
@@ -200,7 +214,8 @@ class Delivery:
         self._engine = engine
         self._clock = clock
         self._read_horizon = horizon
-        self._horizon: tuple[float, UUID, UUID] | None = None
+        self._bounds_read: tuple[float, int, Bounds] | None = None
+        self._begun = 0
         self._database_ahead = timedelta()
         """How far the database's clock is ahead of ours."""
         self._brake = brake or Brake()
@@ -233,7 +248,7 @@ class Delivery:
         Transaction: the caller's, under a savepoint. May be repeated: applied once, it is known. Raises what `is_transient` knows.
         An event that was parked as ahead of the clock is applied once the inbox has its day.
         """
-        item = _read(log, record, *self._days(connection))
+        item = _read(log, record, self._days(connection))
         if isinstance(item, _Event):
             try:
                 with connection.begin_nested():
@@ -246,7 +261,7 @@ class Delivery:
 
     def open(self, connection: Connection, log: Log, record: Record) -> Opened:
         """Return the record's event as the live stream would read it. Transaction: the caller's, in which it reads."""
-        item = _read(log, record, *self._bounds(connection))
+        item = _read(log, record, self._bounds(connection))
         if isinstance(item, _Event):
             return Opened(log=log, record=record, envelope=item.envelope)
         return Opened(log=log, record=record, envelope=item.envelope, cause=item.cause, error=item.error)
@@ -320,7 +335,7 @@ class Delivery:
         bounds = self._bounds(connection)
         run: list[_Event] = []
         for log, record in records:
-            item = _read(log, record, *bounds)
+            item = _read(log, record, bounds)
             if isinstance(item, _Poison):
                 outcome.reject(item)
             else:
@@ -390,7 +405,7 @@ class Delivery:
         if not events:
             return Handled()
         arrivals = [Arrival(event_id=event.envelope.id, log=event.log, offset=event.record.offset) for event in events]
-        known = arrive(connection, self.consumer, arrivals)
+        known = arrive(connection, self.consumer, arrivals, behind=self._bounds(connection).behind)
         once: dict[UUID, Envelope] = {}
         for event in events:  # the first of its id: a repeat does not move it behind later ones
             once.setdefault(event.envelope.id, event.envelope)
@@ -401,22 +416,28 @@ class Delivery:
             superseded = self.processor.handle(connection, fresh)
         return Handled(fresh=fresh, superseded=len(superseded or ()))
 
-    def _bounds(self, connection: Connection) -> tuple[UUID, UUID, UUID]:
-        """Return the bounds of the inbox's days, and the smallest id that is too far ahead by the later of two clocks.
+    def has_begun(self) -> None:
+        """The consumer may have begun a topic: what is known of its horizon is read again. Safe from any thread."""
+        self._begun += 1
+
+    def _bounds(self, connection: Connection) -> Bounds:
+        """Return which ids can be applied, by the inbox's days and the later of two clocks.
 
         Ours alone may be slow: then every event would look ahead, and be parked.
         """
-        low, high = self._days(connection)
+        days = self._days(connection)
         now = self._clock() + self._database_ahead
-        return low, high, first_id_at(now + CLOCK_TOLERANCE)
+        return replace(days, ahead=first_id_at(now + CLOCK_TOLERANCE))
 
-    def _days(self, connection: Connection) -> tuple[UUID, UUID]:
-        """Return the bounds of the inbox's days."""
-        if self._horizon is None or time.monotonic() - self._horizon[0] > HORIZON_S:
-            self._horizon = (time.monotonic(), *self._read_horizon(connection, self.processor.service))
+    def _days(self, connection: Connection) -> Bounds:
+        """Return which ids can be applied by the inbox's days, whatever the clocks say."""
+        begun = self._begun
+        if (read := self._bounds_read) is None or read[1] != begun or time.monotonic() - read[0] > HORIZON_S:
+            low, high = self._read_horizon(connection, self.processor.service)
+            bounds = Bounds(low=low, high=high, ahead=LAST_ID, behind=behind_horizons(connection, self.consumer))
+            self._bounds_read = read = (time.monotonic(), begun, bounds)
             self._database_ahead = max(timedelta(), database_now(connection) - self._clock())
-        _, low, high = self._horizon
-        return low, high
+        return read[2]
 
 
 class _Outcome:
@@ -594,7 +615,7 @@ def headers_of(record: Record) -> dict[str, bytes]:
     return {name: value for name, value in record.headers if value is not None}
 
 
-def _read(log: Log, record: Record, low: UUID, high: UUID, ahead: UUID = LAST_ID) -> _Event | _Poison:
+def _read(log: Log, record: Record, bounds: Bounds) -> _Event | _Poison:
     try:
         envelope = decode(headers_of(record), record.value)
     except UnknownVersion as error:
@@ -610,7 +631,7 @@ def _read(log: Log, record: Record, low: UUID, high: UUID, ahead: UUID = LAST_ID
     at = time_of(envelope.id)
     if at is None:
         return _Poison(log, record, Cause.UNDECODABLE, f"id {envelope.id} is no UUIDv7", envelope)
-    if envelope.id < low:
+    if envelope.id < bounds.low and envelope.id >= bounds.behind.get(log.topic, NO_HORIZON):
         return _Poison(
             log,
             record,
@@ -618,10 +639,10 @@ def _read(log: Log, record: Record, low: UUID, high: UUID, ahead: UUID = LAST_ID
             f"recorded {at}: its repeats would not be recognised; it can be skipped, not retried",
             envelope,
         )
-    if envelope.id >= ahead:
+    if envelope.id >= bounds.ahead:
         why = f"recorded {at}: ahead of the clock; upkeep retries it"
         return _Poison(log, record, Cause.AHEAD_OF_CLOCK, why, envelope, is_ahead=True)
-    if envelope.id >= high:
+    if envelope.id >= bounds.high:
         return _Poison(
             log, record, Cause.AHEAD_OF_CLOCK, f"recorded {at}: its day is not made: payrelay upkeep", envelope
         )

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine
 
 from consumers.delivery import DuplicateFact, Processor, is_transient, told
 from consumers.retry import transact
-from outbox.inbox import Arrival, arrive
+from outbox.inbox import Arrival, applied_before, arrive, behind_horizons
 from outbox.parking import lock_keys
 from schemas.codec import Envelope
 
@@ -37,9 +37,6 @@ class Reapplied:
     error: str = ""
 
 
-_KNOWN = text("SELECT EXISTS (SELECT FROM inbox WHERE event_id = :id AND consumer = :consumer)")
-
-
 def reapply(engine: Engine, processor: Processor, consumer: str, envelope: Envelope) -> Reapplied:
     """An event that the inbox knows has its effect, or still none, as the outcome says; the handler has run at most once.
 
@@ -49,7 +46,7 @@ def reapply(engine: Engine, processor: Processor, consumer: str, envelope: Envel
 
     def step(connection: Connection) -> Outcome:
         lock_keys(connection, consumer, [envelope.event.key.encode()])
-        if not connection.execute(_KNOWN, {"id": envelope.id, "consumer": consumer}).scalar():
+        if not applied_before(connection, consumer, [envelope.id]):
             return Outcome.UNKNOWN
         processor.handle(connection, [envelope])
         return Outcome.APPLIED
@@ -69,6 +66,6 @@ def remember(engine: Engine, consumer: str, arrival: Arrival, key: str) -> None:
 
     def step(connection: Connection) -> None:
         lock_keys(connection, consumer, [key.encode()])
-        arrive(connection, consumer, [arrival])
+        arrive(connection, consumer, [arrival], behind=behind_horizons(connection, consumer))
 
     transact(engine, step)

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import IntegrityError
 
 from consumers.delivery import Delivery, is_transient
-from outbox.inbox import Arrival, arrive, note_lot
+from outbox.inbox import Arrival, arrive, behind_horizons, note_lot
 from outbox.parking import Act, Cause, Held, head_of, held, lock_keys, note_failure, take_out
 from outbox.retry import backoff_s
 
@@ -88,7 +88,7 @@ def remember(connection: Connection, consumer: str, arrival: Arrival) -> None:
     """
     try:
         with connection.begin_nested():
-            arrive(connection, consumer, [arrival])
+            arrive(connection, consumer, [arrival], behind=behind_horizons(connection, consumer))
     except IntegrityError as error:
         if getattr(error.orig, "sqlstate", None) != NO_DAY:
             raise

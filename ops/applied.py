@@ -34,13 +34,13 @@ class Fate(StrEnum):
 def fates(connection: Connection, service: str, consumer: str, ids: Collection[UUID]) -> dict[UUID, Fate]:
     """Return what became of each event at a consumer, of the service whose inbox and parking lot it has. Reads only.
 
-    Two look-ups by index for all of them; a few thousand at a time keep the statements small.
+    Three look-ups by index for all of them; a few thousand at a time keep the statements small.
     """
     if service not in SERVICES:
         raise ValueError(service)
     found = dict.fromkeys(ids, Fate.MISSING)
     wanted = {"consumer": consumer, "ids": list(found)}
-    for fate, table in ((Fate.PARKED, "parked"), (Fate.APPLIED, "inbox")):
+    for fate, table in ((Fate.PARKED, "parked"), (Fate.APPLIED, "inbox"), (Fate.APPLIED, "inbox_behind")):
         rows = connection.execute(
             text(f"SELECT event_id FROM {service}.{table} WHERE consumer = :consumer AND event_id = ANY(:ids)"),  # noqa: S608
             wanted,

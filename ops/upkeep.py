@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ops.health import reader_engine
 from ops.pipeline.clocks import waiting_ahead
+from ops.pipeline.past import forget_past, note_passed
 from ops.pipeline.positions import consumer_positions
 from ops.records import append_times
 from outbox.clock import APART_MAX, Clocks
@@ -64,6 +65,8 @@ class Upkeep:
     retried: dict[str, int] = field(default_factory=dict)
     """Parked events that were ahead of the clock and are applied, by consumer."""
     purged: dict[str, int] = field(default_factory=dict)
+    passed: list[str] = field(default_factory=list)
+    """Consumers, with a topic, that have read what was older than their inbox when they began it."""
     errors: dict[str, str] = field(default_factory=dict)
     """What went wrong, by place; the next round tries again."""
 
@@ -79,6 +82,7 @@ class Upkeep:
                 for name, count in self.retried.items()
             ),
             *({"what": name, "outcome": f"{count} purged"} for name, count in self.purged.items() if count),
+            *({"what": name, "outcome": "has read what was older than its inbox"} for name in self.passed),
             *({"what": name, "outcome": f"failed: {error}"} for name, error in self.errors.items()),
         ]
 
@@ -122,6 +126,10 @@ def upkeep(
                 with _noted(report, service):
                     report.made += make_days(engine, [service], today=times.database.date())
         _drop(settings, engine, times, report, topics=topics, limit=maxsize if catch_up else DROPS_MAX, execute=execute)
+        if execute:
+            with _noted(report, "inbox_behind"):
+                report.passed = note_passed(settings, now=min(times.host, times.database))
+                report.purged |= forget_past(settings)
     if execute:
         with _noted(report, "parked"):
             report.retried = _retry_ahead(settings)

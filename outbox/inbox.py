@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import date
 from uuid import UUID
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, TextClause, text
 
 from outbox.clock import first_id_of
 from outbox.partitions import days_of
@@ -35,6 +35,8 @@ class Arrival:
     log: Log
     offset: int
 
+
+NO_HORIZON = UUID(int=0)
 
 _LOG = "cluster_id = :cluster_id AND topic = :topic AND topic_id = :topic_id AND partition = :partition"
 
@@ -87,6 +89,14 @@ _ARRIVE = text("""
       RETURNING event_id)
     SELECT event_id FROM arrival EXCEPT SELECT event_id FROM arrived""")
 
+_ARRIVE_BEHIND = text(_ARRIVE.text.replace("INSERT INTO inbox", "INSERT INTO inbox_behind"))
+
+_BEGIN_TOPIC = text("""
+    INSERT INTO topic_begun (consumer, topic, horizon, passed_at)
+    SELECT :consumer, :topic, :horizon,
+           CASE WHEN EXISTS (SELECT FROM progress WHERE consumer = :consumer AND topic = :topic) THEN clock_timestamp() END
+    ON CONFLICT (consumer, topic) DO NOTHING""")
+
 
 def _keys(consumer: str, log: Log) -> dict[str, str | int]:
     return {
@@ -135,6 +145,28 @@ def begin_log(connection: Connection, consumer: str, log: Log, *, next_offset: i
     """
     connection.execute(_LOCK_NAMESAKES, _keys(consumer, log))
     connection.execute(_BEGIN, {**_keys(consumer, log), "next_offset": next_offset})
+
+
+def begin_topic(connection: Connection, consumer: str, service: str, topic: str) -> None:
+    """It is recorded that the consumer has begun the topic of this name. Transaction: the caller's; before `begin_log`.
+
+    The first time, with the horizon of that moment: until it is passed, what is older is applied too (see `behind_horizons`).
+    A consumer that had a position in the topic before, whichever log had that name, keeps to the horizon from the start.
+    May be repeated, and run beside itself: only the first call of all counts.
+    """
+    low, _ = horizon(connection, service)
+    connection.execute(_BEGIN_TOPIC, {"consumer": consumer, "topic": topic, "horizon": low})
+
+
+def behind_horizons(connection: Connection, consumer: str, *, schema: str = "") -> dict[str, UUID]:
+    """Return the topics that the consumer has begun and whose past it has not read yet, each with its horizon then.
+
+    Events older than that are known by a table of their own, `inbox_behind`, instead of the days of `inbox`. Reads only; in
+    the role's own schema, unless another one is named.
+    """
+    table = f"{schema}.topic_begun" if schema else "topic_begun"
+    statement = text(f"SELECT topic, horizon FROM {table} WHERE consumer = :consumer AND passed_at IS NULL")  # noqa: S608
+    return {row.topic: row.horizon for row in connection.execute(statement, {"consumer": consumer})}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,11 +247,28 @@ def note_lot(connection: Connection, consumer: str) -> bool:
     return connection.execute(_NONE_PARKED, {"consumer": consumer}).rowcount > 0
 
 
-def arrive(connection: Connection, consumer: str, arrivals: Sequence[Arrival]) -> set[UUID]:
+def arrive(
+    connection: Connection, consumer: str, arrivals: Sequence[Arrival], *, behind: Mapping[str, UUID] | None = None
+) -> set[UUID]:
     """Return the ids that this consumer had applied before; the others count as applied if the caller commits.
 
-    One statement, in id order, so that two workers that meet the same events wait for, and never on, each other.
+    `behind` is what `behind_horizons` returns. One statement for each table, in id order, so that two workers that meet the
+    same events wait for, and never on, each other.
     """
+    if not behind:
+        return _arrive(connection, _ARRIVE, consumer, arrivals)
+    horizons = [behind.get(arrival.log.topic, NO_HORIZON) for arrival in arrivals]
+    pairs = list(zip(arrivals, horizons, strict=True))
+    older = [arrival for arrival, low in pairs if arrival.event_id < low]
+    known = _arrive(connection, _ARRIVE_BEHIND, consumer, older)
+    return known | _arrive(
+        connection, _ARRIVE, consumer, [arrival for arrival, low in pairs if arrival.event_id >= low]
+    )
+
+
+def _arrive(connection: Connection, statement: TextClause, consumer: str, arrivals: Sequence[Arrival]) -> set[UUID]:
+    if not arrivals:
+        return set()
     rows = [
         {
             "event_id": arrival.event_id,
@@ -229,12 +278,14 @@ def arrive(connection: Connection, consumer: str, arrivals: Sequence[Arrival]) -
         }
         for arrival in arrivals
     ]
-    return set(connection.execute(_ARRIVE, {"consumer": consumer, "rows": as_json(rows)}).scalars())
+    return set(connection.execute(statement, {"consumer": consumer, "rows": as_json(rows)}).scalars())
 
 
 def applied_before(connection: Connection, consumer: str, ids: Collection[UUID]) -> set[UUID]:
     """Return which of the events this consumer has applied, or an operator has skipped. Reads only."""
-    statement = text("SELECT event_id FROM inbox WHERE consumer = :consumer AND event_id = ANY(:ids)")
+    statement = text("""
+        SELECT event_id FROM inbox WHERE consumer = :consumer AND event_id = ANY(:ids)
+        UNION ALL SELECT event_id FROM inbox_behind WHERE consumer = :consumer AND event_id = ANY(:ids)""")
     return set(connection.execute(statement, {"consumer": consumer, "ids": list(ids)}).scalars())
 
 

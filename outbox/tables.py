@@ -1,9 +1,11 @@
-"""The kernel's tables. Every service schema has the same five, found through the role's search_path.
+"""The kernel's tables. Every service schema has the same seven, found through the role's search_path.
 
 outbox        what the service tells others; insert-only, one partition a UTC day by the id's own time
 inbox         which events a consumer has applied, and where they lay; same days. Partition and offset -1: handed over from the
               outbox (payrelay replay redeliver --from-outbox), wherever the event may lie on the topic
 progress      how far a consumer has come in each log: the truth, of which Kafka's committed offset is the mirror
+topic_begun   when a consumer has begun a topic of this name for the first time, and its horizon then; passed_at: it has read past it
+inbox_behind  which events older than that it has applied, until it has read past its horizon; emptied then
 parked        events a consumer could not apply, and the later events of their keys, in order
 parked_audit  who retried or skipped which of them, why, and what came of it; insert-only
 """
@@ -55,6 +57,27 @@ progress = Table(
     Column("mirrored_offset", BigInteger),
     Column("has_parked", Boolean, nullable=False),
     Column("updated_at", DateTime(timezone=True), nullable=False),
+)
+
+topic_begun = Table(
+    "topic_begun",
+    metadata,
+    Column("consumer", Text, primary_key=True),
+    Column("topic", Text, primary_key=True),
+    Column("horizon", Uuid, nullable=False),
+    Column("begun_at", DateTime(timezone=True), nullable=False),
+    Column("passed_at", DateTime(timezone=True)),
+)
+
+inbox_behind = Table(
+    "inbox_behind",
+    metadata,
+    Column("consumer", Text, primary_key=True),
+    Column("event_id", Uuid, primary_key=True),
+    Column("topic", Text, nullable=False),
+    Column("partition", Integer, nullable=False),
+    Column("offset", BigInteger, nullable=False),
+    Column("applied_at", DateTime(timezone=True), nullable=False),
 )
 
 parked = Table(

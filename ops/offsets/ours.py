@@ -18,7 +18,7 @@ from ops.records import Place, bounds, id_of, offsets_at, read
 from outbox.clock import time_of
 from outbox.database import engine_for
 from outbox.errors import Refused
-from outbox.inbox import Log, begin_log, lock_position, move_to, note_mirrored
+from outbox.inbox import Log, begin_log, begin_topic, lock_position, move_to, note_mirrored
 from outbox.settings import READER, SERVICES, Settings
 from schemas.codec import CORRELATION
 
@@ -92,6 +92,8 @@ def move_progress(
     engine = engine_for(settings.dsn_of(one.processor.service), name="offsets", pool_size=1)
     try:
         with engine.begin() as connection:
+            for topic in sorted({topic for topic, _ in moves}):
+                begin_topic(connection, group, one.processor.service, topic)
             for place in sorted(moves):
                 log, expected = one.logs[place], seen.get(place, moves[place])
                 if place not in seen:

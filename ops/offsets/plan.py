@@ -16,7 +16,7 @@ from ops.offsets.ours import Ours, ours
 from ops.offsets.targets import Standing, Wish, target
 from ops.records import Place, append_times, bounds, read
 from outbox.errors import Refused
-from outbox.inbox import horizon
+from outbox.inbox import NO_HORIZON, behind_horizons, horizon
 from outbox.settings import Settings
 
 Scope = Mapping[str, frozenset[int] | None]
@@ -217,6 +217,7 @@ def count(
     engine = reader_engine(settings)
     with engine.connect() as connection:
         oldest, _ = horizon(connection, known.processor.service)
+        behind = behind_horizons(connection, name, schema=known.processor.service)
         blocked = _parked_keys(connection, known.processor.service, name)
     applied: set[UUID] = set()
     for met in meet(engine, known.processor, name, read(settings, spans)):
@@ -224,7 +225,7 @@ def count(
         one = found[place]
         if met.fate is not Fate.MISSING or met.envelope is None:
             one.effects.add(known.processor, met)
-        elif met.envelope.id < oldest:
+        elif behind.get(place[0], NO_HORIZON) <= met.envelope.id < oldest:
             one.forgotten += 1
         elif place in back and met.message.key() in blocked:
             one.effects.add(known.processor, replace(met, fate=Fate.PARKED))

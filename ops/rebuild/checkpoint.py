@@ -17,7 +17,7 @@ from ops.rebuild.schemas import Made, copy_rows, find_schemas, make_schema
 from ops.rebuild.subjects import Subject, subject_of, sums
 from outbox.clock import utc_now
 from outbox.errors import Refused
-from outbox.inbox import Log
+from outbox.inbox import Log, behind_horizons
 from outbox.migrate import owner_engine
 from outbox.settings import Settings
 
@@ -78,6 +78,7 @@ def take_checkpoint(settings: Settings, consumer: str, *, processor: Processor |
         at=at,
     )
     with owner_engine(settings).connect().execution_options(isolation_level="REPEATABLE READ") as owner, owner.begin():
+        require_past_read(owner, chosen.service, consumer)
 
         def fill() -> None:
             copy_rows(owner, made.name, chosen.service, (*subject.tables, *subject.kept))
@@ -86,6 +87,15 @@ def take_checkpoint(settings: Settings, consumer: str, *, processor: Processor |
         make_schema(owner, made, fill=fill)
         verified(owner, subject, made.name)
     return made
+
+
+def require_past_read(connection: Connection, service: str, consumer: str) -> None:
+    """Return if the consumer's inbox alone says what it has applied; raises Refused while it still reads what is older."""
+    if topics := behind_horizons(connection, consumer, schema=service):
+        raise Refused(
+            f"{consumer} has yet to read what is older than its inbox in {', '.join(sorted(topics))}: let it catch up; "
+            "payrelay upkeep notes that it has"
+        )
 
 
 def verified(connection: Connection, subject: Subject, schema: str) -> None:

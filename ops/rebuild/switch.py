@@ -16,6 +16,7 @@ from sqlalchemy.exc import OperationalError
 from consumers.delivery import Processor
 from ops.applied import progress_of
 from ops.processors import processor_of
+from ops.rebuild.checkpoint import require_past_read
 from ops.rebuild.feeding import Feeder, Told, skipped_of
 from ops.rebuild.rebuild import Rebuilt, alone_with
 from ops.rebuild.schemas import Made, drop_schema, tell
@@ -80,6 +81,7 @@ def switch(
     with alone_with(settings, rebuilt):
         with engine.begin() as owner:
             require_switchable(owner, rebuilt)
+            require_past_read(owner, chosen.service, rebuilt.consumer)
             skipped = skipped_of(owner, chosen.service, rebuilt.consumer)
             if rebuilt.subject.carried:
                 names = {"schema": rebuilt.shadow.name, "live": chosen.service}

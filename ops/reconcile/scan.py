@@ -218,7 +218,9 @@ def _finding(
 _UNKNOWN = """
     SELECT wanted.id FROM unnest(CAST(:ids AS uuid[])) AS wanted (id)
     EXCEPT
-    SELECT event_id FROM {service}.inbox WHERE consumer = :consumer AND {among}"""
+    SELECT event_id FROM {service}.inbox WHERE consumer = :consumer AND {among}
+    EXCEPT
+    SELECT event_id FROM {service}.inbox_behind WHERE consumer = :consumer AND {among}"""
 
 
 def _unknown(

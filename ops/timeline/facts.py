@@ -235,7 +235,11 @@ def _inboxes(connection: Connection, consumers: Mapping[str, str], ids: Collecti
         statement = text(f"""
             SELECT '{service}' AS service, consumer, event_id, topic, partition, "offset",
                    coalesce(pg_xact_commit_timestamp(xmin), applied_at) AS committed_at
-            FROM {service}.inbox WHERE consumer = :consumer AND event_id = ANY (:ids)""")  # noqa: S608
+            FROM {service}.inbox WHERE consumer = :consumer AND event_id = ANY (:ids)
+            UNION ALL
+            SELECT '{service}', consumer, event_id, topic, partition, "offset",
+                   coalesce(pg_xact_commit_timestamp(xmin), applied_at)
+            FROM {service}.inbox_behind WHERE consumer = :consumer AND event_id = ANY (:ids)""")  # noqa: S608
         found += connection.execute(statement, {"consumer": consumer, "ids": list(ids)})
     return found
 
