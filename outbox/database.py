@@ -9,6 +9,12 @@ from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
 
 LOCK_TIMEOUT_S = 5
 
+BY_INDEX = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "jit": "off"}
+"""What a service does, its triggers and foreign keys included, names its rows, and few of them: they are looked up by an index,
+one by one, whatever the planner believes of the tables. On a new system it plans from empty tables, keeps such a plan for the
+life of a session, and reads the whole table for it each time. A plan that cannot do without a scan counts as very dear, which
+must not have it compiled (jit). Statements that read much are not a service's: they run as the owner or the reading role."""
+
 
 def driver_url(dsn: str) -> URL:
     """Return a DSN as SQLAlchemy reads it, on the driver that payrelay uses."""
@@ -35,6 +41,7 @@ def engine_for(
         "statement_timeout": limit_ms * 2,
         "lock_timeout": LOCK_TIMEOUT_S * 1000,
         "tcp_user_timeout": limit_ms,  # the server's side; ours is below
+        **BY_INDEX,
         **(parameters or {}),
     }
     return create_engine(
