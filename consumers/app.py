@@ -219,7 +219,7 @@ class DatabasePositions:
             for tp, one in sorted(logs.items()):
                 begin_log(connection, self._app.consumer_name, one, next_offset=earliest[tp])
             found = positions(connection, self._app.consumer_name, list(logs.values()))
-        self._app.delivery.has_begun()
+        self._app.delivery.note_begun()
         for tp, one in logs.items():
             if found[one][0] > latest[tp]:
                 found[one] = (self._within_its_log(one), found[one][1])

@@ -416,7 +416,7 @@ class Delivery:
             superseded = self.processor.handle(connection, fresh)
         return Handled(fresh=fresh, superseded=len(superseded or ()))
 
-    def has_begun(self) -> None:
+    def note_begun(self) -> None:
         """The consumer may have begun a topic: what is known of its horizon is read again. Safe from any thread."""
         self._begun += 1
 

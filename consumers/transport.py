@@ -588,7 +588,8 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
         while not self.should_stop:
             await self.sleep(PROGRESS_S)
             reached = {lane: (lane.epoch, lane.reached) for lane in self.lanes.values() if lane.state == "open"}
-            if not reached:
+            if not reached:  # somebody else's, perhaps, who then says how it is
+                self.positions.tell("progress", "")
                 continue
             try:
                 progress = await self.positions.progress()
