@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from connect.client import ConnectClient, NoConnector
 from ops.health import SlotState, beat_of, reader_engine, slot_of
+from ops.pipeline.arrival import Verdict, check_arrivals, check_messages, check_positions
 from ops.pipeline.clocks import Finding, clock_finding
 from ops.pipeline.positions import Position, consumer_positions, lag_ages
 from ops.pipeline.running import idle_processors, idle_queues, parts_of, silent_services, stopped_parts
@@ -82,6 +83,13 @@ class Examination:
             ("services", (), self._services),
             ("positions", ("kafka", "postgres"), self._positions),
             ("lag", ("kafka", "postgres"), self._lag),
+            (
+                "source position",
+                ("connect", "postgres"),
+                lambda: _of("source position", check_positions(self.settings)),
+            ),
+            ("arrival", ("kafka", "postgres"), lambda: _of("arrival", check_arrivals(self.settings))),
+            ("log messages", ("connect", "postgres"), lambda: _of("log messages", check_messages(self.settings))),
             ("parked", ("postgres",), self._parked),
         ):
             yield self._outcome(name, servers, check)
@@ -300,6 +308,10 @@ class Examination:
         parked = {service: count for service, count in counts.items() if count}
         fix = "payrelay parked retry --execute; of what stays: payrelay parked skip ID --reason WHY" if parked else ""
         return Check(check="parked", ok=not parked, found=str(parked or 0), mend=fix)
+
+
+def _of(check: str, verdict: Verdict) -> Check:
+    return Check(check=check, ok=verdict.ok, found=verdict.found, mend=verdict.fix)
 
 
 def days_ahead(connection: Connection, today: date) -> int:

@@ -29,9 +29,9 @@ class SlotState:
     """Whose changes it decodes, where that is not the database asked; empty otherwise."""
 
 
-def reader_engine(settings: Settings) -> Engine:
-    """Return an engine of the role that reads every service's rows and writes none."""
-    url = driver_url(settings.dsn_of(READER))
+def reader_engine(settings: Settings, *, role: str = READER) -> Engine:
+    """Return an engine of the role that reads every service's rows and writes none, or of a narrower one."""
+    url = driver_url(settings.dsn_of(role))
     return create_engine(url, poolclass=NullPool, connect_args={"connect_timeout": 5})
 
 

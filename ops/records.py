@@ -271,10 +271,13 @@ def append_times(settings: Settings, offsets: Collection[tuple[Place, int]]) -> 
     return times
 
 
-def last_append(settings: Settings, topics: Sequence[str]) -> datetime | None:
-    """Return when the last event was appended to any of the topics; None while they hold none. Raises Unreachable."""
+def last_appends(settings: Settings, topics: Collection[str]) -> dict[str, datetime]:
+    """Return when the last event was appended to each of the topics; none of one that holds none. Raises Unreachable."""
     ends = {(place, high - 1) for place, (low, high) in bounds(settings, topics).items() if low < high}
-    return max(append_times(settings, ends).values(), default=None)
+    last: dict[str, datetime] = {}
+    for ((topic, _), _), at in append_times(settings, ends).items():
+        last[topic] = max(at, last.get(topic, at))
+    return last
 
 
 @contextmanager

@@ -18,13 +18,15 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from connect.client import ConnectClient
 from connect.connector import SIGNAL_SETTING
+from ops.conditions import require_harmless
 from ops.health import reader_engine
+from ops.pipeline.source import standing
 from ops.records import bounds, wait_appended
 from outbox.clock import first_id_at
 from outbox.errors import NotReady, Refused
 from outbox.migrate import owner_engine
 from outbox.publication import PUBLISHED_TABLES, SIGNALS, published_tables
-from outbox.settings import SERVICES, Settings
+from outbox.settings import READER, SEARCHER, SERVICES, Settings
 from schemas.topics import TOPICS
 
 ROWS_MAX = 1_000_000
@@ -41,7 +43,7 @@ class Rows:
     """Which outbox rows are meant; what is empty leaves all in."""
 
     where: str = ""
-    """A condition in SQL on the outbox's columns; run by the reading role."""
+    """A condition in SQL on the outbox's columns; run by a role that can read nothing else."""
     begin: datetime | None = None
     """Recorded from then on."""
     end: datetime | None = None
@@ -53,13 +55,17 @@ class Rows:
 def find_rows(settings: Settings, services: Collection[str], wanted: Rows) -> dict[str, list[UUID]]:
     """Return the ids of the wanted rows of each service that has some, in order. Reads only.
 
-    Raises Refused for a condition that is no SQL, for a service that is none, and for more than a million rows.
+    A condition runs as the role that reads the outbox tables and nothing else, once the server has read it and it calls nothing
+    that could have an effect. Raises Refused for one that does or is no SQL, for a service that is none, and for more than a
+    million rows.
     """
     found: dict[str, list[UUID]] = {}
-    engine = reader_engine(settings)
+    engine = reader_engine(settings, role=SEARCHER if wanted.where else READER)
     for service in services:
         if service not in SERVICES:
             raise Refused(f"no service {service!r}; there are {', '.join(SERVICES)}")
+        if wanted.where:
+            require_harmless(engine, f"{service}.outbox", wanted.where)
         with engine.begin() as connection:
             connection.execute(text("SET TRANSACTION READ ONLY"))
             connection.execute(text(f"SET LOCAL statement_timeout = {LOOK_UP_MS}"))
@@ -82,7 +88,7 @@ def _look_up(connection: Connection, service: str, wanted: Rows) -> list[UUID]:
                            AND (CAST(:ids AS uuid[]) IS NULL OR id = ANY(:ids))
                            AND ({condition}
                            )
-                         ORDER BY id LIMIT :limit"""),  # noqa: S608 - the operator's own condition, read by the reading role
+                         ORDER BY id LIMIT :limit"""),  # noqa: S608 - the operator's own condition, run by a role that reads this alone
                 {
                     "begin": first_id_at(wanted.begin) if wanted.begin else None,
                     "end": first_id_at(wanted.end) if wanted.end else None,
@@ -103,7 +109,7 @@ def emit_again(settings: Settings, ids: Mapping[str, Collection[UUID]], *, withi
 
     Own transactions, as the owner. May be repeated: whoever knows an event drops the repeat. Live events flow meanwhile. Raises
     Refused for events that no outbox keeps, or a connector that takes no signals; NotReady if it does not run, or after
-    `within_s`: what it was told by then it goes on with.
+    `within_s`: what it was told by then it goes on with. Refused too where the database went back: a signal would be passed over.
     """
     kept = {service: sorted(set(wanted)) for service, wanted in ids.items() if wanted}
     if not kept:
@@ -155,6 +161,8 @@ def _require_listener(settings: Settings) -> None:
         raise Refused("the connector takes no signals: payrelay connect apply")
     if not client.status(settings.connector).is_running:
         raise NotReady("the connector does not run: payrelay connect status, then resume or restart")
+    if beyond := standing(settings).beyond():
+        raise Refused(f"{beyond}: the connector passes over signals as over events: payrelay doctor --repair-slot")
     with reader_engine(settings).connect() as connection:
         if published_tables(connection) < PUBLISHED_TABLES:
             raise Refused("the publication is not whole: payrelay doctor --repair-slot")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import text
@@ -11,43 +10,11 @@ from sqlalchemy import text
 from connect.apply import apply_connector
 from connect.client import ConnectClient
 from connect.source_offsets import Exported, position_of, shown
-from ops.health import reader_engine, slot_of
+from ops.health import reader_engine
 from ops.pipeline.repair import Repair, emit_missing, plan_repair
+from ops.pipeline.source import Standing, standing
 from outbox.errors import Refused
 from outbox.settings import SERVICES, Settings
-
-
-@dataclass(frozen=True, kw_only=True)
-class Standing:
-    """Where the connector, the slot and the log stand."""
-
-    noted: Exported
-    noted_lsn: int | None
-    confirmed_lsn: int | None
-    """Everything before it is published, and gone from the slot; None without a slot."""
-    written_lsn: int
-    """The log's end."""
-
-    def told(self) -> str:
-        """Return it in one line."""
-        return (
-            f"Kafka Connect has noted {shown(self.noted_lsn)}; the slot has confirmed {shown(self.confirmed_lsn)} and does not "
-            f"go back; the log ends at {shown(self.written_lsn)}"
-        )
-
-
-def standing(settings: Settings) -> Standing:
-    """Return where connector, slot and log stand. Reads only."""
-    noted = ConnectClient(settings.connect_url).offsets(settings.connector)
-    with reader_engine(settings).connect() as connection:
-        slot = slot_of(connection, settings.slot)
-        written = connection.execute(text("SELECT CAST(pg_current_wal_lsn() - '0/0' AS bigint)")).scalar_one()
-    return Standing(
-        noted=Exported(connector=settings.connector, offsets=noted),
-        noted_lsn=position_of(noted),
-        confirmed_lsn=slot.confirmed_lsn if slot.found and slot.wal_status != "lost" else None,
-        written_lsn=int(written),
-    )
 
 
 def require_harmless(settings: Settings, now: Standing, wanted: Exported, *, at: datetime) -> None:
@@ -81,7 +48,13 @@ def require_harmless(settings: Settings, now: Standing, wanted: Exported, *, at:
 
 
 def plan_reset(settings: Settings, *, at: datetime) -> Repair:
-    """Return what the connector emits once its note is forgotten: a bounded stretch, with all that is on no topic. Reads only."""
+    """Return what the connector emits once its note is forgotten: a bounded stretch, with all that is on no topic. Reads only.
+
+    Raises Refused where the slot itself lies beyond the log's end: without a note the connector would read on from there.
+    """
+    now = standing(settings)
+    if now.confirmed_lsn is not None and now.confirmed_lsn > now.written_lsn:
+        raise Refused(f"{now.beyond()}: payrelay doctor --repair-slot")
     return plan_repair(settings, now=at)
 
 

@@ -14,7 +14,8 @@ from sqlalchemy import Connection, Row, text
 from connect.connector import headers_of_row
 from consumers.delivery import Delivery, headers_of
 from consumers.redeliver import FROM_OUTBOX, Found, Key
-from ops.health import reader_engine, slot_of
+from ops.health import reader_engine
+from ops.pipeline.source import passed_lsn
 from ops.processors import processor_of
 from ops.records import bounds, offsets_at, read
 from ops.records import id_of as id_of_message
@@ -148,8 +149,7 @@ class Waiting:
     def __init__(self, search: Search) -> None:
         self._search = search
         self._names = [search.settings.topic_prefix + topic.name for topic in search.topics]
-        slot = slot_of(search.connection, search.settings.slot)
-        self._confirmed_lsn = slot.confirmed_lsn if slot.found and slot.wal_status != "lost" else None
+        self._passed_lsn = passed_lsn(search.settings)
         self._published: set[UUID] | None = None
         begun = search.begun()
         self._first: dict[Key, int] = {}
@@ -167,7 +167,7 @@ class Waiting:
         first = self._first.get((record.log.topic, record.key or b""))
         if first is not None and int(headers[VERSION]) >= first:
             return True
-        if self._confirmed_lsn is None or int(headers[LSN]) < self._confirmed_lsn:
+        if self._passed_lsn is None or int(headers[LSN]) < self._passed_lsn:
             return False
         identity = id_of(record)
         if self._published is None:  # of what the slot is not known to have passed, most is published

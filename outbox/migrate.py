@@ -15,10 +15,14 @@ from sqlalchemy.pool import NullPool
 
 from outbox.database import driver_url
 from outbox.errors import NotReady, Refused
+from outbox.messages import withdraw_messages
 from outbox.partitions import LOCK_TIMEOUT_MS, TRIES_MAX, make_days
 from outbox.publication import PUBLICATION, PUBLISHED_TABLES, publication, published_tables
 from outbox.retry import backoff_s
-from outbox.settings import CONNECTOR, READER, SERVICES, Settings
+from outbox.settings import CONNECTOR, READER, SEARCHER, SERVICES, Settings
+from outbox.slot import create_slot
+
+ROLES = (*SERVICES, READER, SEARCHER, CONNECTOR)
 
 RETRIED = ("55P03", "40P01")
 """Lock not available, deadlock."""
@@ -41,17 +45,15 @@ def migrate(settings: Settings, *, today: date) -> None:
     _upgrade_patiently(engine)
     with engine.begin() as connection:
         set_passwords(connection, settings)
-    with (
-        engine.connect() as connection
-    ):  # ids are made by the database's clock; where the host's differs, it may be set right
-        days = {
-            today,
-            connection.execute(text("SELECT CAST(clock_timestamp() AT TIME ZONE 'UTC' AS date)")).scalar_one(),
-        }
-    for day in sorted(days):
+        withdraw_messages(connection)
+        # Ids are made by the database's clock; where the host's differs, it may be set right.
+        database_day = connection.execute(
+            text("SELECT CAST(clock_timestamp() AT TIME ZONE 'UTC' AS date)")
+        ).scalar_one()
+    for day in sorted({today, database_day}):
         make_days(engine, SERVICES, today=day)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        ensure_slot(connection, settings.slot)
+        ensure_slot(connection, settings.slot, within_s=settings.slot_wait_s)
 
 
 def set_passwords(connection: Connection, settings: Settings) -> None:
@@ -60,17 +62,18 @@ def set_passwords(connection: Connection, settings: Settings) -> None:
     if settings.connector_dsn.get_secret_value():
         dsns[CONNECTOR] = settings.connector_dsn.get_secret_value()
     for role, dsn in dsns.items():
-        if role not in (*SERVICES, READER, CONNECTOR):
-            raise ValueError(f"no role {role!r}; roles are {', '.join((*SERVICES, READER, CONNECTOR))}")
+        if role not in ROLES:
+            raise ValueError(f"no role {role!r}; roles are {', '.join(ROLES)}")
         statement = sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(role), make_url(dsn).password)
         cursor = connection.connection.cursor()
         cursor.execute(statement)
 
 
-def ensure_slot(connection: Connection, slot: str) -> bool:
+def ensure_slot(connection: Connection, slot: str, *, within_s: float = 60.0) -> bool:
     """The logical replication slot exists; returns whether this call made it. Needs a connection in autocommit.
 
-    Raises Refused where the server has a slot of this name for another database: names of slots are the whole server's.
+    Raises Refused where the server has a slot of this name for another database: names of slots are the whole server's. Raises
+    what `create_slot` raises where a transaction stays open.
     """
     row = connection.execute(
         text(
@@ -85,7 +88,7 @@ def ensure_slot(connection: Connection, slot: str) -> bool:
         )
     if row is not None:
         return False
-    connection.execute(text("SELECT pg_create_logical_replication_slot(:slot, 'pgoutput')"), {"slot": slot})
+    create_slot(connection, slot, within_s=within_s)
     return True
 
 

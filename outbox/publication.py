@@ -20,6 +20,12 @@ def publication(name: str) -> str:
 
 
 def published_tables(connection: Connection) -> int:
-    """Return how many tables the publication holds; without it none. Fewer than all: what the others hold is never published."""
-    statement = text("SELECT count(*) FROM pg_publication_tables WHERE pubname = :name")
-    return int(connection.execute(statement, {"name": PUBLICATION}).scalar_one())
+    """Return how many of our tables the publication carries the inserts of, as whole rows; without it none.
+
+    Fewer than all: what the others hold is never published. Tables of somebody else's in it count for nothing.
+    """
+    statement = text("""
+        SELECT count(*) FROM pg_publication_tables AS published JOIN pg_publication AS publication USING (pubname)
+        WHERE pubname = :name AND publication.pubinsert
+          AND published.schemaname || '.' || published.tablename = ANY(:tables) AND published.rowfilter IS NULL""")
+    return int(connection.execute(statement, {"name": PUBLICATION, "tables": list(_TABLES)}).scalar_one())

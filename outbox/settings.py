@@ -19,6 +19,9 @@ SERVICES = ("shop", "payments", "bank", "funds", "points", "accounting", "notifi
 READER = "ops"
 """The role that reads every service's rows and writes none."""
 
+SEARCHER = "outbox_reader"
+"""The role that runs the conditions which an operator writes in SQL: it reads the outbox tables and nothing else."""
+
 CONNECTOR = "debezium"
 """The role of Kafka Connect: REPLICATION, SELECT on the outbox tables, UPDATE on the heartbeat."""
 
@@ -43,6 +46,8 @@ class Settings(BaseSettings):
     group_prefix: str = ""
     connector: str = "payrelay-outbox"
     slot: str = "payrelay_outbox"
+    slot_wait_s: Annotated[float, Field(gt=0, le=86_400)] = 60.0
+    """How long open transactions are waited for when the replication slot is made; PostgreSQL makes none before they end."""
     connector_poll_interval_ms: Annotated[int, Field(ge=1, le=60_000)] = 5
     heartbeat_interval_ms: Annotated[int, Field(ge=100, le=60_000)] = 5_000
     connector_password_ref: str = ""

@@ -19,7 +19,7 @@ from connect.client import ConnectClient
 from ops.topics import apply_topics
 from outbox.clock import utc_now
 from outbox.migrate import migrate
-from outbox.settings import CONNECTOR, READER, SERVICES, Settings
+from outbox.settings import CONNECTOR, READER, SEARCHER, SERVICES, Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,7 +28,7 @@ def containers() -> Generator[Settings]:
     """Give the settings of a stack of containers, up for this run; skipped, saying why, where no engine answers."""
     if problem := _no_engine():
         pytest.skip(f"--stack=docker: no Docker engine answers: {problem}")
-    passwords = {name: secrets.token_urlsafe(16) for name in (*SERVICES, READER, CONNECTOR, "owner")}
+    passwords = {name: secrets.token_urlsafe(16) for name in (*SERVICES, READER, SEARCHER, CONNECTOR, "owner")}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "connect.secrets"
         file.write_text(f"debezium={passwords[CONNECTOR]}\n")
@@ -65,7 +65,7 @@ def _settings(passwords: dict[str, str]) -> Settings:
 
     return Settings(
         database_url=dsn("postgres", passwords["owner"]),
-        dsn={role: dsn(role, passwords[role]) for role in (*SERVICES, READER)},
+        dsn={role: dsn(role, passwords[role]) for role in (*SERVICES, READER, SEARCHER)},
         connector_dsn=dsn(CONNECTOR, passwords[CONNECTOR], "postgres"),
         connector_password_ref="${file:/run/secrets/connect:debezium}",
         kafka_bootstrap="127.0.0.1:9094",

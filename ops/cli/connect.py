@@ -116,7 +116,7 @@ app.add_typer(offsets, name="offsets")
 @offsets.command("get")
 def offsets_get() -> None:
     """Print Connect's note as JSON, as `reset --from-file` takes it, and say where the slot stands, which is what counts."""
-    from ops.source_offsets import standing
+    from ops.pipeline.source import standing
 
     found = standing(current_settings())
     typer.echo(found.noted.as_text(), nl=False)
@@ -140,7 +140,8 @@ def offsets_reset(
     No way to read anything again: PostgreSQL's slot does not go back. For that: payrelay connect snapshot.
     """
     from connect.source_offsets import exported_from
-    from ops.source_offsets import plan_reset, require_harmless, standing
+    from ops.pipeline.source import standing
+    from ops.source_offsets import plan_reset, require_harmless
     from ops.source_offsets import reset as reset_offsets
 
     settings = current_settings()

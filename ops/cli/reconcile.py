@@ -64,12 +64,14 @@ def _mended(settings: Settings, report: Report, *, grace: timedelta, yes: bool) 
         return report
     if not yes:
         typer.confirm("do it?", abort=True, err=True)
+    tried = []
     for mended in carry_out(settings, steps, actor=operator(), within_s=MENDED_S):
         if not mended.step.by_hand:
             say(f"{mended.step.kind} at {mended.step.at}: {mended.done} done, {len(mended.failed)} failed")
         for subject, why in list(mended.failed.items())[:20]:
             say(f"  {subject}: {why}")
-    return settle(settings, steps, grace=grace, within_s=MENDED_S)
+        tried += [mended.step] if mended.done or not mended.failed else []
+    return settle(settings, tried, grace=grace, within_s=MENDED_S)
 
 
 def span_of(told: str) -> timedelta:

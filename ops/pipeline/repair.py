@@ -1,31 +1,41 @@
-"""Repair of a lost slot or publication: what is recorded and on no topic is emitted again, and the connector streams."""
+"""Repair of a lost slot or publication, or of a database that went back: what is recorded and on no topic is emitted again,
+and the connector streams."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
 from connect.apply import apply_connector
 from connect.client import ConnectClient
 from ops.health import last_heartbeat, reader_engine, slot_state
-from ops.records import event_times, last_append, wait_published
-from outbox.clock import first_id_at
-from outbox.errors import NotReady
-from outbox.migrate import ensure_publication, ensure_slot, owner_engine
+from ops.pipeline.arrival import REPAIRING, newest_rows
+from ops.records import event_times, last_appends, wait_published
+from ops.snapshot import emit_again
+from outbox.clock import first_id_at, time_of
+from outbox.errors import NotReady, PayrelayError, Refused
+from outbox.migrate import ensure_publication, owner_engine
 from outbox.settings import SERVICES, Settings
+from outbox.slot import create_slot
 from schemas.topics import TOPICS
 
 MARGIN = timedelta(minutes=15)
 """Longer than any transaction may be open: what was recorded this long before the last heartbeat has been published."""
 REPAIR_S = 120.0
+LEFT_S = 10.0
+"""What streams has reached its topic after so long."""
 STEADY_S = 3.0
 """A reader of the slot that has stayed for this long is no task about to be restarted."""
 POLL_S = 0.1
+LOCK_MS = 10_000
+SPARE = "_new"
+"""The new slot's name, beside the old one's, until it takes the old one's place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,58 +48,86 @@ class Repair:
     rows: int
     """Rows from there on: those that are on a topic already come twice, and the inbox drops them."""
     minutes: float
+    """How far back the longest of these stretches goes."""
 
 
 def plan_repair(settings: Settings, *, now: datetime, since: datetime | None = None) -> Repair:
     """Return what is recorded and on no topic, and from where on the snapshot must read. Reads only.
 
-    Looks from 15 minutes before the last heartbeat or the last published event on, whichever is earlier: with its publication
-    gone, PostgreSQL 18 lets the slot and the heartbeat move on and publishes nothing. `since` looks from further back.
+    Each topic is looked at by itself, from 15 minutes before the last heartbeat, the topic's last event or the oldest of its
+    newest rows on, whichever is earliest: with its publication gone, or a part of it, PostgreSQL lets the slot and the heartbeat
+    move on and publishes nothing. `since` looks from further back.
     """
-    kept = now - timedelta(days=settings.outbox_days)
-    last = [last_heartbeat(settings), last_append(settings, _all_topics(settings)), since]
-    begin = min((at for at in last if at is not None), default=kept) - MARGIN
-    published = {identity for identity, _ in event_times(settings, _all_topics(settings), since=begin)}
-    missing: set[UUID] = set()
+    missing = missing_events(settings, now=now, since=since)
+    begins = {service: first_id_at(now - MARGIN) for service in SERVICES}
+    for service, ids in missing.items():
+        # Rows recorded just before the oldest missing one may have been under way too.
+        begins[service] = min([begins[service], *(UUID(int=one.int - _as_id_distance(MARGIN)) for one in ids)])
     with reader_engine(settings).connect() as connection:
-        for service in SERVICES:
-            ids = connection.execute(
-                text(f"SELECT id FROM {service}.outbox WHERE id >= :since"), {"since": first_id_at(begin)}  # noqa: S608
-            ).scalars()  # fmt: skip
-            missing |= set(ids) - published
-        # All tables from one bound: rows recorded just before the oldest missing one may have been under way too.
-        oldest = min(missing, default=first_id_at(now))
-        bound = max(UUID(int=oldest.int - _as_id_distance(MARGIN)), first_id_at(begin))
         rows = sum(
             connection.execute(
                 text(f"SELECT count(*) FROM {service}.outbox WHERE id >= :bound"),  # noqa: S608 - a schema of ours
                 {"bound": bound},
             ).scalar_one()
-            for service in SERVICES
+            for service, bound in begins.items()
         )
-    minutes = (first_id_at(now).int - bound.int >> 80) / 60_000
     return Repair(
-        since={f"{service}.outbox": bound for service in SERVICES}, missing=missing, rows=rows, minutes=minutes
+        since={f"{service}.outbox": bound for service, bound in begins.items()},
+        missing=set().union(*missing.values()),
+        rows=rows,
+        minutes=(first_id_at(now).int - min(begins.values()).int >> 80) / 60_000,
     )
 
 
-def repair_slot(settings: Settings, repair: Repair, *, say: Callable[[str], None]) -> None:
-    """Slot and publication are new, what was missing is on its topic, and the connector streams. May be repeated.
+def missing_events(settings: Settings, *, now: datetime, since: datetime | None = None) -> dict[str, set[UUID]]:
+    """Return which events of each service are on no topic, as far back as `plan_repair` looks. Reads only."""
+    kept = now - timedelta(days=settings.outbox_days)
+    beat = last_heartbeat(settings)
+    last = last_appends(settings, _all_topics(settings))
+    missing: dict[str, set[UUID]] = {}
+    with reader_engine(settings).connect() as connection:
+        for topic in TOPICS:
+            name = settings.topic_prefix + topic.name
+            newest = [time_of(row.id) for row in newest_rows(connection, topic)[:1]]
+            known = [at for at in (beat, since, *newest) if at is not None]
+            begin = max(kept, min([last[name], *known]) if name in last else kept) - MARGIN
+            rows = connection.execute(
+                text(f"SELECT id FROM {topic.service}.outbox WHERE topic = :topic AND id >= :since"),  # noqa: S608
+                {"topic": topic.name, "since": first_id_at(begin)},
+            )
+            if ids := set(rows.scalars()):
+                ids -= {identity for identity, _ in event_times(settings, [name], since=begin)}
+            missing.setdefault(topic.service, set()).update(ids)
+    return missing
 
-    Own transactions, as the owner. The connector is stopped, and resumed with the snapshot bounded, then without the bound.
+
+def repair_slot(settings: Settings, repair: Repair, *, say: Callable[[str], None]) -> None:
+    """Slot and publication are new, Kafka Connect's note is gone, what was missing is on its topic, and the connector streams.
+
+    Own transactions, as the owner. May be repeated. The new slot is made first, while the connector goes on: that waits for open
+    transactions, for `slot_wait_s` at most. Then the connector is stopped, given the new slot, and resumed with the snapshot
+    bounded, then without the bound. Raises NotReady, naming the sessions in the way, with everything as it was; Refused beside
+    another repair. Whatever fails later, the connector is resumed; it then emits what is missing by itself, and
+    `payrelay connect apply` takes the bound away.
     """
     client = ConnectClient(settings.connect_url)
-    say("stopping the connector")
-    client.stop(settings.connector)
-    client.wait_stopped(settings.connector)
     engine = owner_engine(settings)
-    _drop_slot(settings, engine)
-    with engine.begin() as connection:
-        ensure_publication(connection)
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        ensure_slot(connection, settings.slot)
-    say(f"slot and publication are new; emitting again from {min(repair.since.values())} on")
-    emit_missing(client, settings, repair, say=say)
+    try:
+        with _alone(engine) as owner:
+            _publish_all(engine)
+            say("making a new slot: open transactions are waited for")
+            create_slot(owner, settings.slot + SPARE, temporary=True, within_s=settings.slot_wait_s)
+            say("stopping the connector")
+            with _resumed_after_failure(client, settings):
+                client.stop(settings.connector)
+                client.wait_stopped(settings.connector)
+                apply_connector(client, settings, since=_bounds(repair))
+                client.delete_offsets(settings.connector)
+                _take_place(owner, settings)
+            say(f"slot and publication are new; emitting again from {min(repair.since.values())} on")
+            emit_missing(client, settings, repair, say=say)
+    finally:
+        engine.dispose()
 
 
 def emit_missing(client: ConnectClient, settings: Settings, repair: Repair, *, say: Callable[[str], None]) -> None:
@@ -97,7 +135,8 @@ def emit_missing(client: ConnectClient, settings: Settings, repair: Repair, *, s
 
     It is resumed with the snapshot bounded, then without the bound.
     """
-    apply_connector(client, settings, since={table: str(bound) for table, bound in repair.since.items()})
+    begun = datetime.now().astimezone()
+    apply_connector(client, settings, since=_bounds(repair))
     client.resume(settings.connector)
     client.wait_running(settings.connector)
     since = datetime.now().astimezone() - MARGIN
@@ -107,6 +146,65 @@ def emit_missing(client: ConnectClient, settings: Settings, repair: Repair, *, s
     if apply_connector(client, settings):
         client.wait_running(settings.connector)
         _wait_streaming(settings, after=before)
+    _emit_left(settings, since=begun, say=say)
+
+
+def _emit_left(settings: Settings, *, since: datetime, say: Callable[[str], None]) -> None:
+    """What was committed while the connector went from its snapshot to streaming is on its topic too.
+
+    Debezium takes the snapshot, and then asks for the position to stream from: a commit between the two is in neither.
+    """
+    left = missing_events(settings, now=datetime.now().astimezone(), since=since)
+    ids = set().union(*left.values())
+    with suppress(NotReady):
+        wait_published(settings, _all_topics(settings), ids, since=since - MARGIN, within_s=LEFT_S)
+        return
+    still = missing_events(settings, now=datetime.now().astimezone(), since=since)
+    left = {service: ids & still.get(service, set()) for service, ids in left.items()}
+    say(f"{sum(map(len, left.values()))} events were committed in between: emitting them too")
+    emit_again(settings, left, within_s=REPAIR_S)
+
+
+@contextmanager
+def _alone(engine: Engine) -> Generator[Connection]:
+    """Give a connection in autocommit beside which no other repair begins; raises Refused if there is one."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        name = {"name": REPAIRING}
+        if not connection.execute(text("SELECT pg_try_advisory_lock(hashtextextended(:name, 0))"), name).scalar():
+            raise Refused("another repair is under way: wait for its end, then: payrelay doctor")
+        yield connection  # closed, it lets go of the lock and of a temporary slot
+
+
+@contextmanager
+def _resumed_after_failure(client: ConnectClient, settings: Settings) -> Generator[None]:
+    """Whatever goes wrong inside, the connector is told to go on."""
+    try:
+        yield
+    except BaseException as error:
+        try:
+            client.resume(settings.connector)
+        except PayrelayError as second:
+            raise NotReady(f"{error}. The connector is stopped: payrelay connect resume ({second})") from error
+        raise
+
+
+def _publish_all(engine: Engine) -> None:
+    """The publication is whole: before the slot, which reads the catalogue as it is from its beginning on."""
+    with engine.begin() as connection:
+        connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_MS}"))
+        ensure_publication(connection)
+
+
+def _take_place(owner: Connection, settings: Settings) -> None:
+    """The slot is where the spare one is, and the spare one is gone."""
+    names = {"slot": settings.slot, "spare": settings.slot + SPARE}
+    _drop_slot(settings, owner)
+    owner.execute(text("SELECT pg_copy_logical_replication_slot(:spare, :slot, false)"), names)
+    owner.execute(text("SELECT pg_drop_replication_slot(:spare)"), names)
+
+
+def _bounds(repair: Repair) -> Mapping[str, str]:
+    return {table: str(bound) for table, bound in repair.since.items()}
 
 
 def _wait_streaming(settings: Settings, *, after: int = 0) -> int:
@@ -129,23 +227,22 @@ def _wait_streaming(settings: Settings, *, after: int = 0) -> int:
     raise NotReady(f"nobody reads slot {settings.slot} after {REPAIR_S:.0f} s: payrelay connect status")
 
 
-def _drop_slot(settings: Settings, engine: Engine) -> None:
+def _drop_slot(settings: Settings, owner: Connection) -> None:
     """The slot is gone, whoever held it."""
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        slot = {"slot": settings.slot}
-        for _ in range(50):
-            connection.execute(
-                text("""SELECT pg_terminate_backend(active_pid, 2000) FROM pg_replication_slots
-                        WHERE slot_name = :slot AND active_pid IS NOT NULL"""),
-                slot,
-            )
-            gone = connection.execute(
-                text("""SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
-                        WHERE slot_name = :slot AND NOT active"""),
-                slot,
-            )
-            if gone.rowcount or not slot_state(settings).found:
-                return
+    slot = {"slot": settings.slot}
+    for _ in range(50):
+        owner.execute(
+            text("""SELECT pg_terminate_backend(active_pid, 2000) FROM pg_replication_slots
+                    WHERE slot_name = :slot AND active_pid IS NOT NULL"""),
+            slot,
+        )
+        gone = owner.execute(
+            text("""SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
+                    WHERE slot_name = :slot AND NOT active"""),
+            slot,
+        )
+        if gone.rowcount or not slot_state(settings).found:
+            return
     raise NotReady(f"slot {settings.slot} is held and does not let go: payrelay connect status")
 
 

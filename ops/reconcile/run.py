@@ -13,8 +13,8 @@ from uuid import UUID
 from sqlalchemy import Connection, Engine, text
 
 from ops.applied import batched
-from ops.health import slot_state
 from ops.pipeline.positions import consumer_positions
+from ops.pipeline.source import passed_lsn
 from ops.reconcile import state
 from ops.reconcile.effects import BUSINESS_NO, COMMITTED, FOLLOWERS, NOTHING, Follower
 from ops.reconcile.facts import kept_from, still_unrecorded, unrecorded
@@ -211,12 +211,12 @@ class Run:
         if not again and not any(self._exists(service, about) for service in self._services):
             return set()
         positions = {(one.consumer, *one.place): one.next_offset for one in consumer_positions(self._settings)}
-        slot = slot_state(self._settings)
+        passed = passed_lsn(self._settings)
         scan = Scan(
             self._engine,
             self._settings,
             positions=positions,
-            published_lsn=slot.confirmed_lsn if slot.found else LSN_MAX,
+            published_lsn=LSN_MAX if passed is None else passed,
             wanted=earlier,
             outcome=self._outcome,
         )

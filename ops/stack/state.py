@@ -24,7 +24,7 @@ from typing import Any
 
 from ops.processes import HTTP, METERED
 from outbox.errors import Refused
-from outbox.settings import CONNECTOR, READER, SERVICES, Environment, Settings
+from outbox.settings import CONNECTOR, READER, SEARCHER, SERVICES, Environment, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PORTS = range(20_000, 30_000)
@@ -191,7 +191,7 @@ class StackFolder:
     def secrets(self) -> dict[str, str]:
         """Return the stack's passwords and signing secrets, made at the first call."""
         kept = self.read("secrets.json")
-        wanted = [*SERVICES, READER, CONNECTOR, "owner"]
+        wanted = [*SERVICES, READER, SEARCHER, CONNECTOR, "owner"]
         made = {name: kept.get(name) or secrets.token_urlsafe(24) for name in wanted}
         for name in ("bank_notify", "bank_link"):
             made[name] = kept.get(name) or "whsec_" + b64encode(secrets.token_bytes(32)).decode()
@@ -214,7 +214,7 @@ class StackFolder:
 
         local: dict[str, Any] = {
             "database_url": dsn("postgres", keys["owner"]),
-            "dsn": {role: dsn(role, keys[role]) for role in (*SERVICES, READER)},
+            "dsn": {role: dsn(role, keys[role]) for role in (*SERVICES, READER, SEARCHER)},
             "connector_dsn": dsn(CONNECTOR, keys[CONNECTOR]),
             "connector_password_ref": f"${{file:{self.as_connect_reads_it(SECRETS)}:debezium}}",
             "kafka_bootstrap": f"127.0.0.1:{ports['kafka']}",

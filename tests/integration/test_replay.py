@@ -4,36 +4,44 @@ emitted again; Connect's own position."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import timedelta
+from inspect import signature
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import ProgrammingError
 from typer.testing import CliRunner
 
 from connect.client import ConnectClient
 from connect.source_offsets import position_of
 from consumers.redeliver import Redelivered
 from ops.cli.main import app
+from ops.doctor import examine
+from ops.health import slot_state
 from ops.ledger import ledger_problems
+from ops.pipeline.arrival import REPAIRING, arrivals, check_arrivals
 from ops.pipeline.repair import plan_repair, repair_slot
+from ops.pipeline.source import standing
 from ops.records import bounds, id_of, read, wait_published
 from ops.replay import redeliver_events
 from ops.snapshot import Rows, emit_again, find_rows
-from ops.source_offsets import standing
 from ops.topics import topic_states
 from ops.window import Window, searching
-from outbox.clock import utc_now
+from outbox.clock import first_id_at, utc_now
 from outbox.errors import NotReady, PayrelayError, Refused
 from outbox.inbox import Log, move_to
+from outbox.migrate import ensure_slot, migrate
+from outbox.publication import PUBLICATION
 from outbox.record import Outgoing, record
-from outbox.settings import Settings
+from outbox.settings import SERVICES, Settings
+from schemas.codec import encode
 from schemas.topics import PAYMENT_ORDER
-from tests.factories import failed, settled, suspense
+from tests.factories import deposited, failed, settled, suspense
 from tests.pipeline import Pipeline, engine_of, environment
 from tests.waiting import eventually
 
@@ -298,6 +306,61 @@ def test_kept_rows_are_emitted_again_by_any_condition_and_known_to_whoever_had_t
         assert connection.execute(text("SELECT count(*) FROM connect.signal")).scalar_one() == 0
 
 
+@pytest.fixture
+def dblink(settings: Settings) -> Generator[str]:
+    """The extension, where every role may use it; gives the address of a role that may write."""
+    with engine_of(settings, "owner").begin() as owner:
+        owner.execute(text("CREATE SCHEMA linking"))
+        owner.execute(text("CREATE EXTENSION dblink SCHEMA linking"))
+        owner.execute(text("GRANT USAGE ON SCHEMA linking TO PUBLIC"))
+        owner.execute(
+            text("""CREATE FUNCTION linking.quiet() RETURNS boolean STABLE LANGUAGE sql
+                              AS $$ SELECT pg_logical_emit_message(false, 'p', 'c') IS NOT NULL $$""")
+        )
+        owner.execute(text("CREATE VIEW linking.rows AS SELECT linking.quiet() AS quiet"))
+        owner.execute(text("GRANT SELECT ON linking.rows TO PUBLIC"))
+    yield settings.dsn_of("payments")
+    with engine_of(settings, "owner").begin() as owner:
+        owner.execute(text("DROP SCHEMA linking CASCADE"))
+
+
+def test_a_condition_that_could_have_an_effect_is_refused_and_has_none(
+    settings: Settings, dblink: str, tmp_path: Path
+) -> None:
+    """Nor does a read-only transaction keep a message out of the log, or another connection from writing."""
+    image = tmp_path / "image"
+    image.write_text("x")
+    for condition in (
+        "pg_logical_emit_message(false, 'p', 'c') IS NOT NULL",
+        f"linking.dblink_exec('{dblink}', 'DELETE FROM payments.merchant') IS NOT NULL",
+        f"lo_import('{image}') > 0",
+        "lo_create(0) > 0",
+        "set_config('role', 'none', true) IS NOT NULL",
+        "query_to_xml('SELECT pg_logical_emit_message(false, $$p$$, $$c$$)', true, true, '') IS NOT NULL",
+        "pg_try_advisory_lock(1)",
+        "linking.quiet()",
+        "EXISTS (SELECT FROM linking.rows WHERE quiet)",
+        "true) AND (SELECT linking.quiet()) UNION SELECT id FROM payments.outbox WHERE (true",
+        "EXISTS (SELECT FROM payments.payment)",
+    ):
+        with pytest.raises(Refused, match=r"may have an effect|permission denied"):
+            find_rows(settings, ["payments"], Rows(where=condition))
+    with engine_of(settings, "owner").connect() as owner:
+        assert owner.execute(text("SELECT count(*) FROM pg_largeobject_metadata")).scalar_one() == 0
+
+
+def test_a_role_that_owns_nothing_reads_the_outboxes_and_nothing_else(settings: Settings) -> None:
+    with engine_of(settings, "owner").connect() as owner:
+        readable = owner.execute(text("""
+            SELECT table_schema || '.' || table_name FROM information_schema.role_table_grants
+            WHERE grantee = 'outbox_reader' ORDER BY 1""")).scalars().all()  # fmt: skip
+        assert readable == sorted(f"{service}.outbox" for service in SERVICES)
+        assert not owner.execute(
+            text("""
+            SELECT count(*) FROM pg_auth_members WHERE member = 'outbox_reader'::regrole""")
+        ).scalar_one()
+
+
 @pytest.mark.parametrize(
     "where", ["true); DELETE FROM payments.outbox; --", "true) UNION SELECT 1 --", "no_such_column = 1", "id ="]
 )
@@ -336,6 +399,129 @@ def test_a_connector_restarted_in_the_middle_goes_on_and_live_events_flow(settin
     again = [id_of(one) for one in copies(settings, begin)]
     assert set(ids) <= set(again)
     published(settings, live)
+
+
+# ---- what is recorded and on no topic -----------------------------------------------------------------------------
+
+
+def deposited_long_ago(settings: Settings, prefix: str, count: int) -> list[UUID]:
+    """Deposits are in the outbox of funds as of forty minutes ago."""
+    ids = []
+    with engine_of(settings, "owner").begin() as owner:
+        for number in range(count):
+            event = deposited(deposit_no=f"{prefix}D{number}", payer_no=f"{prefix}U")
+            at = utc_now() - timedelta(minutes=40)
+            ids.append(UUID(int=first_id_at(at).int | 7 << 76 | 2 << 62 | uuid4().int & (1 << 62) - 1))
+            owner.execute(
+                text("""INSERT INTO funds.outbox (id, topic, key, version, type, correlation, payload, created_at)
+                        VALUES (:id, 'funds.transfer', :key, 1, :type, :key, :payload, :at)"""),
+                {"id": ids[-1], "key": event.key, "type": event.type, "payload": encode(event), "at": at},
+            )
+    return ids
+
+
+def test_a_busy_topic_does_not_hide_a_dead_one_and_the_repair_emits_what_is_missing_on_it(
+    settings: Settings, prefix: str, command: Callable[[Settings], Command]
+) -> None:
+    """A part of the publication is gone, though it holds as many tables as ever; the other topics go on."""
+    with engine_of(settings, "owner").begin() as owner:
+        owner.execute(text(f"ALTER PUBLICATION {PUBLICATION} DROP TABLE funds.outbox"))
+        owner.execute(text(f"ALTER PUBLICATION {PUBLICATION} ADD TABLE bank.transaction"))
+    dead = deposited_long_ago(settings, prefix, 5)
+    alive = recorded(settings, failed(payment_no=f"{prefix}P"))
+    published(settings, alive)
+    checks = {check.check: check for check in examine(settings, now=utc_now())}
+    assert not checks["publication"].ok
+    assert not set(dead) - plan_repair(settings, now=utc_now()).missing, "the busy topic has hidden the dead one"
+    [funds] = [one for one in arrivals(settings, grace=timedelta(0)) if one.topic == "funds.transfer"]
+    assert {row.id for row in funds.missing} == set(dead)
+
+    _, rows, said = command(settings)("doctor", "--repair-slot", "--yes", "-o", "json")
+    assert "5 recorded events are on no topic" in said
+    wait_published(settings, ["funds.transfer"], dead, since=utc_now() - timedelta(minutes=5), within_s=20)
+    assert [row["check"] for row in rows if not row["ok"] and row["check"] != "parked"] == []
+    assert not check_arrivals(settings, grace=timedelta(0)).fix
+
+
+def test_a_repair_beside_an_open_transaction_names_it_gives_up_and_leaves_the_connector_running(
+    settings: Settings, prefix: str
+) -> None:
+    brief, said = settings.model_copy(update={"slot_wait_s": 1.0}), []
+    plan = plan_repair(settings, now=utc_now())
+    client = ConnectClient(settings.connect_url)
+    with ThreadPoolExecutor(2) as pool, engine_of(settings, "payments").connect() as writing:
+        pid = writing.execute(text("SELECT pg_backend_pid(), txid_current()")).scalar_one()
+        repairing = pool.submit(repair_slot, brief, plan, say=said.append)
+        migrating = pool.submit(slot_made_beside, settings)
+        try:
+            left = wait([repairing, migrating], timeout=30).not_done
+            assert not left, f"after 30 s it still waits, with the connector {client.status(settings.connector).state}"
+            for waiting in (repairing, migrating):
+                with pytest.raises(NotReady, match=rf"session {pid} \(payments"):
+                    waiting.result()
+        finally:
+            writing.rollback()  # or what waits for it would do so for ever
+            wait([repairing, migrating], timeout=120)
+    assert client.status(settings.connector).is_running
+    assert slot_state(settings).active
+    published(settings, recorded(settings, failed(payment_no=f"{prefix}P")))
+    with engine_of(settings, "owner").connect() as owner:
+        left = owner.execute(text("SELECT slot_name FROM pg_replication_slots")).scalars().all()
+    assert left == [settings.slot]
+
+
+def slot_made_beside(settings: Settings) -> None:
+    """`payrelay migrate` waits for the same transactions."""
+    with engine_of(settings, "owner").connect().execution_options(isolation_level="AUTOCOMMIT") as owner:
+        ensure_slot(owner, "beside", **({"within_s": 1.0} if "within_s" in signature(ensure_slot).parameters else {}))
+
+
+def test_doctor_says_how_what_waits_comes_to_its_topic_and_knows_a_repair(settings: Settings, prefix: str) -> None:
+    client = ConnectClient(settings.connect_url)
+    client.stop(settings.connector)
+    client.wait_stopped(settings.connector)
+    ids = recorded(settings, failed(payment_no=f"{prefix}P"))
+    try:
+        waiting = check_arrivals(settings, grace=timedelta(0))
+        assert (waiting.ok, waiting.fix) == (False, "payrelay connect resume")
+        with engine_of(settings, "owner").connect() as owner:
+            owner.execute(text("SELECT pg_advisory_lock(hashtextextended(:name, 0))"), {"name": REPAIRING})
+            assert "a repair is under way" in check_arrivals(settings, grace=timedelta(0)).found
+            with pytest.raises(Refused, match="another repair"):
+                repair_slot(settings, plan_repair(settings, now=utc_now()), say=lambda _: None)
+    finally:
+        client.resume(settings.connector)
+        client.wait_running(settings.connector)
+    published(settings, ids)
+    eventually(lambda: check_arrivals(settings, grace=timedelta(0)).ok, what="arrived")
+
+
+def test_a_message_in_the_log_stops_nothing_and_only_the_owner_may_write_one(settings: Settings, prefix: str) -> None:
+    emit = text("SELECT pg_logical_emit_message(:transactional, :prefix, 'content')")
+    with engine_of(settings, "owner").begin() as owner:
+        for name in ("anything", "", "several\nlines", TOPIC):
+            owner.execute(emit, {"transactional": False, "prefix": name})
+            owner.execute(emit, {"transactional": True, "prefix": name})
+    published(settings, recorded(settings, failed(payment_no=f"{prefix}P")))
+    for role in ("ops", "payments"):
+        with (
+            engine_of(settings, role).connect() as connection,
+            pytest.raises(ProgrammingError, match="permission denied"),
+        ):
+            connection.execute(emit, {"transactional": False, "prefix": "anything"})
+
+
+def test_doctor_says_where_every_role_may_write_messages_and_migrate_takes_that_back(settings: Settings) -> None:
+    def said() -> str:
+        return {check.check: check.found for check in examine(settings, now=utc_now())}.get("log messages", "")
+
+    with engine_of(settings, "owner").begin() as owner:
+        owner.execute(
+            text("GRANT EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, bytea, boolean) TO PUBLIC")
+        )
+    assert "every role may write them" in said()
+    migrate(settings, today=utc_now().date())
+    assert "only the owner's" in said()
 
 
 # ---- Connect's own position ---------------------------------------------------------------------------------------
