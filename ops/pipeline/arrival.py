@@ -125,7 +125,7 @@ def judge(topic: str, rows: Collection[Recorded], seen: Collection[UUID], *, who
     """Return how the rows fare, with every record that was appended since then read.
 
     >>> at = datetime(2026, 1, 1, tzinfo=UTC)
-    >>> old, new = (Recorded(id=UUID(int=first_id_at(moment).int | 7 << 76), lsn=1) for moment in (at, at + timedelta(hours=1)))
+    >>> old, new = (Recorded(id=UUID(int=first_id_at(moment).int | 7 << 76 | 2 << 62), lsn=1) for moment in (at, at + timedelta(hours=1)))
     >>> found = judge("t", [old, new], set(), whole_since=at + timedelta(minutes=1))
     >>> (found.judged, found.missing == (new,), found.unjudged)
     (1, True, 1)
@@ -178,7 +178,7 @@ def check_positions(settings: Settings) -> Verdict:
 def check_arrivals(settings: Settings, *, grace: timedelta = GRACE) -> Verdict:
     """Judge whether what was recorded longer ago than the grace is on its topic, topic by topic."""
     found = arrivals(settings, grace=grace)
-    told = "; ".join(_told(one, grace) for one in found)
+    told = _told(found, grace)
     missing = [row for one in found for row in one.missing]
     if not missing:
         return Verdict(True, told)
@@ -189,20 +189,20 @@ def check_arrivals(settings: Settings, *, grace: timedelta = GRACE) -> Verdict:
     return Verdict(False, told, _fix(settings, found))
 
 
-def _told(arrival: Arrival, grace: timedelta) -> str:
-    if arrival.missing:
-        oldest = _time(arrival.missing[0].id)
-        return (
-            f"{arrival.topic}: {len(arrival.missing)} events older than {grace.total_seconds():.0f} s are on no topic, the "
-            f"oldest of {oldest:%Y-%m-%d %H:%M:%S%z}"
-        )
-    if arrival.judged:
-        return f"{arrival.topic}: all of the last {arrival.judged}"
-    return (
-        f"{arrival.topic}: too much to tell, payrelay reconcile knows"
-        if arrival.unjudged
-        else f"{arrival.topic}: none due"
-    )
+def _told(found: Collection[Arrival], grace: timedelta) -> str:
+    """
+    >>> well = Arrival(topic="a", judged=7, missing=(), unjudged=0)
+    >>> _told([well, Arrival(topic="b", judged=0, missing=(), unjudged=0)], GRACE)
+    'arrived: a 7, b 0'
+    >>> _told([Arrival(topic="b", judged=1, missing=(Recorded(id=UUID(int=7 << 76), lsn=1),), unjudged=0), well], GRACE)
+    'on no topic after 60 s: b 1, since 1970-01-01 00:00:00+0000; arrived: a 7'
+    """
+    missing = [f"{one.topic} {len(one.missing)}, since {_time(one.missing[0].id):%Y-%m-%d %H:%M:%S%z}"
+               for one in found if one.missing]  # fmt: skip
+    # Of a topic with so many repeats at its end nothing can be told from there.
+    arrived = [f"{one.topic} {one.judged or (one.unjudged and 'unknown')}" for one in found if not one.missing]
+    lines = [f"on no topic after {grace.total_seconds():.0f} s: {'; '.join(missing)}"] * bool(missing)
+    return "; ".join([*lines, *([f"arrived: {', '.join(arrived)}"] * bool(arrived))])
 
 
 def _fix(settings: Settings, found: Collection[Arrival]) -> str:

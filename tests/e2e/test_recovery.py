@@ -15,10 +15,13 @@ from sqlalchemy import text
 
 from connect.client import ConnectClient
 from consumers.accounting.ledger import correct_voucher, find_voucher, reverse_voucher
+from ops.doctor import examine
 from ops.health import slot_state
 from ops.pipeline.repair import plan_repair
+from ops.pipeline.source import standing
 from ops.records import bounds
 from ops.stack.control import down, stop, up
+from ops.stack.parts import PostgresPlace
 from ops.stack.programs import postgres_bin
 from ops.stack.state import StackFolder
 from ops.topics import admin_client
@@ -177,8 +180,12 @@ VOUCHERS = """
     WHERE kind = 'settlement' AND account LIKE 'merchant_payable:' || :like"""
 
 
-def test_a_consumers_database_was_restored_from_an_older_backup(folder: StackFolder, follow_page: Follow) -> None:
-    with shopping(folder, "backup") as shop:
+def test_a_database_was_restored_from_an_older_backup(
+    folder: StackFolder, follow_page: Follow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A consumer's, a service's that others follow, and at last the whole: what was recorded after that copy stays lost to it."""
+    monkeypatch.setenv("DATA", str(PostgresPlace.of(folder).data))
+    with shopping(folder, "backup") as shop, shopping(folder, "gone") as gone:
 
         def day() -> None:
             shop.pay(10)
@@ -187,6 +194,24 @@ def test_a_consumers_database_was_restored_from_an_older_backup(folder: StackFol
         def answered() -> None:
             eventually(lambda: shop.proof().parked, what="funds has answered again")
             eventually(lambda: not shop.proof().lost, what="funds has caught up")
+
+        def afterwards() -> None:
+            gone.pay(6)
+            gone.holds()
+            with engine_of(shop.settings, "owner").execution_options(isolation_level="AUTOCOMMIT").connect() as owner:
+                owner.execute(text("SELECT pg_switch_wal()"))
+                end = owner.execute(text("SELECT CAST(pg_current_wal_lsn() - '0/0' AS bigint)")).scalar_one()
+            eventually(
+                lambda: (standing(shop.settings).noted_lsn or 0) >= end, within_s=60, what="Connect has noted it"
+            )
+
+        def unpublished() -> None:
+            shop.pay(6)
+            eventually(looks_well, within_s=60, what="the connector streams, by all that it says of itself")
+
+        def looks_well() -> bool:
+            checks = {check.check: check.ok for check in examine(shop.settings, now=utc_now())}
+            return all(checks[name] for name in ("heartbeat", "slot", "publication", "connector"))
 
         follow_page(
             "recover-backup",
@@ -197,6 +222,8 @@ def test_a_consumers_database_was_restored_from_an_older_backup(folder: StackFol
             before=shop.holds,
             settled=shop.holds,
             answered=answered,
+            afterwards=afterwards,
+            unpublished=unpublished,
         )
         shop.holds()
 

@@ -8,7 +8,8 @@ import pytest
 MODULES = ["schemas.money", "schemas.numeric", "outbox.clock", "outbox.condition", "outbox.errors", "outbox.retry", "outbox.partitions", "connect.client",
            "connect.connector", "producers.payments.orders", "producers.payments.fees", "consumers.accounting.entries",
            "consumers.funds.funds", "consumers.notification.guard", "consumers.notification.rules", "consumers.notification.lanes",
-           "consumers.notification.sender", "ops.demo.latency", "ops.offsets.peek", "ops.offsets.targets", "ops.upkeep", "ops.brokers", "ops.doctor", "ops.pipeline.clocks",
+           "consumers.notification.sender", "ops.demo.latency", "ops.offsets.peek", "ops.offsets.plan", "ops.offsets.targets", "ops.upkeep", "ops.brokers", "ops.doctor",
+           "ops.pipeline.arrival", "ops.pipeline.clocks", "ops.pipeline.past", "ops.pipeline.source", "outbox.slot",
            "ops.reconcile.verdict", "ops.reconcile.published", "ops.reconcile.facts", "ops.cli.reconcile",
            "ops.timeline.facts", "ops.timeline.steps", "tests.howto"]  # fmt: skip
 
