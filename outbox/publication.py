@@ -9,14 +9,14 @@ from outbox.settings import SERVICES
 PUBLICATION = "payrelay_outbox"
 SIGNALS = "connect.signal"
 """Where Debezium is told to emit rows again."""
-_TABLES = (*(f"{service}.outbox" for service in SERVICES), "connect.heartbeat", SIGNALS)
-PUBLISHED_TABLES = len(_TABLES)
+TABLES = (*(f"{service}.outbox" for service in SERVICES), "connect.heartbeat", SIGNALS)
+PUBLISHED_TABLES = len(TABLES)
 """Every service's outbox, the heartbeat and the signals to the connector."""
 
 
 def publication(name: str) -> str:
     """Return the statement that makes the publication: inserts only, through the partitions' root."""
-    return f"CREATE PUBLICATION {name} FOR TABLE {', '.join(_TABLES)} WITH (publish = 'insert', publish_via_partition_root = true)"
+    return f"CREATE PUBLICATION {name} FOR TABLE {', '.join(TABLES)} WITH (publish = 'insert', publish_via_partition_root = true)"
 
 
 def published_tables(connection: Connection) -> int:
@@ -28,4 +28,4 @@ def published_tables(connection: Connection) -> int:
         SELECT count(*) FROM pg_publication_tables AS published JOIN pg_publication AS publication USING (pubname)
         WHERE pubname = :name AND publication.pubinsert
           AND published.schemaname || '.' || published.tablename = ANY(:tables) AND published.rowfilter IS NULL""")
-    return int(connection.execute(statement, {"name": PUBLICATION, "tables": list(_TABLES)}).scalar_one())
+    return int(connection.execute(statement, {"name": PUBLICATION, "tables": list(TABLES)}).scalar_one())

@@ -5,9 +5,11 @@ PostgreSQL makes a logical slot once every transaction that was writing has ende
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Row, text
 from sqlalchemy.exc import DBAPIError
 
 from outbox.errors import NotReady, Refused
@@ -25,6 +27,16 @@ _WRITING = text("""
     LEFT JOIN pg_prepared_xacts AS prepared ON prepared.transaction = locks.transactionid
     WHERE locks.locktype = 'transactionid' AND locks.mode = 'ExclusiveLock' AND locks.granted
       AND locks.pid IS DISTINCT FROM pg_backend_pid()
+    ORDER BY activity.xact_start NULLS FIRST LIMIT :most""")
+
+
+# The modes that a publication's tables cannot be put into it beside.
+_HOLDING = text("""
+    SELECT DISTINCT locks.pid, activity.usename, activity.application_name, activity.xact_start, CAST(NULL AS text) AS gid
+    FROM pg_locks AS locks LEFT JOIN pg_stat_activity AS activity ON activity.pid = locks.pid
+    WHERE locks.locktype = 'relation' AND locks.granted AND locks.pid IS DISTINCT FROM pg_backend_pid()
+      AND locks.relation = ANY(SELECT CAST(name AS regclass) FROM unnest(CAST(:tables AS text[])) AS name)
+      AND locks.mode NOT IN ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock')
     ORDER BY activity.xact_start NULLS FIRST LIMIT :most""")
 
 
@@ -58,17 +70,26 @@ def create_slot(connection: Connection, slot: str, *, temporary: bool = False, w
 
 def writers(connection: Connection) -> str:
     """Return who is writing right now, the longest first, and how to end it."""
-    rows = connection.execute(_WRITING, {"most": NAMED}).all()
-    return "; ".join(_writer(row.pid, row.usename, row.application_name, row.xact_start, row.gid) for row in rows) or (
-        "they have ended by now"
-    )
+    return _sessions(connection.execute(_WRITING, {"most": NAMED}).all())
 
 
-def _writer(pid: int | None, role: str | None, application: str | None, since: datetime | None, gid: str | None) -> str:
+def holders(connection: Connection, tables: Sequence[str]) -> str:
+    """Return who has locked one of the tables against being put into a publication, and how to end it."""
+    return _sessions(connection.execute(_HOLDING, {"tables": list(tables), "most": NAMED}).all())
+
+
+def _sessions(rows: Sequence[Row[Any]]) -> str:
+    told = [_session(row.pid, row.usename, row.application_name, row.xact_start, row.gid) for row in rows]
+    return "; ".join(told) or "they have ended by now"
+
+
+def _session(
+    pid: int | None, role: str | None, application: str | None, since: datetime | None, gid: str | None
+) -> str:
     """
-    >>> _writer(17, "payments", "psql", datetime(2026, 1, 2, 3, 4, 5), None)
+    >>> _session(17, "payments", "psql", datetime(2026, 1, 2, 3, 4, 5), None)
     'session 17 (payments, psql, since 2026-01-02 03:04:05; SELECT pg_terminate_backend(17))'
-    >>> _writer(None, None, None, None, "two-phase 4")
+    >>> _session(None, None, None, None, "two-phase 4")
     "prepared transaction 'two-phase 4' (ROLLBACK PREPARED or COMMIT PREPARED)"
     """
     if pid is None:

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import OperationalError
 
 from connect.apply import apply_connector
 from connect.client import ConnectClient
@@ -21,8 +22,9 @@ from ops.snapshot import emit_again
 from outbox.clock import first_id_at, time_of
 from outbox.errors import NotReady, PayrelayError, Refused
 from outbox.migrate import ensure_publication, owner_engine
+from outbox.publication import TABLES
 from outbox.settings import SERVICES, Settings
-from outbox.slot import create_slot
+from outbox.slot import create_slot, holders
 from schemas.topics import TOPICS
 
 MARGIN = timedelta(minutes=15)
@@ -33,7 +35,8 @@ LEFT_S = 10.0
 STEADY_S = 3.0
 """A reader of the slot that has stayed for this long is no task about to be restarted."""
 POLL_S = 0.1
-LOCK_MS = 10_000
+LOCKED = "55P03"
+"""SQLSTATE of a lock that was not to be had in time."""
 SPARE = "_new"
 """The new slot's name, beside the old one's, until it takes the old one's place."""
 
@@ -114,7 +117,7 @@ def repair_slot(settings: Settings, repair: Repair, *, say: Callable[[str], None
     engine = owner_engine(settings)
     try:
         with _alone(engine) as owner:
-            _publish_all(engine)
+            _publish_all(engine, within_s=settings.slot_wait_s)
             say("making a new slot: open transactions are waited for")
             create_slot(owner, settings.slot + SPARE, temporary=True, within_s=settings.slot_wait_s)
             say("stopping the connector")
@@ -188,11 +191,21 @@ def _resumed_after_failure(client: ConnectClient, settings: Settings) -> Generat
         raise
 
 
-def _publish_all(engine: Engine) -> None:
+def _publish_all(engine: Engine, *, within_s: float) -> None:
     """The publication is whole: before the slot, which reads the catalogue as it is from its beginning on."""
-    with engine.begin() as connection:
-        connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_MS}"))
-        ensure_publication(connection)
+    try:
+        with engine.begin() as connection:
+            connection.execute(text(f"SET LOCAL lock_timeout = {max(1, int(within_s * 1000))}"))
+            ensure_publication(connection)
+    except OperationalError as error:
+        if getattr(error.orig, "sqlstate", None) != LOCKED:
+            raise
+        with engine.connect() as connection:
+            found = holders(connection, TABLES)
+        raise NotReady(
+            f"the publication cannot be made whole while its tables are locked, and some were for {within_s:.0f} s: {found}. "
+            "End them, then repeat"
+        ) from error
 
 
 def _take_place(owner: Connection, settings: Settings) -> None:

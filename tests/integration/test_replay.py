@@ -436,6 +436,12 @@ def test_a_busy_topic_does_not_hide_a_dead_one_and_the_repair_emits_what_is_miss
     [funds] = [one for one in arrivals(settings, grace=timedelta(0)) if one.topic == "funds.transfer"]
     assert {row.id for row in funds.missing} == set(dead)
 
+    with engine_of(settings, "owner").connect() as locking:
+        pid = locking.execute(text("SELECT pg_backend_pid()")).scalar_one()
+        locking.execute(text("LOCK TABLE funds.outbox IN SHARE UPDATE EXCLUSIVE MODE"))
+        brief = settings.model_copy(update={"slot_wait_s": 1.0})
+        with pytest.raises(NotReady, match=rf"tables are locked.* session {pid} "):
+            repair_slot(brief, plan_repair(settings, now=utc_now()), say=lambda _: None)
     _, rows, said = command(settings)("doctor", "--repair-slot", "--yes", "-o", "json")
     assert "5 recorded events are on no topic" in said
     wait_published(settings, ["funds.transfer"], dead, since=utc_now() - timedelta(minutes=5), within_s=20)
