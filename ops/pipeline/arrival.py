@@ -115,7 +115,8 @@ def _read(settings: Settings, spans: Mapping[Place, range]) -> tuple[set[UUID], 
     seen: set[UUID] = set()
     first: dict[Place, datetime] = {}
     for message in read(settings, spans):
-        first.setdefault((message.topic(), message.partition()), appended_at(message))
+        if (at := appended_at(message)) is not None:
+            first.setdefault((message.topic(), message.partition()), at)
         if (identity := id_of(message)) is not None:
             seen.add(identity)
     return seen, first

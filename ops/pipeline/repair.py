@@ -114,6 +114,10 @@ def repair_slot(settings: Settings, repair: Repair, *, say: Callable[[str], None
     `payrelay connect apply` takes the bound away.
     """
     client = ConnectClient(settings.connect_url)
+    if other := slot_state(settings).database:
+        raise Refused(
+            f"the slot {settings.slot} belongs to database {other}, and stays: set PAYRELAY_SLOT to a free name"
+        )
     engine = owner_engine(settings)
     try:
         with _alone(engine) as owner:
