@@ -20,6 +20,7 @@ from ops.health import slot_state
 from ops.pipeline.repair import plan_repair
 from ops.pipeline.source import standing
 from ops.records import bounds
+from ops.replay import redeliver_events
 from ops.stack.control import down, stop, up
 from ops.stack.parts import PostgresPlace
 from ops.stack.programs import postgres_bin
@@ -208,6 +209,10 @@ def test_a_database_was_restored_from_an_older_backup(
         def unpublished() -> None:
             shop.pay(6)
             eventually(looks_well, within_s=60, what="the connector streams, by all that it says of itself")
+            missing = sorted(plan_repair(shop.settings, now=utc_now()).missing)
+            passed_over = redeliver_events(shop.settings, "bank_notification", missing, execute=False)
+            assert passed_over.applied, "what was paid now is nowhere"
+            assert not passed_over.waiting, "nothing will bring them"
 
         def looks_well() -> bool:
             checks = {check.check: check.ok for check in examine(shop.settings, now=utc_now())}
