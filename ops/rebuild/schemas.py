@@ -16,7 +16,7 @@ from datetime import datetime
 from sqlalchemy import Connection, text
 
 from outbox.errors import Refused
-from outbox.settings import CONNECTOR, READER, SERVICES
+from outbox.settings import CONNECTOR, READER, SEARCHER, SERVICES
 
 MARK = "payrelay: "
 """What the comment on a schema of this module begins with; no other one is ever dropped."""
@@ -122,7 +122,7 @@ def _rest(connection: Connection, made: Made, chosen: Sequence[object]) -> Itera
         for row in connection.execute(statement, about):
             yield told(row.made)
     for row in connection.execute(_GRANTS, about):
-        if row.role != CONNECTOR:  # nothing of it is ever published
+        if row.role not in (CONNECTOR, SEARCHER):  # nothing of it is ever published
             yield f'GRANT {row.privilege} {row.part} ON {made.name}."{row.name}" TO {row.role}'
 
 
