@@ -168,8 +168,9 @@ def _emit_left(settings: Settings, *, since: datetime, say: Callable[[str], None
         return
     still = missing_events(settings, now=datetime.now().astimezone(), since=since)
     left = {service: ids & still.get(service, set()) for service, ids in left.items()}
-    say(f"{sum(map(len, left.values()))} events were committed in between: emitting them too")
-    emit_again(settings, left, within_s=REPAIR_S)
+    if count := sum(map(len, left.values())):
+        say(f"{count} events were committed in between: emitting them too")
+        emit_again(settings, left, within_s=REPAIR_S)
 
 
 @contextmanager
