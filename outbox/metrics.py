@@ -1,20 +1,24 @@
-"""Metrics of this process, for Prometheus: one small endpoint, on the loopback unless told otherwise.
+"""Metrics of this process, for Prometheus: one small endpoint, on the loopback unless a setting says otherwise.
 
 Each module declares what it counts beside what it does; docs/reference/metrics.md lists them all.
 """
 
 from __future__ import annotations
 
+import asyncio
 import socket
-from collections.abc import Callable, Iterable
-from threading import BoundedSemaphore, Thread
+from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import disable_created_metrics, make_wsgi_app
-from prometheus_client.exposition import ThreadingWSGIServer
+import msgspec
+from prometheus_client import REGISTRY, disable_created_metrics
+from prometheus_client.exposition import choose_encoder
+from uvicorn.server import ServerState
 
 from outbox.errors import Refused
+from outbox.http_limits import Connections, limits_of
+from outbox.http_protocol import server_config
 from outbox.settings import Settings
 
 PATH = "/metrics"
@@ -22,13 +26,11 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 """Upper bounds of all duration histograms, so that they can be laid over each other."""
 
 SCRAPES_MAX = 4
-"""At once; further connections are closed."""
-IDLE_S = 5.0
-"""How long a connection may take to send its request or to read on."""
+"""At once; further ones are refused."""
+CONNECTIONS_MAX = 64
+"""Far more than scrapers have; the one that waits longest for its client makes room."""
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
-
-Start = Callable[..., Any]
 
 
 def serve_metrics(settings: Settings) -> bool:
@@ -40,54 +42,50 @@ def serve_metrics(settings: Settings) -> bool:
     if not port:
         return False
     try:
-        family, _, _, _, _ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        kind = type("_Server", (_Server,), {"address_family": family})
-        server: WSGIServer = make_server(host, port, _app, kind, _Handler)
+        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.create_server(place[:2], family=family)
     except OSError as error:
         raise Refused(
             f"no metrics at {host}:{port} ({error.strerror}): PAYRELAY_METRICS_HOST and PAYRELAY_METRICS_PORT name an "
             "address of this process alone; port 0 turns them off"
         ) from error
-    Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    own = settings.model_copy(update={"http_connections_max": min(CONNECTIONS_MAX, settings.http_connections_max)})
+    connections = Connections(limits_of(own, requests=SCRAPES_MAX))
+    Thread(target=asyncio.run, args=(_serve(listening, connections),), name="metrics", daemon=True).start()
     return True
 
 
-class _Server(ThreadingWSGIServer):
-    """A thread for each request, and a bounded number of them."""
+async def _serve(listening: socket.socket, connections: Connections) -> None:
+    loop = asyncio.get_running_loop()
+    config = server_config(_Exposition(), connections, lifespan="off", log_config=None)
+    config.load()
+    state = ServerState()
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._free = BoundedSemaphore(SCRAPES_MAX)
-        super().__init__(*args, **kwargs)
+    def connection() -> asyncio.Protocol:
+        made: asyncio.Protocol = config.http_protocol_class(  # type: ignore[call-arg]
+            config=config, server_state=state, app_state={}, _loop=loop
+        )
+        return made
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if self._free.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away or was too slow is nobody's error."""
+    server = await loop.create_server(connection, sock=listening, backlog=config.backlog)
+    await server.serve_forever()
 
 
-class _Handler(WSGIRequestHandler):
-    timeout = IDLE_S
+class _Exposition:
+    """The application: one path. A collector may take its time, so it does not hold up the loop."""
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the handler's own name for it
-        """Scrapes are not logged."""
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(SCRAPES_MAX, thread_name_prefix="scrape")
+
+    async def __call__(self, scope: Any, _receive: Any, send: Any) -> None:
+        status, content_type, body = 404, "application/json", _NOT_FOUND
+        if scope["path"] == PATH:
+            accepted = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"accept"), "")
+            encode, content_type = choose_encoder(accepted)
+            status, body = 200, await asyncio.get_running_loop().run_in_executor(self._threads, encode, REGISTRY)
+        headers = [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
 
-_exposed = make_wsgi_app()
-
-
-def _app(environment: dict[str, Any], start: Start) -> Iterable[bytes]:
-    if environment.get("PATH_INFO") == PATH:
-        answer: Iterable[bytes] = _exposed(environment, start)
-        return answer
-    start("404 Not Found", [("Content-Type", "text/plain")])
-    return [f"metrics are at {PATH}\n".encode()]
+_NOT_FOUND = msgspec.json.encode({"error": "no_route", "message": f"metrics are at {PATH}"})

@@ -5,11 +5,12 @@ Service addresses in `dsn` are `PAYRELAY_DSN__<SERVICE>`. DSNs are of the form p
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, SecretStr
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from outbox.errors import Refused
 
@@ -26,6 +27,12 @@ CONNECTOR = "debezium"
 """The role of Kafka Connect: REPLICATION, SELECT on the outbox tables, UPDATE on the heartbeat."""
 
 Port = Annotated[int, Field(ge=0, le=65535)]
+Timeout = Annotated[float, Field(ge=0.1, le=3600)]
+Network = IPv4Network | IPv6Network
+
+
+def _listed(given: object) -> object:
+    return [part.strip() for part in given.split(",") if part.strip()] if isinstance(given, str) else given
 
 
 class Settings(BaseSettings):
@@ -75,6 +82,20 @@ class Settings(BaseSettings):
     """How long ago a bank may say that it has executed a payment; of what is older, the time of arrival counts."""
     allow_private_receivers: bool = False
     """Whether merchants' addresses may be private or loopback ones; for local stacks only."""
+
+    # Connections of every HTTP server: services, console, metrics
+    http_connections_max: Annotated[int, Field(ge=2, le=100_000)] = 1_000
+    """Open at once in a process; beyond, the one that waits longest for its client is closed. At most half of the open files."""
+    http_connections_per_address: Annotated[int, Field(ge=1, le=100_000)] = 200
+    """Of one client address (of IPv6: one /64), but for those that have sent a valid signature. At most half of all."""
+    http_head_timeout_s: Timeout = 10.0
+    """How long a client may take to send a request's line and headers."""
+    http_body_timeout_s: Timeout = 30.0
+    """How long it may take to send the body, and to take in the answer."""
+    http_idle_timeout_s: Timeout = 5.0
+    """How long a connection stays open between two requests."""
+    trusted_proxies: Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_listed)] = ()
+    """Addresses or networks, with commas between: only these are believed X-Forwarded-For."""
 
     # Metrics for Prometheus, of each process at an address of its own; port 0: none.
     metrics_host: str = "127.0.0.1"

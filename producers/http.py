@@ -8,7 +8,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -19,14 +19,17 @@ from pydantic import SecretStr
 from sqlalchemy import Connection
 from sqlalchemy.exc import DataError, SQLAlchemyError
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
 from outbox.database import engine_for
 from outbox.errors import AheadOfClock, Refused
+from outbox.http_limits import Connections, limits_of
+from outbox.http_protocol import server_config
 from outbox.metrics import SECONDS, serve_metrics
 from outbox.settings import Settings
 from schemas.signature import can_sign
@@ -100,16 +103,41 @@ def service(name: str, routes: Sequence[Route], lifespan: Lifespan[Starlette]) -
     async def health(_: Request) -> Response:
         return JSONResponse({"status": "up"})
 
-    async def told(_: Request, error: Exception) -> Response:
-        assert isinstance(error, HttpError)
-        return JSONResponse({"error": error.code, "message": error.message}, status_code=error.status)
-
     every = [*routes, Route("/health", health)]
-    return Starlette(
+    app = Starlette(
         routes=every,
         lifespan=lifespan,
-        exception_handlers={HttpError: told},
+        exception_handlers={HttpError: _answer_error, HTTPException: _answer_no_route, Exception: _answer_fault},
         middleware=[Middleware(_Counted, name=name, routes=every)],
+    )
+    app.router.redirect_slashes = False  # a signature is good for the path that was signed
+    return app
+
+
+def _error(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": code, "message": message}, status_code=status, headers=headers)
+
+
+async def _answer_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HttpError)
+    return _error(error.status, error.code, error.message)
+
+
+async def _answer_no_route(request: Request, error: Exception) -> Response:
+    """Starlette's own errors look like every other: 404 for a path, 405 for a method that no route has."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("allow", "")
+        message = f"{request.method} is not possible here, but {allowed} is: docs/reference/http.md"
+        return _error(405, "method_not_allowed", message, error.headers)
+    if error.status_code == 404:
+        return _error(404, "no_route", "nothing is at this path: docs/reference/http.md lists what there is")
+    return _error(error.status_code, "bad_request", str(error.detail), error.headers)
+
+
+async def _answer_fault(_: Request, __: Exception) -> Response:
+    return _error(
+        500, "internal", "the service failed; send the same request again, and tell its operator if that fails too"
     )
 
 
@@ -159,13 +187,22 @@ def usable_secret(name: str, secret: SecretStr) -> str:
 
 
 async def read_body(request: Request) -> bytes:
-    """Return a request's raw body; raises HttpError 413 above 64 KiB."""
+    """Return a request's raw body; raises HttpError 413 above 64 KiB, 408 where the client goes away or is too slow."""
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > BODY_BYTES_MAX:
-            raise HttpError(413, "body_too_large", f"the body may have {BODY_BYTES_MAX} bytes at most")
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > BODY_BYTES_MAX:
+                raise HttpError(413, "body_too_large", f"the body may have {BODY_BYTES_MAX} bytes at most")
+    except ClientDisconnect as error:
+        raise HttpError(408, "too_slow", "the request's body did not come whole; send it again") from error
     return bytes(body)
+
+
+def note_authenticated(request: Request) -> None:
+    """The client has proved who it is, by a signature or a session: its connection counts for no address. Any thread."""
+    if (connection := request.scope.get("state", {}).get("connection")) is not None:
+        connection.authenticated = True
 
 
 class Server(uvicorn.Server):
@@ -183,21 +220,12 @@ def serve(apps: Sequence[tuple[Starlette, str, int]], settings: Settings) -> Non
     The process's metrics are at an address of their own, not at a public one.
     """
 
+    connections = Connections(limits_of(settings))
+
     async def until_told() -> None:
         servers = [
             Server(
-                uvicorn.Config(
-                    app,
-                    host=host,
-                    port=port,
-                    log_level="warning",
-                    access_log=False,
-                    proxy_headers=False,
-                    server_header=False,
-                    timeout_graceful_shutdown=10,
-                    limit_concurrency=500,
-                    backlog=2048,
-                )
+                server_config(app, connections, host=host, port=port, log_level="warning", timeout_graceful_shutdown=10)
             )
             for app, host, port in apps
         ]

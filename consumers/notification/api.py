@@ -21,7 +21,7 @@ from starlette.routing import Route
 from consumers.notification.query import FEED_MAX, feed, of_order, one, secrets_of
 from outbox.clock import first_id_at, utc_now
 from outbox.settings import Settings
-from producers.http import Database, HttpError, service
+from producers.http import Database, HttpError, note_authenticated, service
 from schemas.signature import is_fresh, signed_at
 
 RATE = 10.0
@@ -120,6 +120,7 @@ def merchant_of(connection: Connection, request: Request, *, now: datetime) -> s
     times = [signed_at(secret, request.headers, target.encode()) for secret in candidates]
     if secrets is None or not any(at is not None and is_fresh(at, now) for at in times):
         raise HttpError(401, "unauthorized", "merchant, signature or time is wrong: docs/reference/http.md")
+    note_authenticated(request)
     return secrets.merchant_no
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from consumers import metrics as worker
 from ops import exporter
+from outbox import http_protocol
 from producers import http
 
 TARGET = Path(__file__).resolve().parents[2] / "docs" / "reference" / "metrics.md"
@@ -28,6 +29,8 @@ def rows() -> list[tuple[str, str, tuple[str, ...], str, str]]:
         for family in metric.describe()
     ]  # fmt: skip
     found.append((worker.CONDITION, "gauge", worker.CONDITION_LABELS, "worker, notifier", worker.CONDITION_HELP))
+    [closed] = http_protocol.CLOSED.describe()
+    found.append((f"{closed.name}_total", closed.type, http_protocol.CLOSED._labelnames, "all", closed.documentation))
     found += [(name, "gauge", labels, "exporter", told) for name, (told, labels) in exporter.DESCRIBED.items()]
     return found
 

@@ -23,7 +23,7 @@ def rendered() -> str:
     ]
     for name, field in Settings.model_fields.items():
         default = field.default.get_secret_value() if isinstance(field.default, SecretStr) else field.default
-        shown = "" if default in ("", {}) else f"`{default}`"
+        shown = "" if default in ("", {}, ()) else f"`{default}`"
         suffix = {"dsn": "__SERVICE", "console_users": "__NAME"}.get(name, "")
         lines.append(f"| `PAYRELAY_{name.upper()}{suffix}` | {shown} |")
     return "\n".join(lines) + "\n"

@@ -9,7 +9,6 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
 
-import uvicorn
 import uvloop
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -23,8 +22,13 @@ from ops.console.runner import Runner
 from ops.console.users import User
 from ops.notify import SERVICES
 from outbox.errors import Refused
+from outbox.http_limits import Connections, limits_of
+from outbox.http_protocol import server_config
 from outbox.settings import READER, Settings
 from producers.http import Database, HttpError, Server
+
+REQUESTS_MAX = 200
+"""In work at once, live streams among them."""
 
 ROUTERS = (sign_in.router, overview.router, notifications.router, receivers.router, acts.router)
 
@@ -117,14 +121,11 @@ def serve(settings: Settings, users: Mapping[str, User], listening: socket.socke
     """Serve the console until SIGTERM or Ctrl-C; live streams end at once, open requests are answered."""
     app = create_app(settings, users)
     server = Server(
-        uvicorn.Config(
+        server_config(
             app,
+            Connections(limits_of(settings, requests=REQUESTS_MAX)),
             log_level="warning",
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
             timeout_graceful_shutdown=5,
-            limit_concurrency=200,
         )
     )
 

@@ -29,7 +29,7 @@ from ops.console.sessions import Session, Sessions, Tries
 from ops.console.users import User
 from outbox.errors import Refused
 from outbox.settings import Settings
-from producers.http import Database, HttpError, read_body
+from producers.http import Database, HttpError, note_authenticated, read_body
 
 T = TypeVar("T")
 
@@ -186,7 +186,10 @@ def session_of(request: Request) -> Session | None:
     """Return the request's session."""
     console = console_of(request)
     token = request.cookies.get(console.cookie)
-    return console.sessions.find(token) if token else None
+    session = console.sessions.find(token) if token else None
+    if session is not None:
+        note_authenticated(request)
+    return session
 
 
 def signed_in(request: Request) -> Session:

@@ -42,7 +42,8 @@ async def sign_in(request: Request, form: Annotated[dict[str, str], Depends(form
     console = console_of(request)
     name = form.get("name", "").strip().lower()[:64]
     who = [f"name {name}"]
-    if not console.settings.console_https and request.client:  # behind a proxy all come from one address
+    is_proxied = console.settings.console_https and not console.settings.trusted_proxies
+    if request.client and not is_proxied:  # behind a proxy that is not trusted all come from one address
         who.append(f"address {request.client.host}")
     if (wait_s := console.tries.wait_s(*who)) > 0:
         told = f"Too many tries: again in {math.ceil(wait_s)} s."

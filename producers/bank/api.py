@@ -1,4 +1,4 @@
-"""The bank over HTTP: payers follow the platform's signed link; what the bank tells the platform of it goes out by its notifier."""
+"""The bank over HTTP: payers follow the platform's signed link; its notifier tells the platform what came of it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from contextlib import asynccontextmanager
 import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from outbox.clock import utc_now
 from outbox.settings import Settings
+from producers.bank.pages import HEADERS, confirm_page, refused_page, result_page, wants_page
 from producers.bank.transactions import execute_transaction
-from producers.http import Database, HttpError, service, usable_secret
-from schemas.bank import read_link
+from producers.http import Database, HttpError, note_authenticated, service, usable_secret
+from schemas.bank import PaymentLink, read_link
+
+BAD_LINK = "the payment link is not the platform's: open the payment again"
 
 
 def create_app(settings: Settings) -> Starlette:
@@ -28,13 +31,33 @@ def create_app(settings: Settings) -> Starlette:
         yield
         database.close()
 
+    def link_of(request: Request) -> PaymentLink | None:
+        query = request.query_params
+        link = read_link(link_secret, query.get("link", ""), query.get("signature", ""))
+        if link is not None:
+            note_authenticated(request)
+        return link
+
+    async def show(request: Request) -> Response:
+        """Show the payer what the link pays, and a button that does it. Nothing is executed."""
+        link = link_of(request)
+        if link is None:
+            return _page(refused_page(f"{BAD_LINK}."), status=403)
+        return _page(confirm_page(link, now_s=utc_now().timestamp()))
+
     async def pay(request: Request) -> Response:
         """Execute the payment that the platform's link asks for. Same link: the same result."""
-        query = request.query_params
-        wanted = read_link(link_secret, query.get("link", ""), query.get("signature", ""))
-        if wanted is None:
-            raise HttpError(403, "bad_link", "the payment link is not the platform's: open the payment again")
-        result = await database.transact(lambda connection: execute_transaction(connection, wanted, now=utc_now()))
-        return JSONResponse(msgspec.to_builtins(result))
+        link = link_of(request)
+        if link is None:
+            raise HttpError(403, "bad_link", BAD_LINK)
+        result = await database.transact(lambda connection: execute_transaction(connection, link, now=utc_now()))
+        return _page(result_page(result)) if wants_page(request.headers) else JSONResponse(msgspec.to_builtins(result))
 
-    return service("bank", [Route("/pay", pay, methods=["POST"])], lifespan)
+    async def follow(request: Request) -> Response:
+        return await (pay if request.method == "POST" else show)(request)
+
+    return service("bank", [Route("/pay", follow, methods=["GET", "POST"])], lifespan)
+
+
+def _page(content: str, *, status: int = 200) -> Response:
+    return HTMLResponse(content, status_code=status, headers=HEADERS)

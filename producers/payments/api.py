@@ -20,7 +20,7 @@ from outbox.clock import utc_now
 from outbox.database import earlier_now
 from outbox.errors import Refused
 from outbox.settings import Settings
-from producers.http import Database, HttpError, read_body, service, usable_secret
+from producers.http import Database, HttpError, note_authenticated, read_body, service, usable_secret
 from producers.payments.balance import confirm_payment
 from producers.payments.orders import (
     LimitExceeded,
@@ -120,6 +120,8 @@ def create_app(settings: Settings) -> Starlette:
         at = signed_at(bank_secret, request.headers, body)
         if at is None or not 1 <= len(webhook_id) <= 128:
             return _plain(REFUSED)
+        if is_fresh(at, utc_now()):
+            note_authenticated(request)
 
         def received(connection: Connection) -> Answer:
             return receive_notification(
@@ -149,6 +151,7 @@ def _merchant_of(connection: Connection, request: Request, body: bytes, *, decoy
     at = signed_at(row.secret if row is not None else decoy, request.headers, body)
     if row is None or at is None or not is_fresh(at, utc_now()):
         raise HttpError(401, "unauthorized", "key, signature or time is wrong: docs/reference/http.md")
+    note_authenticated(request)
     return str(row.merchant_no)
 
 
@@ -159,6 +162,7 @@ def _require_payer(connection: Connection, request: Request, body: bytes, paymen
     is_for_this = request.headers.get(ID) == payment_no
     if secret is None or not is_for_this or at is None or not is_fresh(at, utc_now()):
         raise HttpError(401, "unauthorized", "not signed by the payer for this payment: docs/reference/http.md")
+    note_authenticated(request)
 
 
 def _open(

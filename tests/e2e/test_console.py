@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import random
 import re
+import socket
 from collections.abc import Generator
+from contextlib import ExitStack
 from datetime import timedelta
 from itertools import product
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 from uuid import UUID
 
 import pytest
@@ -310,6 +312,18 @@ def test_a_console_killed_in_an_act_leaves_it_to_the_next(
         eventually(lambda: len(desk.audit()) == STEP + 10, what="the rest")
     assert sorted(row.record_id for row in desk.audit()) == [record.id for record in desk.records()]
     assert {(row.outcome, row.actor) for row in desk.audit()} == {("DUE", "olga")}
+
+
+def test_connections_that_send_nothing_keep_nobody_away(address: str) -> None:
+    place = urlsplit(address)
+    with ExitStack() as stack:
+        for number in range(300):
+            idle = stack.enter_context(socket.create_connection((place.hostname, place.port), 10))
+            idle.sendall(b"G" * (number % 2))
+        assert [requests.get(f"{address}{path}", timeout=5).status_code for path in ("/health", "/sign-in")] == [
+            200,
+            200,
+        ]
 
 
 def test_no_filter_is_an_error_of_ours(address: str) -> None:
