@@ -42,7 +42,7 @@ def exported_from(text: str, *, connector: str) -> Exported:
         content = json.loads(text)
         name, offsets = content["connector"], content["offsets"]
         for one in offsets:
-            int(one["offset"][LSN])
+            _position(one["offset"][LSN])
             dict(one["partition"])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise Refused("the file holds no offsets as `payrelay connect offsets get` prints them") from error
@@ -57,8 +57,15 @@ def position_of(offsets: Offsets) -> int | None:
     >>> position_of([{"partition": {"server": "p"}, "offset": {"lsn": 17, "txId": 4}}]), position_of([])
     (17, None)
     """
-    positions = [int(offset[LSN]) for one in offsets if (offset := one.get("offset")) and LSN in offset]
+    positions = [_position(offset[LSN]) for one in offsets if (offset := one.get("offset")) and LSN in offset]
     return max(positions, default=None)
+
+
+def _position(lsn: object) -> int:
+    """Return a log position of a JSON document, whole and within what PostgreSQL has; raises ValueError."""
+    if isinstance(lsn, bool) or not isinstance(lsn, int) or not 0 <= lsn < 2**64:
+        raise ValueError(f"{str(lsn)[:40]} is no position of a log")
+    return lsn
 
 
 def shown(position: int | None) -> str:

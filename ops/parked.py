@@ -24,6 +24,7 @@ from outbox.database import engine_for
 from outbox.errors import Refused
 from outbox.parking import Act
 from outbox.settings import SERVICES, Settings
+from schemas.numeric import parse_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,6 @@ class Queue:
         return _legible(self.key)
 
 
-NUMBER_DIGITS = 18
 """Of the number in an event's id; a bigint holds it."""
 
 _WHERE = """
@@ -141,9 +141,12 @@ def event(connection: Connection, identity: str) -> dict[str, Any]:
 def place_of(identity: str) -> tuple[str, int]:
     """Return the service of a parked event and its number there; raises Refused for an id that is none."""
     service, _, number = identity.partition(":")
-    if service not in SERVICES or not (number.isdecimal() and len(number) <= NUMBER_DIGITS):
-        raise Refused(f"{identity!r} is no id of a parked event: payrelay parked list shows them, e.g. accounting:12")
-    return service, int(number)
+    try:
+        if service in SERVICES:
+            return service, parse_whole(number)
+    except ValueError:
+        pass
+    raise Refused(f"{identity[:80]!r} is no id of a parked event: payrelay parked list shows them, e.g. accounting:12")
 
 
 def queues(connection: Connection, wanted: Filter, *, limit: int) -> list[Queue]:

@@ -25,6 +25,7 @@ from outbox.errors import Refused
 from outbox.inbox import Log
 from outbox.settings import Settings
 from schemas.codec import CORRELATION, ID, LSN, TYPE, VERSION
+from schemas.numeric import parse_whole
 from schemas.topics import Topic
 
 SKEW = timedelta(minutes=1)
@@ -207,7 +208,7 @@ def id_of(record: Found) -> UUID | None:
 def _version(headers: Mapping[str, bytes | None]) -> int:
     """Return the version that a record's headers tell; 0, before all others, where they tell none."""
     try:
-        return int(headers.get(VERSION) or b"0")
+        return parse_whole(headers.get(VERSION) or b"0")
     except ValueError:
         return 0
 

@@ -9,10 +9,11 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, SecretStr
+from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from outbox.errors import Refused
+from schemas.numeric import parse_decimal, parse_whole
 
 SERVICES = ("shop", "payments", "bank", "funds", "points", "accounting", "notification")
 """Each has a schema and a login role of its own name; a role can touch its own schema only."""
@@ -26,6 +27,7 @@ SEARCHER = "outbox_reader"
 CONNECTOR = "debezium"
 """The role of Kafka Connect: REPLICATION, SELECT on the outbox tables, UPDATE on the heartbeat."""
 
+DAYS_MAX = 36_500
 Port = Annotated[int, Field(ge=0, le=65535)]
 Timeout = Annotated[float, Field(ge=0.1, le=3600)]
 Network = IPv4Network | IPv6Network
@@ -77,7 +79,7 @@ class Settings(BaseSettings):
     """whsec_… of the payment links that the platform hands to payers."""
     zone: str = "Asia/Shanghai"
     """Days and months of payment limits are days and months of this zone."""
-    order_ttl_s: Annotated[int, Field(ge=1)] = 900
+    order_ttl_s: Annotated[int, Field(ge=1, le=31_536_000)] = 900
     bank_executed_days: Annotated[int, Field(ge=1, le=365)] = 7
     """How long ago a bank may say that it has executed a payment; of what is older, the time of arrival counts."""
     allow_private_receivers: bool = False
@@ -117,10 +119,21 @@ class Settings(BaseSettings):
     metadata_max_age_s: Annotated[float, Field(ge=0.1, le=3600)] = 5.0
 
     # Retention
-    outbox_days: Annotated[int, Field(ge=1)] = 14
-    inbox_days: Annotated[int, Field(ge=2)] = 45
-    bank_notification_days: Annotated[int, Field(ge=1)] = 30
+    outbox_days: Annotated[int, Field(ge=1, le=DAYS_MAX)] = 14
+    inbox_days: Annotated[int, Field(ge=2, le=DAYS_MAX)] = 45
+    bank_notification_days: Annotated[int, Field(ge=1, le=DAYS_MAX)] = 30
     """How long the answer to a bank's notification is remembered; its signature is good for minutes."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_number(cls, given: object, info: ValidationInfo) -> object:
+        """Read a number of the environment as every other: ASCII digits, no spaces or underscores. Bounds are the field's."""
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(given, str) and kind is int:
+            return parse_whole(given)
+        if isinstance(given, str) and kind is float:
+            return float(parse_decimal(given, low=0, high=10**9))
+        return given
 
     def dsn_of(self, role: str) -> str:
         """Return the DSN of a service (or of `ops`); raises Refused naming the setting that is missing."""

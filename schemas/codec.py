@@ -10,6 +10,7 @@ from uuid import UUID
 import msgspec
 
 from schemas.events import EVENTS, Event
+from schemas.numeric import parse_whole
 
 ID = "ce_id"
 TYPE = "ce_type"
@@ -61,10 +62,8 @@ def decode(headers: Mapping[str, bytes], value: bytes | None) -> Envelope:
     try:
         name = headers[TYPE].decode()
         identity = UUID(headers[ID].decode())
-        version = int(headers[VERSION])
+        version = parse_whole(headers[VERSION], low=1, high=VERSION_MAX)
         correlation = headers[CORRELATION].decode()
-        if not 0 < version <= VERSION_MAX:
-            raise ValueError(f"the version is not within 1 and {VERSION_MAX}")
     except (KeyError, ValueError) as error:
         raise Undecodable(f"header: {error!r}") from error
     if name not in EVENTS:

@@ -7,6 +7,8 @@ from fractions import Fraction
 
 FEN_PER_YUAN = 100
 CNY = "CNY"
+AMOUNT_FEN_MAX = 10**15
+"""Of any event or entry."""
 
 _YUAN = re.compile(r"\d{1,13}(\.\d{1,2})?", re.ASCII)
 

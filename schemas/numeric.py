@@ -14,8 +14,8 @@ WHOLE_MAX = 2**63 - 1
 LENGTH_MAX = 40
 """No text longer than this is looked at as a number."""
 
-_WHOLE = re.compile(r"-?(0|[1-9][0-9]*)")
-_DECIMAL = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")
+_WHOLE = re.compile(r"0|-?[1-9][0-9]*")
+_DECIMAL = re.compile(r"(?!-0(\.0*)?$)-?(?:0|[1-9][0-9]*)(?P<fraction>\.[0-9]+)?")
 
 
 def parse_whole(text: str | bytes, *, low: int = 0, high: int = WHOLE_MAX) -> int:
@@ -30,7 +30,7 @@ def parse_whole(text: str | bytes, *, low: int = 0, high: int = WHOLE_MAX) -> in
     ValueError: '00000000199999' is not a whole number from 1 to 200
     """
     given = _as_text(text)
-    if len(given) <= LENGTH_MAX and _WHOLE.fullmatch(given) and given != "-0" and low <= int(given) <= high:
+    if len(given) <= LENGTH_MAX and _WHOLE.fullmatch(given) and low <= int(given) <= high:
         return int(given)
     raise ValueError(f"{_shown(given)} is not a whole number from {low} to {high}")
 
@@ -48,7 +48,7 @@ def parse_decimal(text: str | bytes, *, low: Decimal | int, high: Decimal | int,
     """
     given = _as_text(text)
     match = _DECIMAL.fullmatch(given) if len(given) <= LENGTH_MAX else None
-    if match and len(match[2] or "") <= places + 1 and low <= Decimal(given) <= high:
+    if match and len(match["fraction"] or "") <= places + 1 and low <= Decimal(given) <= high:
         return Decimal(given)
     raise ValueError(f"{_shown(given)} is not a number from {low} to {high} with at most {places} decimals")
 

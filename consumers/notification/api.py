@@ -22,6 +22,7 @@ from consumers.notification.query import FEED_MAX, feed, of_order, one, secrets_
 from outbox.clock import first_id_at, utc_now
 from outbox.settings import Settings
 from producers.http import Database, HttpError, note_authenticated, service
+from schemas.numeric import parse_whole
 from schemas.signature import is_fresh, signed_at
 
 RATE = 10.0
@@ -155,10 +156,10 @@ def _after(query: dict[str, str]) -> UUID:
 
 
 def _limit(query: dict[str, str]) -> int:
-    text = query.get("limit", "100")
-    if not (text.isascii() and text.isdecimal() and 1 <= int(text[:9]) <= FEED_MAX):
-        raise HttpError(400, "bad_request", f"limit is 1 to {FEED_MAX}")
-    return int(text)
+    try:
+        return parse_whole(query.get("limit", "100"), low=1, high=FEED_MAX)
+    except ValueError as error:
+        raise HttpError(400, "bad_request", f"limit: {error}") from error
 
 
 def _uuid(text: str) -> UUID:

@@ -22,6 +22,8 @@ DELAY_MAX = timedelta(days=30)
 RESOLUTION = timedelta(milliseconds=1)
 UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
+DIGITS_MAX = 12
+
 _WITH_UNIT = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([smhd])", re.ASCII)
 
 
@@ -104,7 +106,8 @@ class _Pairs(list[tuple[str, object]]):
 def _delay(name: str, value: object) -> timedelta:
     seconds: Decimal | None = None
     if isinstance(value, Decimal) and value.is_finite():
-        seconds = value * 60
+        # More digits than a delay can have are not computed with: 1e999999 would overflow.
+        seconds = value * 60 if value.adjusted() < DIGITS_MAX else Decimal("inf")
     elif isinstance(value, str) and (found := _WITH_UNIT.fullmatch(value)):
         seconds = Decimal(found[1]) * UNITS[found[2]]
     if seconds is None:

@@ -45,6 +45,7 @@ from outbox.errors import Refused
 from outbox.metrics import serve_metrics
 from outbox.retry import backoff_s
 from outbox.settings import Environment, Settings
+from schemas.numeric import LENGTH_MAX, parse_whole
 from schemas.signature import can_sign, signed_headers
 
 SWITCH_S = 0.0005
@@ -276,8 +277,11 @@ def retry_after(status: int, headers: Mapping[str, str], *, now: datetime) -> ti
     asked = next((value for name, value in headers.items() if name.lower() == "retry-after"), "").strip()
     if status not in WAITING_STATUSES or not asked or len(asked) > 64:
         return None
-    if asked.isascii() and asked.isdecimal():
-        return timedelta(seconds=min(int(asked), 86_400))
+    if asked.isdecimal():
+        try:  # HTTP allows zeros in front
+            return timedelta(seconds=min(parse_whole(asked.lstrip("0") or "0", high=10**LENGTH_MAX), 86_400))
+        except ValueError:
+            return None
     try:
         until = parsedate_to_datetime(asked)
         return max(timedelta(), min(until - now, timedelta(days=1)))

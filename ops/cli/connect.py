@@ -9,6 +9,7 @@ from uuid import UUID
 
 import typer
 
+from ops.cli.options import DAY_S, decimal
 from ops.cli.output import Format, Output, print_rows, say
 from ops.cli.pipeline import FORMATS, Zone, current_settings, span
 from outbox.clock import utc_now
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="The outbox connector on Kafka Connect.", no_args_is_help=True)
 
-Timeout = Annotated[float, typer.Option("--timeout", min=0.1, help="seconds to wait")]
+Timeout = Annotated[float, typer.Option("--timeout", parser=decimal(0.1, DAY_S), help="seconds to wait")]
 
 
 def _client() -> tuple[ConnectClient, Settings]:
@@ -194,7 +195,9 @@ def snapshot(
     tz: Zone = "",
     order: Annotated[str, typer.Option("--order", help="order number")] = "",
     event: Annotated[list[UUID] | None, typer.Option("--event", help="event id; may be given several times")] = None,
-    within: Annotated[float, typer.Option("--within", min=1, help="seconds to wait until all have come")] = 300.0,
+    within: Annotated[
+        float, typer.Option("--within", parser=decimal(1, DAY_S), help="seconds to wait until all have come")
+    ] = 300.0,
     execute: Annotated[bool, typer.Option("--execute", help="without it, only show what would be done")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
     output: Output = Format.TABLE,

@@ -11,6 +11,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from ops.cli.local import Stack, setup, this_stack
+from ops.cli.options import decimal, whole
 from ops.cli.output import Format, Output, console, errors, print_json, print_rows, say
 from ops.stack.state import StackFolder
 from outbox.errors import Refused
@@ -20,11 +21,13 @@ STAGES = ("paid", "settled", "effects", "told")
 
 
 def demo(
-    orders: Annotated[int, typer.Option("--orders", min=1, max=1_000_000, help="payments to drive")] = 300,
-    seed: Annotated[int, typer.Option("--seed", help="the same seed, the same orders")] = 1,
+    orders: Annotated[int, typer.Option("--orders", parser=whole(1, 1_000_000), help="payments to drive")] = 300,
+    seed: Annotated[int, typer.Option("--seed", parser=whole(), help="the same seed, the same orders")] = 1,
     rate: Annotated[
         float | None,
-        typer.Option("--rate", min=0.1, help="payments a second, open-loop; as fast as it goes without it"),
+        typer.Option(
+            "--rate", parser=decimal(0.1, 10_000), help="payments a second, open-loop; as fast as it goes without it"
+        ),
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="leave running what the demo has started")] = False,
     stack: Stack = "",

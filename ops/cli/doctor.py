@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ops.cli.options import DAY_S, whole
 from ops.cli.output import Format, Output, Yes, print_rows, say
 from ops.cli.pipeline import current_settings, local_folder
 from outbox.clock import utc_now
@@ -53,7 +54,10 @@ def doctor(
 
 def upkeep(
     every: Annotated[
-        int, typer.Option("--every", min=0, metavar="SECONDS", help="for ever, with so long between two rounds")
+        int,
+        typer.Option(
+            "--every", parser=whole(0, DAY_S), metavar="SECONDS", help="for ever, with so long between two rounds"
+        ),
     ] = 0,
     catch_up: Annotated[
         bool, typer.Option("--catch-up", help="drop every day that is due, not two of a table; shows them first")

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ops.cli.options import DAY_S, decimal, whole
 from ops.cli.output import Format, Output, Yes, print_rows, say
 from ops.cli.pipeline import FORMATS, current_settings, zoned
 from outbox.clock import utc_now
-from schemas.money import CNY
+from schemas.money import AMOUNT_FEN_MAX, CNY
+from schemas.numeric import parse_whole
 
 if TYPE_CHECKING:  # commands import what they run: --help is quick
     from sqlalchemy import Connection
@@ -92,7 +94,9 @@ def trial_balance(
 
 @app.command()
 def check(
-    grace: Annotated[float, typer.Option("--grace", min=0, help="seconds in which a fact may be on its way")] = 60.0,
+    grace: Annotated[
+        float, typer.Option("--grace", parser=decimal(0, DAY_S), help="seconds in which a fact may be on its way")
+    ] = 60.0,
     output: Output = Format.TABLE,
 ) -> None:
     """Compare debits with credits, balances with entries, vouchers with settled payments, suspense, deposits. Exit code 1 on a difference."""
@@ -114,7 +118,7 @@ def suspense(
     also_resolved: Annotated[
         bool, typer.Option("--all", help="also what is resolved: its voucher was reversed")
     ] = False,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000)] = 100,
+    limit: Annotated[int, typer.Option("--limit", parser=whole(1, 10_000))] = 100,
     output: Output = Format.TABLE,
 ) -> None:
     """Show money that the bank has taken and no order could accept, the oldest first."""
@@ -135,7 +139,7 @@ Execute = Annotated[bool, typer.Option("--execute", help="post it; else it is on
 
 @app.command()
 def reverse(
-    voucher_no: int,
+    voucher_no: Annotated[int, typer.Argument(parser=whole(1))],
     reason: Reason,
     actor: Actor = "",
     execute: Execute = False,
@@ -158,7 +162,7 @@ def reverse(
 
 @app.command()
 def correct(
-    voucher_no: Annotated[int, typer.Argument(help="a reversed voucher")],
+    voucher_no: Annotated[int, typer.Argument(parser=whole(1), help="a reversed voucher")],
     reason: Reason,
     debit: Annotated[list[str], typer.Option("--debit", metavar="ACCOUNT=FEN", help="may be repeated")],
     credit: Annotated[list[str], typer.Option("--credit", metavar="ACCOUNT=FEN", help="may be repeated")],
@@ -205,10 +209,12 @@ def _entry(side: Literal["D", "C"], told: str) -> Entry:
     from consumers.accounting.entries import Entry
 
     account, _, amount = told.rpartition("=")
-    if not amount.isdecimal() or not int(amount):
-        raise typer.BadParameter(f"{told!r} is not ACCOUNT=FEN, e.g. merchant_payable:M1=1200")
+    try:
+        amount_fen = parse_whole(amount, low=1, high=AMOUNT_FEN_MAX)
+    except ValueError as error:
+        raise typer.BadParameter(f"{told[:80]!r} is not ACCOUNT=FEN, e.g. merchant_payable:M1=1200: {error}") from error
     _require_account(account)
-    return Entry(account=account, side=side, amount_fen=int(amount))
+    return Entry(account=account, side=side, amount_fen=amount_fen)
 
 
 def _require_account(account: str) -> None:

@@ -13,6 +13,7 @@ import typer
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from ops.cli.options import whole
 from ops.cli.output import Format, Output, console, errors, print_rows, say
 from ops.stack.state import PartState, StackFolder, file_stem, part_of
 from outbox.errors import Refused
@@ -149,7 +150,7 @@ def logs(
         typer.Argument(help="a part's name as status shows it, or supervisor; the parts and the supervisor without it"),
     ] = "",
     stack: Stack = "",
-    lines: Annotated[int, typer.Option("-n", "--lines", min=1)] = 50,
+    lines: Annotated[int, typer.Option("-n", "--lines", parser=whole(1, 1_000_000))] = 50,
     follow: Annotated[bool, typer.Option("-f", "--follow")] = False,
 ) -> None:
     """Print the end of a part's log, or of every part's."""

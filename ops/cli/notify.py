@@ -10,6 +10,7 @@ from uuid import UUID
 import typer
 
 from consumers.notification.search import STATUSES, Filter
+from ops.cli.options import whole
 from ops.cli.output import Execute, Format, Output, Yes, print_json, print_rows, say
 from ops.cli.pipeline import FORMATS, current_settings, zoned
 from outbox.clock import utc_now
@@ -42,7 +43,7 @@ def list_(
     begin: Begin = None,
     end: End = None,
     blocked: Annotated[bool, typer.Option("--blocked", help="receivers that are paused or blocked instead")] = False,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=100_000)] = 100,
+    limit: Annotated[int, typer.Option("--limit", parser=whole(1, 100_000))] = 100,
     output: Output = Format.TABLE,
 ) -> None:
     """Show notifications, the newest first, and how many there are in each state."""
@@ -86,7 +87,7 @@ def resend(
     http_status: HttpStatus = "",
     begin: Begin = None,
     end: End = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=100_000)] = 1_000,
+    limit: Annotated[int, typer.Option("--limit", parser=whole(1, 100_000))] = 1_000,
     execute: Execute = False,
     yes: Yes = False,
     output: Output = Format.TABLE,

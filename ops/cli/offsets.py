@@ -14,10 +14,12 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import typer
 
+from ops.cli.options import whole
 from ops.cli.output import Execute, Format, Output, Yes, console, print_json, print_rows, say
 from ops.cli.pipeline import current_settings, local_folder
 from outbox.clock import utc_now
 from outbox.settings import Settings
+from schemas.numeric import WHOLE_MAX
 
 if TYPE_CHECKING:
     from ops.offsets.plan import Plan, Scope, View
@@ -44,7 +46,7 @@ UndoFile = Annotated[
     typer.Option("--undo-file", help="where to; in the stack's folder, or below .payrelay/undo, without it"),
 ]
 CountLimit = Annotated[
-    int, typer.Option("--count-limit", min=0, max=100_000_000, help="of a longer way, events are not counted")
+    int, typer.Option("--count-limit", parser=whole(0, 100_000_000), help="of a longer way, events are not counted")
 ]
 COUNT_LIMIT = 200_000
 WATCH_S = 2.0
@@ -130,12 +132,14 @@ def reset(
     to_earliest: Annotated[bool, typer.Option("--to-earliest")] = False,
     to_latest: Annotated[bool, typer.Option("--to-latest")] = False,
     to_current: Annotated[bool, typer.Option("--to-current", help="where it stands, brought into the log")] = False,
-    to_offset: Annotated[int | None, typer.Option("--to-offset", min=0)] = None,
+    to_offset: Annotated[int | None, typer.Option("--to-offset", parser=whole())] = None,
     to_datetime: Annotated[
         str, typer.Option("--to-datetime", metavar="TIME", help="ISO 8601, or epoch in s or ms")
     ] = "",
     by_duration: Annotated[str, typer.Option("--by-duration", metavar="AGO", help="90m, 6h, 2d, PT1H30M")] = "",
-    shift_by: Annotated[int | None, typer.Option("--shift-by", metavar="N", help="on, or back where negative")] = None,
+    shift_by: Annotated[
+        int | None, typer.Option("--shift-by", parser=whole(-WHOLE_MAX), metavar="N", help="on, or back where negative")
+    ] = None,
     from_file: Annotated[Path | None, typer.Option("--from-file", help="CSV, as kafka-consumer-groups has it")] = None,
     from_group: Annotated[str | None, typer.Option("--from-group", help="where another group stands")] = None,
     map_: Annotated[str, typer.Option("--map", metavar="JSON", help='of one --topic: {"0": 123, "1": 456}')] = "",
@@ -270,8 +274,8 @@ def delete(
 @app.command()
 def peek(
     group: GroupName,
-    before: Annotated[int, typer.Option("--before", min=0, max=1_000)] = 2,
-    after: Annotated[int, typer.Option("--after", min=0, max=1_000, help="from its position on")] = 3,
+    before: Annotated[int, typer.Option("--before", parser=whole(0, 1_000))] = 2,
+    after: Annotated[int, typer.Option("--after", parser=whole(0, 1_000), help="from its position on")] = 3,
     topic: Topics = None,
     partitions: Partitions = "",
     output: Output = Format.TABLE,

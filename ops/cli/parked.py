@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ops.cli.options import whole
 from ops.cli.output import Execute, Format, Output, Yes, print_json, print_rows, say
 from ops.cli.pipeline import FORMATS, current_settings, zoned
 from outbox.settings import Settings
@@ -21,7 +22,7 @@ Type = Annotated[str, typer.Option("--type", help="e.g. payment.settled.v1")]
 CauseOption = Annotated[str, typer.Option("--cause", help="e.g. REJECTED, UNDECODABLE")]
 Begin = Annotated[datetime | None, typer.Option("--from", formats=FORMATS, metavar="TIME", help="parked from then on")]
 End = Annotated[datetime | None, typer.Option("--to", formats=FORMATS, metavar="TIME", help="parked before then")]
-Limit = Annotated[int, typer.Option("--limit", min=1, max=10_000)]
+Limit = Annotated[int, typer.Option("--limit", parser=whole(1, 10_000))]
 
 
 @app.command("list")
@@ -71,7 +72,7 @@ def retry(
     cause: CauseOption = "",
     begin: Begin = None,
     end: End = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="keys at most")] = 1_000,
+    limit: Annotated[int, typer.Option("--limit", parser=whole(1, 10_000), help="keys at most")] = 1_000,
     reason: Annotated[str, typer.Option("--reason", help="kept in the audit table")] = "",
     execute: Execute = False,
     yes: Yes = False,

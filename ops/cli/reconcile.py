@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ops.cli.options import whole
 from ops.cli.output import Format, Output, print_json, print_rows, say
 from ops.cli.pipeline import current_settings
+from schemas.numeric import parse_whole
 
 if TYPE_CHECKING:  # commands import what they run: --help is quick
     from ops.reconcile.findings import Finding
@@ -28,7 +30,9 @@ def reconcile(
     ] = "10m",
     fix: Annotated[bool, typer.Option("--fix", help="show what would mend it, ask, and do it")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="findings of a kind that a table names")] = 20,
+    limit: Annotated[
+        int, typer.Option("--limit", parser=whole(1, 100_000), help="findings of a kind that a table names")
+    ] = 20,
     output: Output = Format.TABLE,
 ) -> None:
     """Hold orders, outbox, topics, inboxes, vouchers, funds, points and notifications against each other; name every hole.
@@ -81,9 +85,11 @@ def span_of(told: str) -> timedelta:
     datetime.timedelta(seconds=600)
     """
     number, unit = told[:-1], told[-1:]
-    if not number.isdecimal() or unit not in SECONDS:
-        raise typer.BadParameter(f"{told!r} is no span: 30s, 10m, 2h or 1d")
-    if (seconds := int(number) * SECONDS[unit]) > SPAN_MAX_S:
+    try:
+        seconds = parse_whole(number) * SECONDS[unit]
+    except (ValueError, KeyError) as error:
+        raise typer.BadParameter(f"{told[:40]!r} is no span: 30s, 10m, 2h or 1d") from error
+    if seconds > SPAN_MAX_S:
         raise typer.BadParameter(f"{told!r} is longer than anything is kept")
     return timedelta(seconds=seconds)
 

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import typer
 
+from ops.cli.options import whole
 from ops.cli.output import Execute, Format, Output, Yes, errors, print_rows, say
 from ops.cli.pipeline import FORMATS, Zone, current_settings, span
 from outbox.settings import Settings
@@ -124,7 +125,7 @@ def rebuild(
     actor: Annotated[str, typer.Option("--actor", help="with --correct: who; you, if not given")] = "",
     execute: Annotated[bool, typer.Option("--execute", help="correct or switch; else it is only shown")] = False,
     yes: Yes = False,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=100_000, help="findings shown")] = 100,
+    limit: Annotated[int, typer.Option("--limit", parser=whole(1, 100_000), help="findings shown")] = 100,
     output: Output = Format.TABLE,
 ) -> None:
     """Make a consumer's rows again from its topics, in a shadow schema, and show how the live ones differ.

@@ -20,6 +20,7 @@ from ops.console.edge import SEEN, TEXT_MAX, Acting, console_of, form_of, go, pa
 from ops.notify import Found, RecordRow, found, queues, record, records, resend
 from ops.notify_acts import new_id
 from outbox.errors import Refused
+from schemas.numeric import parse_whole
 
 router = APIRouter(dependencies=[SEEN])
 
@@ -123,7 +124,11 @@ async def resend_matching(request: Request, session: Acting) -> Response:
         order=form.get("order", ""), http=form.get("http", ""), begin=form.get("from", ""), end=form.get("to", ""),
     )  # fmt: skip
     try:
-        identity, newest, shown = UUID(form.get("act", "")), UUID(form.get("newest", "")), int(form.get("count", ""))
+        identity, newest, shown = (
+            UUID(form.get("act", "")),
+            UUID(form.get("newest", "")),
+            parse_whole(form.get("count", "")),
+        )
     except ValueError:
         raise Refused("nothing was counted: look at the list first") from None
     wanted = asked.filter(console.settings.zone)

@@ -10,7 +10,10 @@ from base64 import b64decode, b64encode
 from hashlib import scrypt
 from hmac import compare_digest
 
+from schemas.numeric import parse_whole
+
 COST, BLOCK, LANES = 2**15, 8, 3
+COST_MAX = 2**24
 MEMORY_BYTES_MAX = 64 * 1024 * 1024
 SALT_BYTES, HASH_BYTES = 16, 32
 LENGTH_MIN = 12
@@ -40,7 +43,9 @@ def matches(password: str, kept: str) -> bool:
     wanted = b64decode(digest, validate=True)
     if len(wanted) != HASH_BYTES:
         raise ValueError("not a whole hash")
-    found = _digest(password, b64decode(salt, validate=True), int(cost), int(block), int(lanes))
+    found = _digest(
+        password, b64decode(salt, validate=True), *(parse_whole(one, high=COST_MAX) for one in (cost, block, lanes))
+    )
     return compare_digest(found, wanted)
 
 

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 from ops.records import Place
 from outbox.clock import EPOCH, in_zone
 from outbox.errors import Refused
-from schemas.numeric import WHOLE_MAX
+from schemas.numeric import LENGTH_MAX, WHOLE_MAX, parse_decimal, parse_whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,12 +194,13 @@ def instant(text: str, zone: ZoneInfo | None) -> datetime:
     >>> instant("2026-11-25T08:00:00Z", None) == instant("1795593600", None) == instant("1795593600000", None)
     True
     """
-    if re.fullmatch(r"\d+(\.\d+)?", text) and len(text.partition(".")[0]) > DIGITS_OF_A_DATE:
-        whole, _, fraction = text.partition(".")
-        units = next((unit for limit, unit in EPOCH_UNITS if int(whole) < limit), 1_000_000_000)
+    digits, _, fraction = text.partition(".")
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) and len(digits) > DIGITS_OF_A_DATE:
+        whole = parse_whole(digits, high=10**LENGTH_MAX)
+        units = next((unit for limit, unit in EPOCH_UNITS if whole < limit), 1_000_000_000)
         if fraction and units != 1:
             raise ValueError(f"{text!r} is no epoch: only seconds have a fraction")
-        microseconds = int(whole) * 1_000_000 // units + int((fraction + "000000")[:6])
+        microseconds = whole * 1_000_000 // units + int((fraction + "000000")[:6])
         try:
             return EPOCH + timedelta(microseconds=microseconds)
         except OverflowError as error:
@@ -237,6 +238,11 @@ def duration(text: str) -> timedelta:
     if match is None:
         raise ValueError(f"{text!r} is no duration: e.g. PT1H30M, 90m, 6h, 2d")
     try:
-        return timedelta(**{unit: float(number) for unit, number in match.groupdict().items() if number})
+        parts = {
+            unit: parse_decimal(number, low=0, high=10**LENGTH_MAX)
+            for unit, number in match.groupdict().items()
+            if number
+        }
+        return timedelta(**{unit: float(number) for unit, number in parts.items()})
     except OverflowError as error:
         raise ValueError(f"{text!r} is too long") from error

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from ops.records import Place, bounds, id_of, offsets_at, read
 from outbox.settings import Settings
+from schemas.numeric import parse_whole
 
 RUN = 500_000
 """Records sorted in memory at a time: some 100 MB."""
@@ -104,4 +105,4 @@ def spot_of(place: str) -> Spot | None:
         return None
     topic, _, rest = place.rpartition("/")
     partition, _, offset = rest.partition("@")
-    return topic, int(partition), int(offset)
+    return topic, parse_whole(partition), parse_whole(offset)

@@ -213,7 +213,7 @@ def _java_major(candidate: str) -> int:
         printed = subprocess.run([candidate, "-version"], capture_output=True, text=True, timeout=20, check=True).stderr
     except (OSError, subprocess.SubprocessError):
         return 0
-    match = re.search(r'version "(\d+)', printed)
+    match = re.search(r'version "([0-9]{1,9})', printed)
     return int(match.group(1)) if match else 0
 
 

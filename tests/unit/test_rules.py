@@ -57,6 +57,7 @@ def test_a_published_schedule_is_a_rule(name: str) -> None:
         ('{"1":0,"2":1,"2":2}', "each once"),
         ('{"1":-1}', "not within 0"),
         ('{"1":1e9}', "not within 0"),
+        ('{"1":1e999999}', "not within 0"),
         ('{"1":"31d"}', "not within 0"),
         ('{"1":NaN}', "neither minutes"),
         ('{"1":Infinity}', "neither minutes"),
