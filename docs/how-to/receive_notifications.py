@@ -33,8 +33,14 @@ def receive(database: sqlite3.Connection, secret: str, headers: dict[str, str], 
 
 
 class Handler(BaseHTTPRequestHandler):
+    timeout = 15  # seconds without a byte; then the connection is closed
+
     def do_POST(self) -> None:
-        body = self.rfile.read(min(int(self.headers.get("content-length", 0)), 65_536))
+        length = self.headers.get("content-length", "")
+        if not (length.isascii() and length.isdecimal() and len(length) <= 5 and int(length) <= 65_536):
+            self.send_error(413)
+            return
+        body = self.rfile.read(int(length))
         headers = {name.lower(): value for name, value in self.headers.items()}
         database = sqlite3.connect(os.environ.get("DATABASE", "paid.db"), timeout=10)
         try:

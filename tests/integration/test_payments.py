@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -10,6 +14,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 import pytest
+import requests
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import IntegrityError
 
@@ -31,9 +36,9 @@ from producers.payments.orders import (
     set_channel_cost,
 )
 from producers.payments.settlement import ACCEPTED, REFUSED, Answer, receive_notification
-from schemas.bank import BankNotification, PaymentLink
+from schemas.bank import BankNotification, PaymentLink, link_address
 from schemas.events import BankTransactionExecuted, PaymentSettled
-from tests.pipeline import engine_of
+from tests.pipeline import ROOT, engine_of
 
 # Far ahead: the stack's own payments service must not find these orders expired.
 NOW = datetime(2126, 11, 23, 12, 0, tzinfo=UTC)
@@ -333,6 +338,54 @@ def test_fifty_equal_notifications_at_once_are_one_effect(shop: Shop) -> None:
     with ThreadPoolExecutor(10) as pool:
         assert set(pool.map(send, range(50))) == {ACCEPTED}
     assert shop.events(opened.payment_no) == ["payment.settled.v1"]
+
+
+def test_the_example_of_the_reference_opens_a_payment_and_shows_its_fields(settings: Settings, prefix: str) -> None:
+    page = (ROOT / "docs/reference/http.md").read_text()
+    [script] = re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL) or [""]
+    secret = "whsec_" + "bWVyY2hhbnQ=" * 3
+    with engine_of(settings, "payments").begin() as connection:
+        register_merchant(connection, f"{prefix}M", api_key=f"{prefix}K", secret=secret, fee_rate_bp=60)
+        limits = Limits(single_fen=10_000, daily_fen=10_000, monthly_fen=10_000)
+        open_account(connection, f"{prefix}U", bank_account_no=f"{prefix}A", limits=limits)
+    given = {"PAYMENTS_URL": settings.payments_url, "MERCHANT_KEY": f"{prefix}K", "MERCHANT_SECRET": secret}
+    done = subprocess.run(
+        ["/bin/bash", "-euo", "pipefail", "-c", script],
+        env={**os.environ, **given, "PAYER": f"{prefix}U", "ORDER": f"{prefix}O"},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.stdout, done.stderr
+    opened, shown = [json.loads(part) for part in done.stdout.replace("}{", "}\n{").splitlines()]
+    assert opened.keys() == {"payment_no", "bank_address", "expires_at"}
+    assert (shown["order_no"], shown["amount_fen"], shown["status"]) == (f"{prefix}O", 1999, "CREATED")
+    [described] = re.findall(r"^### `GET /payments/.*?^\| field .*?\n(.*?)^###", page, re.MULTILINE | re.DOTALL)
+    assert {
+        name for line in described.splitlines() for name in re.findall(r"`(\w+)`", line.split("|")[1])
+    } == shown.keys()
+
+
+def test_a_payer_pays_by_browser_and_sees_what_came_of_it(settings: Settings, prefix: str) -> None:
+    with engine_of(settings, "bank").begin() as connection:
+        open_bank_account(connection, f"{prefix}A", balance_fen=1_000, currency="CNY")
+
+    def address(number: int, amount_fen: int) -> str:
+        link = PaymentLink(
+            payment_no=f"{prefix}{number}", account_no=f"{prefix}A", amount_fen=amount_fen, currency="CNY",
+            expires_at=int(NOW.timestamp()),
+        )  # fmt: skip
+        return link_address(settings.bank_url, settings.bank_link_secret.get_secret_value(), link)
+
+    browser = {"accept": "text/html,application/xhtml+xml;q=0.9,*/*;q=0.8"}
+    for number, amount_fen, expected in ((1, 400, "Paid"), (2, 900, "insufficient balance")):
+        asked = requests.get(address(number, amount_fen), headers=browser, timeout=20)
+        assert (asked.status_code, "<button>Pay</button>" in asked.text) == (200, True)
+        paid = requests.post(address(number, amount_fen), headers=browser, timeout=20)
+        assert (paid.status_code, expected in paid.text) == (200, True)
+        again = requests.post(address(number, amount_fen), timeout=20).json()
+        assert again["status"] == ("SUCCESS" if expected == "Paid" else "FAILED")
+    with engine_of(settings, "bank").connect() as connection:
+        balance = text("SELECT balance_fen FROM account WHERE account_no = :no")
+        assert connection.execute(balance, {"no": f"{prefix}A"}).scalar() == 600
 
 
 def test_the_bank_debits_once_and_never_below_zero(settings: Settings, prefix: str) -> None:

@@ -5,6 +5,7 @@ Addresses of 127.0.0.0/8 stand for different clients.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import resource
@@ -30,7 +31,8 @@ from tests.waiting import eventually
 
 SECRET = "whsec_" + "bGluazEy" * 5
 PROXY = "127.0.0.9"
-CONNECTIONS, OF_ONE = 150, 50
+FILES, OF_ONE = 300, 50
+CONNECTIONS = FILES // 2
 HEAD_S, BODY_S = 1.0, 1.5
 SOON_S = 10.0
 """Within which a deadline of a second or so is seen to have passed, on a machine that has other work."""
@@ -79,7 +81,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Generator[Served]:
         "PAYRELAY_PAYMENTS_PORT": str(payments),
         "PAYRELAY_BANK_PORT": str(bank),
         "PAYRELAY_METRICS_PORT": str(metrics),
-        "PAYRELAY_HTTP_CONNECTIONS_MAX": str(CONNECTIONS),
         "PAYRELAY_HTTP_CONNECTIONS_PER_ADDRESS": str(OF_ONE),
         "PAYRELAY_HTTP_HEAD_TIMEOUT_S": str(HEAD_S),
         "PAYRELAY_HTTP_BODY_TIMEOUT_S": str(BODY_S),
@@ -91,6 +92,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Generator[Served]:
         process = subprocess.Popen(
             [sys.executable, "-m", "ops.cli.main", "serve", "payments", "bank"],
             env={**os.environ, **given}, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (FILES // 2, FILES)),
         )  # fmt: skip
     made = Served(process, payments, bank, metrics)
 
@@ -297,6 +299,50 @@ def test_behind_a_trusted_proxy_the_last_address_that_is_not_trusted_counts(serv
         eventually(lambda: sum(map(is_closed, pretending)) >= 20, within_s=BODY_S, what="too many of one address")
 
 
+@pytest.mark.parametrize(
+    ("service", "request_line", "status", "error"),
+    [
+        ("payments", "GET /nowhere", 404, "no_route"),
+        ("payments", "GET /payments/", 404, "no_route"),
+        ("payments", "GET /payments", 405, "method_not_allowed"),
+        ("payments", "DELETE /payments/P1", 405, "method_not_allowed"),
+        ("payments", "GET /bank/notifications", 405, "method_not_allowed"),
+        ("bank", "PUT /pay", 405, "method_not_allowed"),
+        ("bank", "POST /pay", 403, "bad_link"),
+        ("bank", "G\x01T /pay", 400, "bad_request"),
+        ("bank", "GET /pay\r\ncontent-length: +5", 400, "bad_request"),
+        ("bank", f"GET /pay\r\ncontent-length: {'9' * 4_400}", 400, "bad_request"),
+        ("metrics", "GET /", 404, "no_route"),
+    ],
+)
+def test_every_error_has_the_same_body(
+    served: Served, service: str, request_line: str, status: int, error: str
+) -> None:
+    line, _, header = request_line.partition("\r\n")
+    asked = f"{line} HTTP/1.1\r\nhost: x\r\n{header}\r\n\r\n" if header else f"{line} HTTP/1.1\r\nhost: x\r\n\r\n"
+    with served.connect(port=getattr(served, service), send=asked.encode()) as made:
+        given, body = answer(made)
+    assert (given, body[:1]) == (status, b"{")
+    content = json.loads(body)
+    assert (content.keys(), content["error"]) == ({"error", "message"}, error)
+
+
+def test_405_names_what_is_possible(served: Served) -> None:
+    with requests.put(f"http://127.0.0.1:{served.bank}/pay", timeout=5) as refused:
+        assert set(refused.headers["allow"].split(", ")) == {"GET", "HEAD", "POST"}
+
+
+def test_the_link_opened_in_a_browser_is_a_page_that_pays_by_post(served: Served) -> None:
+    with requests.get(f"http://127.0.0.1:{served.bank}{link(7)}", headers={"accept": "text/html"}, timeout=5) as page:
+        assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+        assert '<form method="post"><button>Pay</button></form>' in page.text
+        assert "0.01 CNY for payment P7" in page.text
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+        assert (page.headers["referrer-policy"], page.headers["cache-control"]) == ("no-referrer", "no-store")
+    with requests.get(f"http://127.0.0.1:{served.bank}/pay?link=%7B%7D&signature=x", timeout=5) as refused:
+        assert (refused.status_code, "not the platform" in refused.text) == (403, True)
+
+
 def test_metrics_are_scraped_while_connections_send_nothing(served: Served) -> None:
     with many(20, lambda number: served.connect(port=served.metrics, send=b"G" * (number % 2))) as idle:
         assert "http_requests" in Scrape(served.metrics).families
@@ -312,11 +358,7 @@ def test_requests_behind_one_another_are_answered_in_order_and_garbage_does_not_
     assert re.findall(rb"HTTP/1.1 (\d+)", content)[:3] == [b"200", b"404", b"200"]
 
 
-def test_the_bound_on_files_bounds_connections() -> None:
-    from outbox.http_limits import limits_of
-    from outbox.settings import Settings
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    assert limits_of(Settings(http_connections_max=min(100_000, hard))).connections <= hard // 2
-    assert resource.getrlimit(resource.RLIMIT_NOFILE)[1] == hard
-    assert soft <= resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+def test_a_client_that_offers_http_2_is_served_in_http_1(served: Served) -> None:
+    ask = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n\r\n"
+    with served.connect(send=ask) as made:
+        assert answer(made)[0] == 200
