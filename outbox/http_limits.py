@@ -159,7 +159,7 @@ class Connections:
         holder = holder_of(address)
         held = self._held.get(holder, ())
         if len(held) >= self.limits.per_address:
-            waiting = [one for one in held if one in self._waiting]
+            waiting = [other for other in held if other in self._waiting]
             if not waiting:
                 return False
             self._drop(min(waiting, key=self._waiting.__getitem__), "address")

@@ -106,6 +106,7 @@ class BoundedProtocol(HttpToolsProtocol):
         elif not self._is_proxy and not self._all.count(self, self._peer):
             refusal = TOO_MANY
         if refusal is not None:
+            CLOSED.labels(refusal[-1]).inc()
             self._all.remove(self)
             self._is_deaf = True
             transport.write(self._answer(refusal))
@@ -130,16 +131,21 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """What came is parsed, piece by piece: no more than the bounds allow is ever held."""
+        if len(data) <= PIECE_BYTES:
+            self._take(data)
+            return
         for begin in range(0, len(data), PIECE_BYTES):
-            if self._is_deaf or self.transport.is_closing():
-                return
-            piece = data if len(data) <= PIECE_BYTES else data[begin : begin + PIECE_BYTES]
-            self._piece_bytes = len(piece)
-            self._message_bytes += len(piece)
-            if (refusal := self._parse(piece)) is not None:
-                self._refuse(refusal)
-            elif self._receiving is not self._timed:
-                self._begin_to_wait()
+            self._take(data[begin : begin + PIECE_BYTES])
+
+    def _take(self, piece: bytes) -> None:
+        if self._is_deaf or self.transport.is_closing():
+            return
+        self._piece_bytes = len(piece)
+        self._message_bytes += len(piece)
+        if (refusal := self._parse(piece)) is not None:
+            self._refuse(refusal)
+        elif self._receiving is not self._timed:
+            self._begin_to_wait()
 
     def _begin_to_wait(self) -> None:
         """The rest of a head or body has a deadline. Requests that come in one piece, as most do, need none."""
@@ -152,17 +158,18 @@ class BoundedProtocol(HttpToolsProtocol):
     def _parse(self, piece: bytes) -> Refusal | None:
         try:
             self.parser.feed_data(piece)
-        except httptools.HttpParserUpgrade:
-            return None  # to nothing: the request is answered as it is
+        except httptools.HttpParserUpgrade as offer:  # is not taken up: what follows is the next request
+            rest = piece[offer.args[0] :]
+            return self._parse(rest) if rest else None
         except httptools.HttpParserError:
             return self._refusal
-        if self._receiving is Receiving.HEAD and self._message_bytes > HEAD_BYTES_MAX + PIECE_BYTES:
+        if self._receiving is Receiving.NOTHING:
+            return None
+        if len(self.headers) > HEADERS_MAX:  # trailers are among them
             return HEAD_TOO_LARGE
-        if self._receiving is not Receiving.NOTHING and len(self.headers) > HEADERS_MAX:  # trailers are among them
-            return HEAD_TOO_LARGE
-        if self._receiving is Receiving.BODY and self._message_bytes > MESSAGE_BYTES_MAX:
-            return BODY_TOO_LARGE
-        return None
+        if self._receiving is Receiving.HEAD:
+            return HEAD_TOO_LARGE if self._message_bytes > HEAD_BYTES_MAX + PIECE_BYTES else None
+        return BODY_TOO_LARGE if self._message_bytes > MESSAGE_BYTES_MAX else None
 
     # What the parser calls
 
@@ -234,6 +241,8 @@ class BoundedProtocol(HttpToolsProtocol):
         """The connection is closed if a deadline has passed."""
         if now >= self._write_deadline:
             self.drop("answer")
+        elif self.transport.is_closing():
+            self._write_deadline = min(self._write_deadline, now + self._limits.body_s)
         elif now < self._deadline:
             return
         elif self._is_deaf:
