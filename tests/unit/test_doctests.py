@@ -1,21 +1,23 @@
-"""The examples in docstrings are true."""
+"""The examples in docstrings hold: of every module that has one."""
 
 import doctest
 import importlib
+from pathlib import Path
 
 import pytest
 
-MODULES = ["schemas.money", "schemas.numeric", "outbox.clock", "outbox.condition", "outbox.errors", "outbox.retry", "outbox.partitions", "connect.client",
-           "connect.connector", "producers.payments.orders", "producers.payments.fees", "consumers.accounting.entries",
-           "consumers.funds.funds", "consumers.notification.guard", "consumers.notification.rules", "consumers.notification.lanes",
-           "consumers.notification.sender", "ops.demo.latency", "ops.offsets.peek", "ops.offsets.plan", "ops.offsets.targets", "ops.upkeep", "ops.brokers", "ops.doctor",
-           "ops.pipeline.arrival", "ops.pipeline.clocks", "ops.pipeline.past", "ops.pipeline.source", "outbox.slot",
-           "ops.reconcile.verdict", "ops.reconcile.published", "ops.reconcile.facts", "ops.cli.reconcile",
-           "ops.timeline.facts", "ops.timeline.steps", "tests.howto"]  # fmt: skip
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("schemas", "outbox", "producers", "consumers", "connect", "ops", "tests")
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for package in PACKAGES
+    for path in (ROOT / package).rglob("*.py")
+    if any(line.lstrip().startswith(">>> ") for line in path.read_text().splitlines())
+)
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples(name: str) -> None:
-    result = doctest.testmod(importlib.import_module(name))
-    assert result.attempted
-    assert not result.failed
+def test_examples_hold(name: str) -> None:
+    results = doctest.testmod(importlib.import_module(name))
+    assert results.attempted > 0
+    assert results.failed == 0
