@@ -1,6 +1,6 @@
 """Consumers that read what is older than their inbox: which of them are through, and what is forgotten then.
 
-docs/adr/0013-a-consumers-first-begin.md says why. A part of upkeep's round, as the tables' owner.
+docs/adr/0015-a-consumers-first-begin.md says why. A part of upkeep's round, as the tables' owner.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ And reconcile's checkpoint knows how far the WAL went when it was set, which no 
 from alembic import op
 
 revision = "0016"
-down_revision = "0013"
+down_revision = "0015"
 
 SERVICES = ("shop", "payments", "bank", "funds", "points", "accounting", "notification")
 

@@ -6,7 +6,7 @@ A consumer that has a position already keeps to the inbox's horizon, as it did.
 from alembic import op
 
 revision = "0017"
-down_revision = "0013"
+down_revision = "0016"
 
 SERVICES = ("shop", "payments", "bank", "funds", "points", "accounting", "notification")
 

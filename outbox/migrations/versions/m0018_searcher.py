@@ -5,8 +5,8 @@ Temporary tables: it has the server read a condition before it is run, as a view
 
 from alembic import op
 
-revision = "0019"
-down_revision = "0013"
+revision = "0018"
+down_revision = "0017"
 
 SERVICES = ("shop", "payments", "bank", "funds", "points", "accounting", "notification")
 
