@@ -172,10 +172,14 @@ def test_what_cannot_be_asked_is_refused(ask: Any, target: str) -> None:
     assert (ask(target).status_code, ask(target).json()["error"]) == (400, "bad_request")
 
 
-@pytest.mark.parametrize("limit", ["00000000199999", "9" * 4_400, "1_0", "%2B5", "%205", "05", "5.0", "%D9%A3", ""])
+@pytest.mark.parametrize(
+    "limit",
+    ["00000000199999", "000000100" + "9" * 4_391, "9" * 4_400, "1_0", "%2B5", "%205", "05", "5.0", "%D9%A3", ""],
+)
 def test_a_limit_is_a_number_from_1_to_200_in_one_spelling(ask: Any, limit: str) -> None:
     answer = ask(f"/notifications?since=2026-01-01T00:00:00Z&limit={limit}")
-    assert (answer.status_code, answer.json()["error"]) == (400, "bad_request")
+    assert answer.status_code == 400
+    assert answer.json()["error"] == "bad_request"
     assert ask("/notifications?since=2026-01-01T00:00:00Z&limit=200").status_code == 200
 
 
