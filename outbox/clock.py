@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
@@ -45,6 +46,27 @@ class Clocks:
         '2026-01-17T11:00:00+00:00'
         """
         return self.earliest - timedelta(days=max(1.0, days))
+
+
+class DatabaseClock:
+    """A database's clock as it was last read, carried on by the monotonic one; the host's own until it was read.
+
+    What is compared with times in rows goes by it: the host's may be minutes off.
+    """
+
+    def __init__(self) -> None:
+        self._read: tuple[datetime, float] | None = None
+
+    def set(self, at: datetime) -> None:
+        """The database's clock shows this now."""
+        self._read = at, time.monotonic()
+
+    def now(self) -> datetime:
+        """Return the present instant by the database's clock."""
+        if self._read is None:
+            return utc_now()
+        at, read_at = self._read
+        return at + timedelta(seconds=time.monotonic() - read_at)
 
 
 def in_zone(at: datetime, zone: ZoneInfo) -> datetime:

@@ -35,10 +35,13 @@ class Desk:
         *,
         rule: str = '{"1":0,"2":1}',
         lives_in: str = "",
+        are_prompt: bool = True,
         **limits: Any,
     ) -> None:
-        """`lives_in` names a queue that is there already: then only the merchants are the desk's own."""
-        self.settings, self.engine, self.name = settings, engine, name
+        """`lives_in` names a queue that is there already: then only the merchants are the desk's own. They are known to be prompt,
+        unless they are not to be known at all.
+        """
+        self.settings, self.engine, self.name, self._are_prompt = settings, engine, name, are_prompt
         if lives_in:
             self.queue = Queue(queue=lives_in)
             return
@@ -64,6 +67,8 @@ class Desk:
             for index in range(count)
         ]  # fmt: skip
         with self.engine.begin() as connection:
+            if self._are_prompt:
+                connection.execute(_PROMPT, {"queue": self.queue.queue, "merchant_no": self.merchant(number)})
             if rule:
                 asked = {"queue": self.queue.queue, "rule": rule, "first_s": 0.0, "rows": as_json(rows)}
                 connection.execute(_WRITE, asked)
@@ -125,11 +130,15 @@ class Desk:
                              FROM notify_record WHERE queue = lane.queue AND merchant_no = lane.merchant_no
                                AND finished_at IS NULL) AS record ON true
                WHERE lane.queue = :queue AND lane.paused_at IS NULL AND next IS NOT NULL
-                 AND in_flight < CASE WHEN failures >= :breaker THEN 1 ELSE :bound END
+                 AND in_flight < CASE WHEN failures >= :breaker OR pace IS NULL THEN 1 WHEN pace = 'SLOW' THEN greatest(1, CAST(:bound AS integer) / 2) ELSE CAST(:bound AS integer) END
                  AND NOT coalesce(ready_at <= greatest(next, blocked_until, :now), false)
                  AND NOT EXISTS (SELECT FROM notify_wake WHERE queue = lane.queue AND merchant_no = lane.merchant_no)""",
             now=now, breaker=self.queue.breaker_failures, bound=self.queue.receiver_in_flight_max,
         )  # fmt: skip
+
+
+_PROMPT = text("""
+    INSERT INTO notify_lane (queue, merchant_no, pace) VALUES (:queue, :merchant_no, 'PROMPT') ON CONFLICT DO NOTHING""")
 
 
 @contextmanager

@@ -96,7 +96,7 @@ class Sink:
         raise AssertionError
 
     async def _headers(self, _: web.Request) -> web.Response:
-        return web.Response(text="success", headers={f"x-{number}": "y" * 100 for number in range(500)})
+        return web.Response(text="success", headers={f"x-{number}": "y" * 100 for number in range(3_000)})
 
 
 @contextmanager

@@ -1,12 +1,13 @@
 """Whose records are sent next, and what becomes of those that were: receiver by receiver, in order of due time, under a lease.
 
-A turn looks at lanes that are worth a look, never at what is blocked or not yet due. Time is the caller's `now`.
+A turn looks at lanes that are worth a look, never at what is blocked or not yet due. Time is the caller's `now`, by the
+database's clock: `look` reads it.
 Transactions: the caller's, each function in one of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,7 +15,20 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from consumers.notification.lanes import Evidence, Lane, Queue, Result, after, bound, held_back, shares, slots
+from consumers.notification.lanes import (
+    Evidence,
+    Lane,
+    Pace,
+    Queue,
+    Result,
+    Room,
+    after,
+    bound,
+    hanging,
+    held_back,
+    shares,
+    slots,
+)
 from consumers.notification.rules import parse_rule
 from outbox.errors import Refused
 from outbox.rows import as_json
@@ -22,11 +36,15 @@ from outbox.rows import as_json
 LEASE_S = 30.0
 """How long a claimed record is its sender's: longer than an attempt may take, and than it takes to write down."""
 LANES_MAX = 200
-"""Lanes looked at in a claim, and no more than could be served."""
+"""Lanes of each kind looked at in a claim."""
+LOOK_AGAIN = timedelta(seconds=1)
+"""After it a lane is looked at again that has attempts under way, and could have more if there were places."""
 WAKES_MAX = 2_000
 EXPIRED_MAX = 1_000
 LEGIBLE_MAX = 2_000
 """Characters kept of an answer and of an error."""
+IS_PROMPT, IS_OTHER = "pace = 'PROMPT'", "pace IS DISTINCT FROM 'PROMPT'"
+"""As the indexes of each kind's lanes have them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +64,8 @@ class Claimed:
     url: str | None
     secret: str | None
     old_secret: str | None
+    prompt: bool = False
+    """Its receiver was prompt the last time: the attempt has a slot."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,14 +121,17 @@ def verdict(ended: Ended, lane: Lane) -> Verdict:
     return Verdict(status=ended.result, finished_at=None, planned_at=planned)
 
 
-def is_due(connection: Connection, queue: str, *, now: datetime) -> bool:
-    """Return whether a turn may find something to claim."""
-    return bool(connection.execute(_IS_DUE, {"queue": queue, "now": now}).scalar_one())
+def look(connection: Connection, queue: str, room: Room) -> tuple[datetime, bool]:
+    """Return the database's time, and whether a turn may find something to claim into the room that is left."""
+    row = connection.execute(_LOOK, {"queue": queue, "prompt": room.prompt > 0, "other": room.other > 0}).one()
+    return row.now, row.is_due
 
 
-_IS_DUE = text("""
-    SELECT EXISTS (SELECT FROM notify_wake WHERE queue = :queue)
-        OR EXISTS (SELECT FROM notify_lane WHERE queue = :queue AND ready_at <= :now)""")
+_LOOK = text(f"""
+    SELECT now, EXISTS (SELECT FROM notify_wake WHERE queue = :queue)
+        OR :prompt AND EXISTS (SELECT FROM notify_lane WHERE queue = :queue AND {IS_PROMPT} AND ready_at <= now)
+        OR :other AND EXISTS (SELECT FROM notify_lane WHERE queue = :queue AND {IS_OTHER} AND ready_at <= now) AS is_due
+    FROM (SELECT clock_timestamp() AS now) AS clock""")  # noqa: S608 - constants of ours
 
 
 def take_wakes(connection: Connection, queue: str) -> int:
@@ -136,41 +159,81 @@ def turn(
     queue: Queue,
     ended: Sequence[Ended] = (),
     *,
-    limit: int,
     now: datetime,
+    limit: int = 0,
+    room: Room | None = None,
     lease_s: float = LEASE_S,
+    slow: Collection[str] = (),
+    newly_slow: Collection[str] = (),
 ) -> list[Claimed]:
     """Finish what has ended, and return as many due records, now the caller's until their lease ends.
 
-    Each attempt that ended is in the log; its record is finished, or due by its rule, unless its lease was somebody else's by
-    then. Claimed are the longest waiting receivers' records first, of each the longest due, shared out evenly. What a lane had
-    held back is noted with its cause. Several senders may take turns side by side. Not repeatable: the log would have the
-    attempts twice.
+    Each attempt that ended is in the log. Its record is finished, or due by its rule, unless somebody else has claimed it since;
+    a SUCCESS counts even then. `slow` names the receivers with an attempt under way for more than a second, `newly_slow` those of
+    them that no turn has been told of: they are prompt no more. Claimed are the longest waiting receivers' records first, of each
+    the longest due, shared out evenly: into the room of their kind, or `limit` of each. What a lane had held back is noted with
+    its cause. Several senders may take turns side by side. Not repeatable: the log would have the attempts twice.
     """
-    known = _finish(connection, queue, ended, now=now)
-    looked_at = {"queue": queue.queue, "now": now, "limit": max(0, min(limit, LANES_MAX)), "known": sorted(known)}
-    rows = sorted(connection.execute(_READY, looked_at).all(), key=lambda row: row.ready_at or now)
+    room = room or Room(prompt=limit, other=limit)
+    known = _finish(connection, queue, ended, newly_slow, now=now)
+    known |= {merchant_no: hanging(known[merchant_no]) for merchant_no in known.keys() & {*slow, *newly_slow}}
+    rows = _ready(connection, queue, room, known, now=now)
     if not rows:
         return []
     lanes = {row.merchant_no: known.get(row.merchant_no) or _lane(row) for row in rows}
-    places = {row.merchant_no: row.ready_at or now for row in rows}
-    free = [
-        slots(lanes[row.merchant_no], row.in_flight, queue, now=now) if row.next and row.next <= now else 0
+    free = {
+        row.merchant_no: slots(lanes[row.merchant_no], row.in_flight, queue, now=now)
+        if row.next and row.next <= now
+        else 0
         for row in rows
-    ]
-    given = shares(free, limit)
-    orders = [
-        _order(row.merchant_no, lanes[row.merchant_no], share, queue)
-        for row, share in zip(rows, given, strict=True)
-        if share
-    ]
+    }
+    given = _given(rows, lanes, free, room)
+    orders = [_order(merchant_no, lanes[merchant_no], share, queue) for merchant_no, share in given.items() if share]
     found: Sequence[Any] = ()
     if orders:
         until = now + timedelta(seconds=lease_s)
         asked = {"queue": queue.queue, "now": now, "until": until, "orders": as_json(orders)}
         found = connection.execute(_CLAIM, asked).all()
-    _save(connection, queue, lanes, places | {row.merchant_no: now for row in found}, now=now)
-    return [Claimed(**row._mapping) for row in sorted(found, key=lambda row: (row.planned_at, row.id))]
+    places = {row.merchant_no: min(row.ready_at or now, now) for row in rows} | {row.merchant_no: now for row in found}
+    for row in rows:
+        if (
+            row.in_flight
+            and free[row.merchant_no]
+            and not given[row.merchant_no]
+            and not _is_prompt(lanes[row.merchant_no])
+        ):
+            places[row.merchant_no] = now + LOOK_AGAIN
+    _save(connection, queue, lanes, places, now=now)
+    return [
+        Claimed(**row._mapping, prompt=_is_prompt(lanes[row.merchant_no]))
+        for row in sorted(found, key=lambda row: (row.planned_at, row.id))
+    ]
+
+
+def _is_prompt(lane: Lane) -> bool:
+    return lane.pace == Pace.PROMPT
+
+
+def _ready(connection: Connection, queue: Queue, room: Room, known: Mapping[str, Lane], *, now: datetime) -> list[Any]:
+    """Return the lanes to look at, locked, the longest waiting first: those known, and of each kind those that may have room.
+
+    Where only the last slots are left, they are for receivers that hold none: those may stand behind others.
+    """
+    prompt = room.prompt if room.prompt > room.prompt_kept else min(room.prompt, 1) * LANES_MAX
+    limits = {"limit": max(0, min(prompt, LANES_MAX)), "others": max(0, min(room.other, LANES_MAX))}
+    rows = connection.execute(_READY, {"queue": queue.queue, "now": now, "known": sorted(known), **limits}).all()
+    return sorted(rows, key=lambda row: row.ready_at or now)
+
+
+def _given(rows: Sequence[Any], lanes: Mapping[str, Lane], free: Mapping[str, int], room: Room) -> dict[str, int]:
+    """Return how many places each lane takes, of its kind."""
+    given: dict[str, int] = {}
+    for is_prompt, left, kept in ((True, room.prompt, room.prompt_kept), (False, room.other, room.other_kept)):
+        mine = [row for row in rows if _is_prompt(lanes[row.merchant_no]) is is_prompt]
+        holds = [row.in_flight for row in mine]
+        shared = shares([free[row.merchant_no] for row in mine], left, holds=holds, kept=kept)
+        given |= {row.merchant_no: share for row, share in zip(mine, shared, strict=True)}
+    return given
 
 
 def _order(merchant_no: str, lane: Lane, share: int, queue: Queue) -> dict[str, Any]:
@@ -185,13 +248,19 @@ def _order(merchant_no: str, lane: Lane, share: int, queue: Queue) -> dict[str, 
     }
 
 
-_READY = text("""
-    WITH ready AS MATERIALIZED (
+_READY = text(f"""
+    WITH prompt AS MATERIALIZED (
       SELECT * FROM notify_lane
-      WHERE queue = :queue AND ready_at <= :now AND merchant_no <> ALL (CAST(:known AS text[]))
+      WHERE queue = :queue AND {IS_PROMPT} AND ready_at <= :now AND merchant_no <> ALL (CAST(:known AS text[]))
       ORDER BY ready_at LIMIT :limit FOR UPDATE SKIP LOCKED),
+    other AS MATERIALIZED (
+      SELECT * FROM notify_lane
+      WHERE queue = :queue AND {IS_OTHER} AND ready_at <= :now AND merchant_no <> ALL (CAST(:known AS text[]))
+      ORDER BY ready_at LIMIT :others FOR UPDATE SKIP LOCKED),
     looked_at AS (
-      SELECT * FROM ready
+      SELECT * FROM prompt
+      UNION ALL
+      SELECT * FROM other
       UNION ALL
       SELECT lane.* FROM unnest(CAST(:known AS text[])) AS known (merchant_no) CROSS JOIN LATERAL (
         SELECT * FROM notify_lane WHERE queue = :queue AND merchant_no = known.merchant_no LIMIT 1) AS lane)
@@ -202,7 +271,7 @@ _READY = text("""
             WHERE record.queue = :queue AND record.merchant_no = looked_at.merchant_no
               AND record.leased_until IS NULL AND record.finished_at IS NULL
             ORDER BY record.planned_at, record.id LIMIT 1) AS next
-    FROM looked_at""")
+    FROM looked_at""")  # noqa: S608 - constants of ours
 
 _CLAIM = text("""
     WITH due AS (
@@ -233,11 +302,13 @@ _CLAIM = text("""
     FROM claimed LEFT JOIN receiver USING (merchant_no)""")
 
 
-def _finish(connection: Connection, queue: Queue, ended: Sequence[Ended], *, now: datetime) -> dict[str, Lane]:
-    """Return their lanes, locked, as they are known to be by now."""
-    if not ended:
+def _finish(
+    connection: Connection, queue: Queue, ended: Sequence[Ended], newly_slow: Collection[str], *, now: datetime
+) -> dict[str, Lane]:
+    """Return their lanes, and those that were not known to be slow, locked, as they are known to be by now."""
+    if not ended and not newly_slow:
         return {}
-    of_lane: dict[str, list[Ended]] = {}
+    of_lane: dict[str, list[Ended]] = {merchant_no: [] for merchant_no in newly_slow}
     for one in ended:
         of_lane.setdefault(one.claimed.merchant_no, []).append(one)
     locked = connection.execute(_LOCK, {"queue": queue.queue, "merchants": sorted(of_lane)}).all()
@@ -245,9 +316,24 @@ def _finish(connection: Connection, queue: Queue, ended: Sequence[Ended], *, now
         row.merchant_no: after(_lane(row), [_evidence(one) for one in of_lane[row.merchant_no]], queue, now=now)
         for row in locked
     }
-    rows = [_row(one, verdict(one, lanes[one.claimed.merchant_no])) for one in ended]
-    connection.execute(_FINISH, {"queue": queue.queue, "rows": as_json(rows)})
+    for part in _apart(ended):
+        rows = [_row(one, verdict(one, lanes[one.claimed.merchant_no])) for one in part]
+        connection.execute(_FINISH, {"queue": queue.queue, "rows": as_json(rows)})
     return lanes
+
+
+def _apart(ended: Sequence[Ended]) -> list[list[Ended]]:
+    """Return the attempts in parts, none with a record twice: what was claimed again after its lease may end in one turn.
+
+    A record's SUCCESS comes first: nothing else may count before it.
+    """
+    parts: list[dict[UUID, Ended]] = []
+    for one in sorted(ended, key=lambda attempt: attempt.result is not Result.SUCCESS):
+        part = next((part for part in parts if one.claimed.id not in part), None)
+        if part is None:
+            parts.append(part := {})
+        part[one.claimed.id] = one
+    return [list(part.values()) for part in parts]
 
 
 def _row(ended: Ended, what: Verdict) -> dict[str, Any]:
@@ -257,6 +343,7 @@ def _row(ended: Ended, what: Verdict) -> dict[str, Any]:
         "merchant_no": of.merchant_no,
         "lease": of.leased_until,
         "attempt": of.attempt,
+        "rule_begin": of.rule_begin,
         "was_planned": of.planned_at,
         "was_postponed": of.postponed,
         "started_at": ended.started_at,
@@ -286,26 +373,36 @@ _LOCK = text("""
 _FINISH = text("""
     WITH ended AS (
       SELECT * FROM json_to_recordset(CAST(:rows AS json)) AS ended (
-        id uuid, merchant_no text, lease timestamptz, attempt integer, was_planned timestamptz, was_postponed boolean,
+        id uuid, merchant_no text, lease timestamptz, attempt integer, rule_begin integer, was_planned timestamptz, was_postponed boolean,
         started_at timestamptz, ended_at timestamptz, url text, result text, http_status integer, response text, error text,
         status text, finished_at timestamptz, planned_at timestamptz, postponed_to timestamptz, cause text)),
     counted AS (
       UPDATE notify_record AS record
-      SET status = ended.status, attempts = ended.attempt, finished_at = ended.finished_at, leased_until = NULL,
+      SET status = ended.status, attempts = record.attempts + 1, finished_at = ended.finished_at, leased_until = NULL,
           planned_at = coalesce(ended.postponed_to, ended.planned_at),
           postponed = CASE WHEN ended.finished_at IS NULL THEN ended.postponed_to IS NOT NULL ELSE record.postponed END,
           http_status = ended.http_status, last_error = nullif(ended.error, '')
-      FROM ended WHERE record.id = ended.id AND record.leased_until = ended.lease AND record.attempts = ended.attempt - 1
-      RETURNING record.id, ended.lease),
+      FROM ended
+      WHERE record.id = ended.id AND record.rule_begin = ended.rule_begin
+        AND CASE ended.result WHEN 'SUCCESS' THEN record.status <> 'SUCCESS'
+            ELSE record.finished_at IS NULL AND record.attempts = ended.attempt - 1
+                 AND coalesce(record.leased_until = ended.lease, true) END
+      RETURNING ended.*, record.attempts AS number),
     noted AS (
       INSERT INTO notify_postponement (record_id, attempt, cause, planned_at, postponed_to)
-      SELECT id, attempt + 1, cause, planned_at, postponed_to FROM ended
-      WHERE postponed_to IS NOT NULL AND ((id, lease) IN (SELECT id, lease FROM counted)) IS TRUE)
+      SELECT id, number + 1, cause, planned_at, postponed_to FROM counted WHERE postponed_to IS NOT NULL)
     INSERT INTO notify_record_log (record_id, attempt, queue, merchant_no, planned_at, postponed, started_at, ended_at, url,
                                    result, http_status, response, error, counted)
-    SELECT id, attempt, :queue, merchant_no, was_planned, was_postponed, started_at, ended_at, url, result, http_status,
-           response, error, (id, lease) IN (SELECT id, lease FROM counted)
-    FROM ended""")  # IN as a value is looked up in a hash table: a join of what just ended would compare each with each
+    SELECT id, number, :queue, merchant_no, was_planned, was_postponed, started_at, ended_at, url, result, http_status, response,
+           error, true
+    FROM counted
+    UNION ALL
+    SELECT id, attempt, :queue, merchant_no, was_planned, was_postponed, started_at, ended_at, url, result, http_status, response,
+           error, false
+    FROM ended WHERE ((id, lease) IN (SELECT id, lease FROM counted)) IS NOT TRUE""")
+# IN as a value is looked up in a hash table: a join of what just ended would compare each with each.
+# A SUCCESS counts whoever has the record by now: as the next attempt, once, unless it was sent again since, which begins a rule anew.
+# Anything else counts only as the attempt that it was, and while nobody else has claimed it.
 
 
 def hand_back(connection: Connection, queue: str, unbegun: Sequence[Claimed]) -> None:
@@ -327,27 +424,28 @@ _HAND_BACK = text("""
     SELECT :queue, merchant_no, min(planned_at) FROM handed_back GROUP BY merchant_no""")
 
 
-def release_expired(connection: Connection, queue: str, *, now: datetime) -> int:
+def release_expired(connection: Connection, queue: str, *, now: datetime | None = None) -> int:
     """Records whose senders have not told in time what came of them are due again, the same attempt once more; returns how many.
 
-    Each has a row with the cause. May be repeated, and run beside itself.
+    The time is the database's, or `now`. Each has a row with the cause. May be repeated, and run beside itself.
     """
     return connection.execute(_RELEASE, {"queue": queue, "now": now, "limit": EXPIRED_MAX}).rowcount
 
 
 _RELEASE = text("""
-    WITH expired AS (
-      SELECT id, planned_at FROM notify_record WHERE queue = :queue AND leased_until IS NOT NULL AND leased_until < :now
+    WITH clock AS MATERIALIZED (SELECT coalesce(CAST(:now AS timestamptz), clock_timestamp()) AS now),
+    expired AS (
+      SELECT id, planned_at FROM notify_record
+      WHERE queue = :queue AND leased_until IS NOT NULL AND leased_until < (SELECT now FROM clock)
       LIMIT :limit FOR UPDATE SKIP LOCKED),
     released AS (
-      UPDATE notify_record AS record SET leased_until = NULL, planned_at = :now, postponed = true
+      UPDATE notify_record AS record SET leased_until = NULL, planned_at = (SELECT now FROM clock), postponed = true
       FROM expired WHERE record.id = expired.id
-      RETURNING record.id, record.merchant_no, record.attempts, expired.planned_at AS was),
+      RETURNING record.id, record.merchant_no, record.attempts, record.planned_at, expired.planned_at AS was),
     woken AS (
-      INSERT INTO notify_wake (queue, merchant_no, planned_at) SELECT DISTINCT :queue, merchant_no, CAST(:now AS timestamptz)
-      FROM released)
+      INSERT INTO notify_wake (queue, merchant_no, planned_at) SELECT DISTINCT :queue, merchant_no, planned_at FROM released)
     INSERT INTO notify_postponement (record_id, attempt, cause, planned_at, postponed_to)
-    SELECT id, attempts + 1, 'LEASE', was, :now FROM released""")
+    SELECT id, attempts + 1, 'LEASE', was, planned_at FROM released""")
 
 
 _LANE = [one.name for one in fields(Lane)]
@@ -360,7 +458,11 @@ def _lane(row: Any) -> Lane:
 
 def _evidence(ended: Ended) -> Evidence:
     return Evidence(
-        started_at=ended.started_at, ended_at=ended.ended_at, result=ended.result, retry_after=ended.retry_after
+        started_at=ended.started_at,
+        ended_at=ended.ended_at,
+        result=ended.result,
+        retry_after=ended.retry_after,
+        answered=ended.http_status is not None,
     )
 
 
@@ -386,7 +488,8 @@ def _save(
             "freed_at": lane.freed_at,
             "bound": bound(lane, queue),
             "probing": lane.failures >= queue.breaker_failures,
-            "place": min(places[merchant_no], now),
+            "place": places[merchant_no],
+            "pace": lane.pace,
         }
         for merchant_no, lane in lanes.items()
     ]
@@ -396,7 +499,7 @@ def _save(
 _SAVE = text("""
     UPDATE notify_lane AS lane
     SET failures = known.failures, opened_at = known.opened_at, blocked_until = known.blocked_until,
-        blocked_cause = known.blocked_cause, freed_at = known.freed_at,
+        blocked_cause = known.blocked_cause, freed_at = known.freed_at, pace = known.pace,
         crowded = NOT known.probing AND known.bound > 0 AND known.bound <= seen.in_flight,
         ready_at = CASE WHEN seen.next IS NOT NULL AND known.bound > seen.in_flight
                         THEN greatest(seen.next, known.blocked_until, known.place) END
@@ -410,6 +513,6 @@ _SAVE = text("""
               ORDER BY record.planned_at, record.id LIMIT 1) AS next
       FROM json_to_recordset(CAST(:lanes AS json)) AS known (
         merchant_no text, failures integer, opened_at timestamptz, blocked_until timestamptz, blocked_cause text,
-        freed_at timestamptz, bound integer, probing boolean, place timestamptz)) AS known,
+        freed_at timestamptz, bound integer, probing boolean, place timestamptz, pace text)) AS known,
       LATERAL (SELECT known.in_flight, known.next) AS seen
     WHERE lane.queue = :queue AND lane.merchant_no = known.merchant_no""")

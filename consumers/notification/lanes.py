@@ -1,4 +1,9 @@
-"""What a lane, one receiver's part of a queue, allows: its bound, its breaker, its pause, and whose turn it is. Pure."""
+"""What a lane, one receiver's part of a queue, allows: its bound, its breaker, its pause, and whose turn it is. Pure.
+
+A sender has places of two kinds. A receiver whose last attempt took at most a second is prompt, and its attempts have slots.
+All others, those never tried included, have places of their own, and an attempt in a slot moves there after a second. So a slot
+is free again within a second, whatever its receiver does. The last places of either kind are for receivers that hold none.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +26,21 @@ class Cause(StrEnum):
     RESEND = "RESEND"
 
 
+class Pace(StrEnum):
+    """How fast a receiver was the last time; a lane without one was never tried, or did not answer in time."""
+
+    PROMPT = "PROMPT"
+    """It took at most a second, whatever came of it."""
+    SLOW = "SLOW"
+    """It answered, later than that; or it was prompt, and something under way takes longer."""
+
+
+PROMPT_WITHIN = timedelta(seconds=1)
+"""How long an attempt may hold a slot."""
+OTHERS_PER_SLOT = 2
+"""Places of receivers that are not prompt: they cost a connection each, and no time of others."""
+
+
 class Result(StrEnum):
     """What came of an attempt."""
 
@@ -38,9 +58,9 @@ class Queue:
     queue: str
     success_word: str = "success"
     in_flight_max: int = 100
-    """Of one sender."""
+    """Slots of one sender: attempts to prompt receivers, of at most a second."""
     receiver_in_flight_max: int = 10
-    """To one receiver, of all senders."""
+    """To one prompt receiver, of all senders."""
     breaker_failures: int = 5
     breaker_first_s: float = 30.0
     breaker_cap_s: float = 600.0
@@ -63,6 +83,18 @@ class Lane:
     freed_at: datetime | None = None
     paused_at: datetime | None = None
     resumed_at: datetime | None = None
+    pace: str | None = None
+    """A Pace."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """Places that are left of each kind, and how many of those are kept for receivers that hold none."""
+
+    prompt: int
+    other: int
+    prompt_kept: int = 0
+    other_kept: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +105,8 @@ class Evidence:
     ended_at: datetime
     result: Result
     retry_after: timedelta | None = None
+    answered: bool = False
+    """With a status, whichever."""
 
 
 def after(lane: Lane, attempts: Sequence[Evidence], queue: Queue, *, now: datetime) -> Lane:
@@ -82,7 +116,7 @@ def after(lane: Lane, attempts: Sequence[Evidence], queue: Queue, *, now: dateti
     2xx; each that fails meanwhile doubles the while, up to the queue's cap.
     """
     for one in sorted(attempts, key=lambda attempt: attempt.ended_at):
-        lane = _after_one(lane, one, queue)
+        lane = replace(_after_one(lane, one, queue), pace=pace_of(one))
     return replace(lane, crowded=False, freed_at=now) if lane.crowded else lane
 
 
@@ -104,6 +138,18 @@ def _after_one(lane: Lane, one: Evidence, queue: Queue) -> Lane:
     return lane
 
 
+def pace_of(attempt: Evidence) -> Pace | None:
+    """Return how fast an attempt shows its receiver to be."""
+    if attempt.ended_at - attempt.started_at <= PROMPT_WITHIN:
+        return Pace.PROMPT
+    return Pace.SLOW if attempt.answered else None
+
+
+def hanging(lane: Lane) -> Lane:
+    """Return the lane as it is while something under way takes longer than a second: prompt no more."""
+    return replace(lane, pace=Pace.SLOW) if lane.pace == Pace.PROMPT else lane
+
+
 def _blocked(lane: Lane, until: datetime, cause: Cause) -> Lane:
     if lane.blocked_until is not None and lane.blocked_until >= until:
         return lane
@@ -111,10 +157,15 @@ def _blocked(lane: Lane, until: datetime, cause: Cause) -> Lane:
 
 
 def bound(lane: Lane, queue: Queue) -> int:
-    """Return how many attempts of a lane may be under way: one while its breaker is not known to be closed, none while paused."""
+    """Return how many attempts of a lane may be under way: none while paused, one while its breaker is not known to be closed.
+
+    One as well while it is not known to answer; half of a prompt receiver's while it is slow.
+    """
     if lane.paused_at is not None:
         return 0
-    return 1 if lane.failures >= queue.breaker_failures else queue.receiver_in_flight_max
+    if lane.failures >= queue.breaker_failures or lane.pace is None:
+        return 1
+    return queue.receiver_in_flight_max if lane.pace == Pace.PROMPT else max(1, queue.receiver_in_flight_max // 2)
 
 
 def slots(lane: Lane, in_flight: int, queue: Queue, *, now: datetime) -> int:
@@ -135,19 +186,40 @@ def held_back(lane: Lane) -> tuple[datetime, Cause] | None:
     return max(known) if known else None
 
 
-def shares(free: Sequence[int], limit: int) -> list[int]:
-    """Return how many each lane may begin of `limit` in all: none more than its free slots, none more than one ahead of another
-    that could take more; what does not divide goes to the first.
+def room_of(queue: Queue, *, prompt: int, other: int, ended: int = 0) -> Room:
+    """Return the places that a sender has left while so many attempts have slots, or wait for one, and so many other places.
+
+    It claims ahead of prompt receivers as many as end in two turns, this one and the next. What moved from a slot to the other
+    places, beyond their number, takes slots away: all together are never more than both kinds have.
+    """
+    slots_, others = queue.in_flight_max, OTHERS_PER_SLOT * queue.in_flight_max
+    ahead = 2 * min(slots_, ended)
+    return Room(
+        prompt=max(0, slots_ + ahead - prompt - max(0, other - others)),
+        other=max(0, others - other),
+        prompt_kept=slots_ // 4,
+        other_kept=others // 2,
+    )
+
+
+def shares(free: Sequence[int], limit: int, *, holds: Sequence[int] = (), kept: int = 0) -> list[int]:
+    """Return how many places each lane may take of `limit` in all, and none more than its free ones.
+
+    Each that holds none comes first. The rest is shared evenly, what does not divide to the first, until `kept` are left.
 
     >>> shares([10, 10, 1], 12)
     [6, 5, 1]
+    >>> shares([10, 10, 1], 12, holds=[3, 3, 0], kept=8)
+    [2, 1, 1]
     """
-    given = [0] * len(free)
-    left = max(0, limit)
-    while left and (open_lanes := [lane for lane, slots in enumerate(free) if given[lane] < slots]):
-        each = max(1, left // len(open_lanes))
-        for lane in open_lanes:
-            more = min(each, free[lane] - given[lane], left)
-            given[lane] += more
-            left -= more
+    given, left = [0] * len(free), max(0, limit)
+    for lane, slots_ in enumerate(free):
+        if left and slots_ > 0 and not (holds and holds[lane]):
+            given[lane], left = 1, left - 1
+    level = 1
+    while left > kept and any(given[lane] < slots_ for lane, slots_ in enumerate(free)):
+        for lane, slots_ in enumerate(free):
+            if left > kept and given[lane] < min(level, slots_):
+                given[lane], left = given[lane] + 1, left - 1
+        level += 1
     return given

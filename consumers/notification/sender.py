@@ -1,7 +1,8 @@
 """The notifier: claims due records after their commit, posts them signed, writes down what came of it. At least once, same id
 each time.
 
-One turn is one transaction: what has ended is finished, and what is due is claimed into the room that is left.
+One turn is one transaction: what has ended is finished, and what is due is claimed into the room that is left. Times are the
+database's: the host's clock may be off.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -28,17 +31,18 @@ from consumers.notification.claims import (
     Claimed,
     Ended,
     hand_back,
-    is_due,
+    look,
     queue_of,
     release_expired,
     take_wakes,
     turn,
 )
 from consumers.notification.guard import ForbiddenAddress, GuardedResolver, check_url, open_socket
-from consumers.notification.lanes import Queue, Result
+from consumers.notification.lanes import PROMPT_WITHIN, Queue, Result, Room, room_of
 from consumers.notification.queues import PLATFORM
 from consumers.notification.records import BANK, register_receiver
-from outbox.clock import utc_now
+from consumers.notification.responses import HEADER_BYTES_MAX, HEADERS_MAX, BoundedConnector
+from outbox.clock import DatabaseClock, utc_now
 from outbox.condition import Condition
 from outbox.database import engine_for
 from outbox.errors import Refused
@@ -54,10 +58,12 @@ IDLE_S = 0.05
 GATHER_S = 0.005
 """What ends within it is written down together."""
 RELEASE_S = 1.0
-TIMEOUT = aiohttp.ClientTimeout(total=15, connect=3, sock_connect=3, sock_read=10)
+TIMEOUT = aiohttp.ClientTimeout(total=15, connect=3, sock_connect=3, sock_read=10, ceil_threshold=60)
 BEGIN_WITHIN = timedelta(seconds=1)
 """Of the claim: what has to wait longer for its slot is handed back. An attempt's longest time lies well within the lease."""
 ANSWER_BYTES_MAX = 64 * 1024
+ANSWER_KEPT_MAX = 8 * 1024
+"""Bytes of an answer that wait to be written down."""
 HEADERS = {"content-type": "application/json", "accept-encoding": "identity", "user-agent": "payrelay-notifier"}
 WAITING_STATUSES = (429, 503)
 """With these a receiver may ask for time."""
@@ -89,6 +95,12 @@ class Sender:
         self._unbegun: list[Claimed] = []
         self._under_way: set[asyncio.Task[None]] = set()
         """What is being sent, and what waits for its slot."""
+        self._other = 0
+        """How many of them have no slot and wait for none."""
+        self._slow: Counter[str] = Counter()
+        """Attempts under way for more than a second, by receiver."""
+        self._newly_slow: set[str] = set()
+        self._clock = DatabaseClock()
         self._news = asyncio.Event()
         self._released_at = -RELEASE_S
 
@@ -101,8 +113,13 @@ class Sender:
                 if session is None:
                     self._queue = await asyncio.to_thread(self._read_queue)
                     session = new_session(allow_private=self._allows_private)
+                if most != self._queue.in_flight_max:
+                    most = self._queue.in_flight_max
+                    slots = asyncio.Semaphore(most)
                     self._condition.ready()
-                claimed = await self._turn()
+                await self._turn(session, slots)
+                if time.monotonic() - self._released_at >= RELEASE_S:
+                    await asyncio.to_thread(self._release)
             except SQLAlchemyError as error:
                 attempt += 1
                 self._condition.tell(f"notifier {self._name}", f"waiting for the database: {type(error).__name__}")
@@ -110,11 +127,6 @@ class Sender:
                 continue
             attempt = 0
             self._condition.tell(f"notifier {self._name}", "")
-            if most != self._queue.in_flight_max:
-                most = self._queue.in_flight_max
-                slots = asyncio.Semaphore(most)
-            for record in claimed:
-                self._under_way.add(asyncio.create_task(self._attempt(session, slots, record)))
             await self._pause(IDLE_S)
         if session is not None:
             await session.close()
@@ -131,47 +143,87 @@ class Sender:
             self._prepare(connection)
             return queue_of(connection, self._name)
 
-    async def _turn(self) -> list[Claimed]:
-        ended, unbegun = list(self._ended), list(self._unbegun)
-        most = self._queue.in_flight_max
-        # As many as end in two turns, this one and the next: none while receivers are slow.
-        ahead = 2 * min(most, len(ended))
-        room = 0 if self.ending.is_set() else most + ahead - len(self._under_way)
-        releases = time.monotonic() - self._released_at >= RELEASE_S
-        claimed = await asyncio.to_thread(self._transact, ended, unbegun, room, releases)
+    async def _turn(self, session: aiohttp.ClientSession, slots: asyncio.Semaphore) -> None:
+        """What has ended is written down, and what is due is under way, as far as there is room."""
+        ended, unbegun, newly_slow = list(self._ended), list(self._unbegun), set(self._newly_slow)
+        prompt = len(self._under_way) - self._other
+        room = room_of(self._queue, prompt=prompt, other=self._other, ended=len(ended))
+        if self.ending.is_set():
+            room = Room(prompt=0, other=0)
+        claimed = await asyncio.to_thread(self._transact, ended, unbegun, newly_slow, set(self._slow), room)
         del self._ended[: len(ended)]
         del self._unbegun[: len(unbegun)]
-        return claimed
+        self._newly_slow -= newly_slow
+        for record in claimed:
+            self._other += not record.prompt
+            self._under_way.add(asyncio.create_task(self._attempt(session, slots, record)))
 
-    def _transact(self, ended: Sequence[Ended], unbegun: Sequence[Claimed], room: int, releases: bool) -> list[Claimed]:
-        if releases:
-            with self._engine.begin() as connection:
-                release_expired(connection, self._name, now=utc_now())
-                self._queue = queue_of(connection, self._name)
-            self._released_at = time.monotonic()
+    def _transact(
+        self, ended: Sequence[Ended], unbegun: Sequence[Claimed], newly_slow: set[str], slow: set[str], room: Room
+    ) -> list[Claimed]:
         with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             if unbegun:
                 hand_back(connection, self._name, unbegun)
-            if not ended and not is_due(connection, self._name, now=utc_now()):
+            now, is_due = look(connection, self._name, room)
+            self._clock.set(now)
+            if not (ended or newly_slow or is_due):
                 return []
             take_wakes(connection, self._name)
         with self._engine.begin() as connection:
-            return turn(connection, self._queue, ended, limit=room, now=utc_now())
+            return turn(connection, self._queue, ended, now=now, room=room, slow=slow, newly_slow=newly_slow)
+
+    def _release(self) -> None:
+        """What senders have let pass is due again: after what ended here is written down, which may be some of that."""
+        with self._engine.begin() as connection:
+            release_expired(connection, self._name)
+            self._queue = queue_of(connection, self._name)
+        self._released_at = time.monotonic()
 
     async def _attempt(self, session: aiohttp.ClientSession, slots: asyncio.Semaphore, record: Claimed) -> None:
         try:
-            async with slots:
-                waited = utc_now() - record.leased_until + timedelta(seconds=LEASE_S)
+            async with self._place(slots, record):
+                waited = self._clock.now() - record.leased_until + timedelta(seconds=LEASE_S)
                 if self.ending.is_set() or waited > BEGIN_WITHIN:
                     self._unbegun.append(record)
                     self._news.set()
                     return
-                ended = await attempt(session, record, self._queue.success_word, allow_private=self._allows_private)
+                word, allow_private = self._queue.success_word, self._allows_private
+                ended = await attempt(session, record, word, allow_private=allow_private, clock=self._clock.now)
             count(ended)
             self._ended.append(ended)
             self._news.set()
         finally:
             self._under_way.discard(asyncio.current_task())  # at once: the next turn fills its place
+
+    @asynccontextmanager
+    async def _place(self, slots: asyncio.Semaphore, record: Claimed) -> AsyncGenerator[None]:
+        """A prompt receiver's attempt has a slot, for a second at most; then, and any other's from the start, another place."""
+        has_slot, is_slow = record.prompt, False
+
+        def is_now_slow() -> None:
+            nonlocal has_slot, is_slow
+            is_slow = True
+            self._slow[record.merchant_no] += 1
+            if has_slot:
+                has_slot = False
+                self._other += 1
+                slots.release()
+                self._newly_slow.add(record.merchant_no)
+                self._news.set()
+
+        if has_slot:
+            await slots.acquire()
+        timer = asyncio.get_running_loop().call_later(PROMPT_WITHIN.total_seconds(), is_now_slow)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            if is_slow:
+                self._slow -= Counter([record.merchant_no])
+            if has_slot:
+                slots.release()
+            else:
+                self._other -= 1
 
     async def _pause(self, delay_s: float) -> None:
         """Time has passed, or something has ended; what ends close together is waited for."""
@@ -191,10 +243,10 @@ class Sender:
 
 def new_session(*, allow_private: bool, resolver: object = None) -> aiohttp.ClientSession:
     """Return a session that connects to public addresses only, unless private ones are allowed; no proxy, no cookies, no redirects."""
-    connector = aiohttp.TCPConnector(
+    connector = BoundedConnector(
         resolver=GuardedResolver(allow_private=allow_private, resolver=resolver),
         socket_factory=None if allow_private else open_socket,
-        limit=0,  # the queue's in_flight_max bounds it
+        limit=0,  # the sender's places bound it
         ttl_dns_cache=10,
     )
     return aiohttp.ClientSession(
@@ -204,12 +256,22 @@ def new_session(*, allow_private: bool, resolver: object = None) -> aiohttp.Clie
         auto_decompress=False,  # a small answer stays small
         cookie_jar=aiohttp.DummyCookieJar(),
         headers=HEADERS,
+        max_line_size=HEADER_BYTES_MAX,
+        max_field_size=HEADER_BYTES_MAX,
+        max_headers=HEADERS_MAX,
     )
 
 
-async def attempt(session: aiohttp.ClientSession, record: Claimed, word: str, *, allow_private: bool) -> Ended:
-    """Return what came of sending a record. Whatever is wrong with its receiver, nothing is raised."""
-    started_at, began = utc_now(), time.monotonic()
+async def attempt(
+    session: aiohttp.ClientSession,
+    record: Claimed,
+    word: str,
+    *,
+    allow_private: bool,
+    clock: Callable[[], datetime] = utc_now,
+) -> Ended:
+    """Return what came of sending a record, within the total time-out. Whatever is wrong with its receiver, nothing is raised."""
+    started_at, began = clock(), time.monotonic()
 
     def ended(result: Result, error: str = "", **more: object) -> Ended:
         took = timedelta(seconds=time.monotonic() - began)
@@ -230,7 +292,10 @@ async def attempt(session: aiohttp.ClientSession, record: Claimed, word: str, *,
         headers = signed_headers(
             record.secret, message_id=str(record.id), at=started_at, body=body, old_secret=record.old_secret
         )
-        async with session.post(url, data=body, headers=headers, allow_redirects=False) as answer:
+        async with (
+            asyncio.timeout(TIMEOUT.total),  # whatever the client's own timers count
+            session.post(url, data=body, headers=headers, allow_redirects=False) as answer,
+        ):
             content = await _beginning(answer)
             result = result_of(answer.status, content, word)
             return ended(
@@ -240,8 +305,8 @@ async def attempt(session: aiohttp.ClientSession, record: Claimed, word: str, *,
                 else f"status {answer.status}"
                 + (f", but not the word {word}" if result is Result.HTTP_REQUEST_SUCCESS else ""),
                 http_status=answer.status,
-                response=content.decode(errors="replace"),
-                retry_after=retry_after(answer.status, answer.headers, now=utc_now()),
+                response=content[:ANSWER_KEPT_MAX].decode(errors="replace"),
+                retry_after=retry_after(answer.status, answer.headers, now=clock()),
             )
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one receiver, the others are served
         return ended(Result.HTTP_REQUEST_FAILED, told(error))
@@ -252,6 +317,8 @@ def told(error: BaseException) -> str:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, ForbiddenAddress):
         cause = cause.__cause__
+    if isinstance(error, TimeoutError) and not str(error):
+        return f"TimeoutError: no complete response within {TIMEOUT.total:g} s"
     told_of = cause or error
     return f"{type(told_of).__name__}: {told_of}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -17,7 +18,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from consumers.notification import claims
-from consumers.notification.lanes import Cause, Result
+from consumers.notification.lanes import Cause, Result, Room
 from consumers.notification.records import pause, resend, resume, rotate_secret, set_rule
 from outbox.errors import Refused
 from outbox.settings import Settings
@@ -193,7 +194,7 @@ def test_a_lost_lease_costs_no_attempt_and_its_late_end_changes_nothing(open_des
     assert desk.release(later) == 0
     [second] = desk.claim(later)
     assert (second.id, second.attempt, second.planned_at, second.postponed) == (first.id, 1, later, True)
-    desk.finish([ended(first, planned, SUCCESS)], later)
+    desk.finish([ended(first, planned)], later)
     assert (desk.record().status, desk.record().attempts) == ("CREATED", 0)
     desk.finish([ended(second, later)], later + SECOND)
     assert (desk.record().status, desk.record().attempts) == ("HTTP_REQUEST_FAILED", 1)
@@ -203,6 +204,89 @@ def test_a_lost_lease_costs_no_attempt_and_its_late_end_changes_nothing(open_des
     assert [(row.cause, row.planned_at, row.postponed_to) for row in desk.postponements()] == [
         ("LEASE", planned, later)
     ]
+
+
+@pytest.mark.parametrize("meanwhile", ["released", "claimed", "failed", "given up"])
+def test_a_success_that_is_written_down_late_counts_whatever_became_of_its_record(
+    open_desk: Any, prefix: str, meanwhile: str
+) -> None:
+    """Its sender could not reach the database for longer than the lease."""
+    desk = open_desk(rule='{"1":0}' if meanwhile == "given up" else '{"1":0,"2":1}')
+    desk.write()
+    planned = desk.record().planned_at
+    [first] = desk.claim(planned)
+    later = first.leased_until + SECOND
+    desk.release(later)
+    second = desk.claim(later) if meanwhile != "released" else []
+    if meanwhile in ("failed", "given up"):
+        desk.finish([ended(one, later) for one in second], later + SECOND)
+    desk.finish([ended(first, planned, SUCCESS)], later + 2 * SECOND)
+    record = desk.record()
+    assert (record.status, record.leased_until) == ("SUCCESS", None)
+    desk.finish([ended(one, later) for one in second], later + 3 * SECOND)
+    desk.finish([ended(first, planned, SUCCESS)], later + 3 * SECOND)
+    assert desk.record().status == "SUCCESS"
+    counted = [row.attempt for row in desk.log() if row.counted]
+    assert counted == list(range(1, desk.record().attempts + 1)), "each attempt counts once"
+    assert desk.claim(later + timedelta(days=1)) == []
+
+
+def test_a_late_success_does_not_undo_that_its_record_is_sent_again(open_desk: Any, prefix: str) -> None:
+    desk = open_desk(rule='{"1":0}')
+    [event] = desk.write()
+    planned = desk.record().planned_at
+    [first] = desk.claim(planned)
+    later = first.leased_until + SECOND
+    desk.release(later)
+    desk.finish([ended(one, later) for one in desk.claim(later)], later)
+    desk.resend([event])
+    desk.finish([ended(first, planned, SUCCESS)], later + SECOND)
+    assert (desk.record().status, desk.record().attempts, desk.record().rule_begin) == ("CREATED", 1, 1)
+
+
+def test_a_records_success_and_a_later_failure_may_end_in_one_turn(open_desk: Any, prefix: str) -> None:
+    desk = open_desk()
+    desk.write()
+    planned = desk.record().planned_at
+    [first] = desk.claim(planned)
+    later = first.leased_until + SECOND
+    desk.release(later)
+    [second] = desk.claim(later)
+    desk.finish([ended(second, later), ended(first, planned, SUCCESS)], later + SECOND)
+    assert (desk.record().status, desk.record().attempts) == ("SUCCESS", 1)
+    assert sorted((row.result, row.counted) for row in desk.log()) == [
+        ("HTTP_REQUEST_FAILED", False),
+        ("SUCCESS", True),
+    ]
+
+
+def test_receivers_that_are_not_known_to_answer_take_no_more_than_their_places(open_desk: Any, prefix: str) -> None:
+    """One each, as many as there is room; prompt ones have theirs whatever those hold."""
+    desk = open_desk(are_prompt=False)
+    for number in range(8):
+        desk.write(10, number)
+    now = max(record.planned_at for record in desk.records())
+    with desk.engine.begin() as connection:
+        claims.take_wakes(connection, prefix)
+        held = claims.turn(connection, desk.queue, room=Room(prompt=10, other=5), now=now)
+    assert [one.prompt for one in held] == [False] * 5
+    assert max(Counter(one.merchant_no for one in held).values()) == 1
+    desk.finish([ended(held[0], now, SUCCESS)], now + SECOND)
+    with desk.engine.begin() as connection:
+        more = claims.turn(connection, desk.queue, room=Room(prompt=100, other=0), now=now + SECOND)
+    assert {one.merchant_no for one in more} == {held[0].merchant_no}
+    assert (len(more), more[0].prompt) == (9, True)
+    with desk.engine.begin() as connection:
+        slow = {held[0].merchant_no}
+        claims.turn(
+            connection, desk.queue, room=Room(prompt=100, other=0), now=now + SECOND, slow=slow, newly_slow=slow
+        )
+    lanes = desk.rows("SELECT merchant_no, pace FROM notify_lane WHERE queue = :queue AND pace IS NOT NULL")
+    assert [tuple(row) for row in lanes] == [(held[0].merchant_no, "SLOW")]
+    took = timedelta(seconds=15)
+    desk.finish([ended(one, now, took=took) for one in more], now + took)
+    assert desk.rows("SELECT FROM notify_lane WHERE queue = :queue AND pace IS NOT NULL") == []
+    assert desk.forgotten(now + took) == []
 
 
 def test_retry_after_puts_the_whole_receiver_off_within_limits(open_desk: Any, prefix: str) -> None:
@@ -446,6 +530,7 @@ def plans(desk: Desk, now: datetime) -> dict[str, Any]:
             "now": now,
             "until": now + SECOND,
             "limit": 100,
+            "others": 100,
             "known": [desk.merchant(0)],
         }
         lanes = connection.execute(claims._READY, given).all()
