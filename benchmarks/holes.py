@@ -41,6 +41,7 @@ from schemas.money import CNY
 from schemas.topics import PAYMENT_ORDER
 
 MERCHANTS, PAYERS = 8, 40
+SECRET = "whsec_" + "YmVuY2htYXJr" * 4
 BATCH = 2_000
 DRAINED_S = 180.0
 POLL_S, QUIET = 0.3, 3
@@ -109,8 +110,8 @@ class Field:
         limits = Limits(single_fen=10**12, daily_fen=10**14, monthly_fen=10**14)
         with self.engine("payments").begin() as connection:
             for number in range(MERCHANTS):
-                secret = f"{self.run}-{number}"
-                register_merchant(connection, f"{self.run}-M{number}", api_key=secret, secret=secret, fee_rate_bp=60)
+                key = f"{self.run}-{number}"
+                register_merchant(connection, f"{self.run}-M{number}", api_key=key, secret=SECRET, fee_rate_bp=60)
             for number in range(PAYERS):
                 open_account(connection, f"{self.run}-U{number}", bank_account_no="", limits=limits)
         with self.engine("funds").begin() as connection:

@@ -1,4 +1,6 @@
-"""The notifier beside a bare aiohttp loop to the same receiver; a dead receiver with nine tenths of a million; lateness live."""
+"""The notifier beside a bare aiohttp loop to the same receiver; a dead receiver with nine tenths of a million; lateness live, alone
+and beside receivers that accept connections and never answer.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from uuid import uuid4
 from sqlalchemy import Engine, create_engine, text
 
 from benchmarks.machine import result, target
-from benchmarks.notifying import BODY
+from benchmarks.notifying import BODY, SILENT
 from ops.demo.latency import percentile
 from ops.stack.control import down, up
 from ops.stack.parts import tied
@@ -36,6 +38,11 @@ WATCHED = 20_000
 """Of the others' records, those due the longest, whose times are compared: one receiver that is held up shows."""
 LIVE_RATE = 200
 LIVE_S = 20
+SILENT_RECEIVERS = (1, 12, 100)
+SILENT_DUE = 10
+"""Records due to each silent receiver when a run begins."""
+SILENT_ROUNDS = 3
+BESIDE_S = 10
 SAMPLE_S = 0.25
 PATIENCE_S = 300.0
 SECRET = "whsec_" + "YmVuY2ht" * 5
@@ -49,7 +56,8 @@ def run() -> dict[str, Any]:
         bench = Bench(folder)
         with bench.sink() as url:
             rates = bench.rates(url)
-            live = bench.live(url)
+            live = bench.live(url, LIVE_S)
+            silent = bench.beside_silent(url)
             alone = bench.others(url, dead=0)
             beside = bench.others(url, dead=DEAD_RECORDS)
     finally:
@@ -65,6 +73,7 @@ def run() -> dict[str, Any]:
             target("lateness_p50_ms", live["p50_ms"]),
             target("lateness_p99_ms", live["p99_ms"], at_most=250),
             target("lateness_p99_ms_without_postponed", live["p99_ms_without_postponed"], at_most=250),
+            *silent_targets(silent),
             target("overdue_records", DEAD_RECORDS + OTHER_RECORDS),
             target("first_send_s_beside_dead", beside["first_s"], at_most=2.0),
             target("others_p99_s_alone", alone["p99_s"]),
@@ -75,7 +84,11 @@ def run() -> dict[str, Any]:
             target("resident_growth", beside["most_mb"] / beside["first_mb"], at_most=1.2),
         ],
         valid=live["rate"] >= LIVE_RATE * 0.98,
-        runs={name: [round(value) for value in values] for name, values in rates.items()},
+        runs={name: [round(value) for value in values] for name, values in rates.items()}
+        | {
+            f"p99_ms_{where}_{count}_silent": [round(value, 1) for value in values]
+            for (count, where), values in silent.items()
+        },
     )
 
 
@@ -120,14 +133,30 @@ class Bench:
             assert (logged, written) == (RATE_RECORDS, RATE_RECORDS)
         return found
 
-    def live(self, url: str) -> dict[str, float]:
-        """Return how late attempts begin at 200 a second, each record made at its time whatever the others do."""
+    def beside_silent(self, url: str) -> dict[tuple[int, str], list[float]]:
+        """Return the others' p99 lateness in ms, without and beside so many silent receivers, in alternating runs."""
+        found: dict[tuple[int, str], list[float]] = {}
+        for _ in range(SILENT_ROUNDS):
+            for count in SILENT_RECEIVERS:
+                for where, silent in (("without", 0), ("beside", count)):
+                    p99_ms = self.live(url, BESIDE_S, silent=silent)["p99_ms"]
+                    found.setdefault((count, where), []).append(p99_ms)
+        return found
+
+    def live(self, url: str, seconds: float, *, silent: int = 0) -> dict[str, float]:
+        """Return how late attempts begin at 200 a second, each record made at its time whatever the others do.
+
+        `silent` receivers of the same queue have ten records due each when it begins, and never answer.
+        """
         queue = self._queue(url)
+        for number in range(silent):
+            self._register(f"{queue}-silent-{number}", f"{url}{SILENT}/{number}")
+            self._fill(queue, SILENT_DUE, merchant=f"{queue}-silent-{number}")
         with self._notifier(queue):
             self._fill(queue, 1)
             self._wait(queue, 1)
             begun = time.monotonic()
-            ticks = LIVE_S * LIVE_RATE // 10
+            ticks = int(seconds * LIVE_RATE) // 10
             for tick in range(ticks):
                 time.sleep(max(0.0, begun + tick * 10 / LIVE_RATE - time.monotonic()))
                 self._fill(queue, 10)
@@ -137,7 +166,7 @@ class Bench:
             (row.ms, row.postponed)
             for row in self._rows(
                 "SELECT 1000 * extract(epoch FROM started_at - planned_at)::float AS ms, postponed "
-                "FROM notify_record_log WHERE queue = :queue",
+                "FROM notify_record_log WHERE queue = :queue AND merchant_no NOT LIKE '%-silent-%'",
                 queue,
             )
         ]
@@ -260,6 +289,17 @@ _FILL = text("""
       FROM generate_series(1, :count) AS number
       RETURNING merchant_no, planned_at)
     INSERT INTO notify_wake (queue, merchant_no, planned_at) SELECT :queue, merchant_no, min(planned_at) FROM made GROUP BY merchant_no""")
+
+
+def silent_targets(found: dict[tuple[int, str], list[float]]) -> list[dict[str, Any]]:
+    """Return the README's promise: the others' p99 is at most 1.2 times what it is without them, or 20 ms more, if that is larger."""
+    targets = []
+    for count in SILENT_RECEIVERS:
+        without, beside = median(found[count, "without"]), median(found[count, "beside"])
+        bound_ms = max(1.2 * without, without + 20)
+        targets.append(target(f"others_p99_ms_without_{count}_silent", without))
+        targets.append(target(f"others_p99_ms_beside_{count}_silent", beside, at_most=bound_ms))
+    return targets
 
 
 def seconds_of(told: bytes) -> float:

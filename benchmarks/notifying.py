@@ -15,15 +15,18 @@ from consumers.notification.sender import run as run_sender
 from ops.cli.pipeline import current_settings
 
 SINK_S = 0.02
+SILENT = "/silent"
+"""Beneath it nothing is answered."""
+SILENT_S = 3_600.0
 BODY = b'{"type":"payment.settled.v1","payment_no":"P000001","order_no":"O000001","amount_fen":10000,"currency":"CNY"}'
 
 
 async def sink() -> None:
-    """Answer `success` after 20 ms, on a port that is told on standard output, until killed."""
+    """Answer `success` after 20 ms, and beneath /silent nothing, on a port that is told on standard output, until killed."""
 
     async def take(request: web.Request) -> web.Response:
         await request.read()
-        await asyncio.sleep(SINK_S)
+        await asyncio.sleep(SILENT_S if request.path.startswith(SILENT) else SINK_S)
         return web.Response(text="success")
 
     app = web.Application()

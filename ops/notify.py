@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,7 +18,6 @@ from consumers.notification.acts import COUNTED_MAX
 from consumers.notification.queues import QUEUES
 from consumers.notification.records import pause, resend_records, resume, set_rule
 from consumers.notification.search import Filter, conditions
-from outbox.clock import utc_now
 from outbox.database import engine_for
 from outbox.errors import Refused
 from outbox.settings import Settings
@@ -146,6 +145,7 @@ def record(connection: Connection, identity: UUID) -> dict[str, Any]:
             "postponements": rows("SELECT * FROM {service}.notify_postponement WHERE record_id = :id ORDER BY id"),
             "audit": rows("SELECT * FROM {service}.notify_audit WHERE record_id = :id ORDER BY id"),
             "lane": lane[0] if lane else None,
+            "held_up": held_up(connection, [identity]).get(identity),
         }
     raise Refused(f"no notification {identity}: payrelay notify list")
 
@@ -167,15 +167,15 @@ def resend(
 
 
 def pause_receiver(settings: Settings, queue: str, merchant_no: str, *, reason: str, actor: str) -> bool:
-    """Nothing of the queue is sent to the merchant; returns whether that was news. Own transaction."""
+    """Nothing of the queue is sent to the merchant; returns whether that was news. Own transaction. Raises Refused for an unknown one."""
     with _acting(settings, service_of(queue)) as connection:
-        return pause(connection, queue, merchant_no, reason=reason, actor=actor, now=utc_now())
+        return pause(connection, queue, merchant_no, reason=reason, actor=actor)
 
 
 def resume_receiver(settings: Settings, queue: str, merchant_no: str, *, reason: str, actor: str) -> bool:
-    """The queue is sent to the merchant again; returns whether that was news. Own transaction."""
+    """The queue is sent to the merchant again; returns whether that was news. Own transaction. Raises Refused for an unknown one."""
     with _acting(settings, service_of(queue)) as connection:
-        return resume(connection, queue, merchant_no, reason=reason, actor=actor, now=utc_now())
+        return resume(connection, queue, merchant_no, reason=reason, actor=actor)
 
 
 def change_rule(settings: Settings, queue: str, rule: str, *, reason: str, actor: str) -> None:
@@ -196,28 +196,54 @@ def waiting(connection: Connection, merchant_no: str) -> int:
     return sum(row.count for row in _rows(connection, statement, {"merchant_no": merchant_no}))
 
 
-def lanes(connection: Connection, *, now: datetime) -> list[LaneRow]:
+def lanes(connection: Connection) -> list[LaneRow]:
     """Return the lanes that are paused or blocked, or whose breaker is not known to be closed."""
     statement = """
         SELECT lane.queue, merchant_no, failures,
-               CASE WHEN paused_at IS NOT NULL THEN 'PAUSED' WHEN blocked_until > :now THEN blocked_cause ELSE 'PROBING' END AS state,
-               coalesce(paused_at, opened_at) AS since, CASE WHEN paused_at IS NULL AND blocked_until > :now THEN blocked_until END AS until
-        FROM {service}.notify_lane AS lane JOIN {service}.notify_queue AS queue USING (queue)
-        WHERE paused_at IS NOT NULL OR blocked_until > :now OR failures >= breaker_failures ORDER BY 1, 2"""
-    return [LaneRow(**row._mapping) for row in _rows(connection, statement, {"now": now})]
+               CASE WHEN paused_at IS NOT NULL THEN 'PAUSED' WHEN blocked_until > now THEN blocked_cause ELSE 'PROBING' END AS state,
+               coalesce(paused_at, opened_at) AS since, CASE WHEN paused_at IS NULL AND blocked_until > now THEN blocked_until END AS until
+        FROM {service}.notify_lane AS lane JOIN {service}.notify_queue AS queue USING (queue),
+             (SELECT clock_timestamp() AS now) AS clock
+        WHERE paused_at IS NOT NULL OR blocked_until > now OR failures >= breaker_failures ORDER BY 1, 2"""
+    return [LaneRow(**row._mapping) for row in _rows(connection, statement, {})]
+
+
+HELD_UP = """CASE WHEN lane.paused_at IS NOT NULL THEN 'PAUSED'
+                     WHEN lane.blocked_until > clock_timestamp() THEN lane.blocked_cause END"""
+"""Why a lane sends nothing just now; NULL where it sends."""
+
+
+def held_up(connection: Connection, ids: Collection[UUID]) -> dict[UUID, str]:
+    """Return which of these records are due or will be, and are not sent: their receiver is PAUSED, or held up, and by what."""
+    statement = f"""
+        SELECT record.id, {HELD_UP} AS cause
+        FROM {{service}}.notify_record AS record JOIN {{service}}.notify_lane AS lane USING (queue, merchant_no)
+        WHERE record.id = ANY (CAST(:ids AS uuid[])) AND record.finished_at IS NULL AND {HELD_UP} IS NOT NULL"""  # noqa: S608
+    return {row.id: row.cause for row in _rows(connection, statement, {"ids": list(ids)})}
+
+
+def require_receiver(connection: Connection, queue: str, merchant_no: str) -> None:
+    """The queue has, or may have, something for this merchant. Reads only. Raises Refused otherwise."""
+    service = service_of(queue)
+    statement = f"""
+        SELECT EXISTS (SELECT FROM {service}.receiver WHERE merchant_no = :merchant_no)
+            OR EXISTS (SELECT FROM {service}.notify_lane WHERE queue = :queue AND merchant_no = :merchant_no)
+            OR EXISTS (SELECT FROM {service}.notify_record WHERE queue = :queue AND merchant_no = :merchant_no)"""  # noqa: S608
+    if not connection.execute(text(statement), {"queue": queue, "merchant_no": merchant_no}).scalar_one():
+        raise Refused(f"no merchant {merchant_no!r} in queue {queue}: payrelay notify list shows some")
 
 
 BOUNDS_MS = (10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0, 5_000.0, 30_000.0)
 
 
-def lateness(connection: Connection, *, begin: datetime, queue: str = "") -> list[LatenessRow]:
-    """Return attempts begun since then by how much later than last planned they began, in total and without postponed ones."""
+def lateness(connection: Connection, *, begin: datetime | None = None, queue: str = "") -> list[LatenessRow]:
+    """Return attempts begun since then, or within the last hour, by how much later than last planned they began, in total and without postponed ones."""
     statement = """
         SELECT queue, bound.up_to AS up_to_ms, count(*) AS attempts, count(*) FILTER (WHERE NOT postponed) AS not_postponed
         FROM {service}.notify_record_log,
              LATERAL (SELECT min(up_to) AS up_to FROM unnest(CAST(:bounds AS double precision[])) AS up_to
                       WHERE up_to >= 1000 * extract(epoch FROM started_at - planned_at)) AS bound
-        WHERE started_at >= :begin AND (:queue = '' OR queue = :queue) GROUP BY queue, bound.up_to ORDER BY 1, 2"""
+        WHERE started_at >= coalesce(CAST(:begin AS timestamptz), clock_timestamp() - interval '1 hour') AND (:queue = '' OR queue = :queue) GROUP BY queue, bound.up_to ORDER BY 1, 2"""
     given = {"queue": queue, "begin": begin, "bounds": list(BOUNDS_MS)}
     return [LatenessRow(**row._mapping) for row in _rows(connection, statement, given)]
 

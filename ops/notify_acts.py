@@ -14,7 +14,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from ops.notify import SERVICES
+from ops.notify import HELD_UP, SERVICES
 from outbox.clock import first_id_at, utc_now
 from outbox.errors import Refused
 
@@ -88,6 +88,25 @@ def statuses(connection: Connection, identity: UUID) -> dict[str, int]:
     found: dict[str, int] = {}
     for row in rows:
         found[row.status] = found.get(row.status, 0) + row.count
+    return dict(sorted(found.items()))
+
+
+def held_up(connection: Connection, identity: UUID) -> dict[str, int]:
+    """Return how many of what an act made due wait for their receivers: PAUSED, or by what holds them up."""
+    rows = _rows(
+        connection,
+        f"""SELECT {HELD_UP} AS cause, count(*) FROM (
+              SELECT record_id FROM {{service}}.notify_audit
+              WHERE act_id = :id AND outcome = 'DUE' ORDER BY id LIMIT :limit) AS item
+            JOIN {{service}}.notify_record AS record ON record.id = item.record_id
+            JOIN {{service}}.notify_lane AS lane USING (queue, merchant_no)
+            WHERE record.finished_at IS NULL AND {HELD_UP} IS NOT NULL GROUP BY 1""",
+        id=identity,
+        limit=FOLLOWED_MAX,
+    )
+    found: dict[str, int] = {}
+    for row in rows:
+        found[row.cause] = found.get(row.cause, 0) + row.count
     return dict(sorted(found.items()))
 
 

@@ -71,6 +71,12 @@ class Standing:
     """Receivers that a breaker or their own word holds up."""
 
 
+def database_now(connection: Connection) -> datetime:
+    """Return the time that rows are compared with: the database's, not this host's."""
+    now: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+    return now
+
+
 def attempts_by_step(connection: Connection, *, begin: datetime, end: datetime, step_s: int) -> list[Step]:
     """Return the steps that had attempts, in order; of several services, the later one's lateness."""
     given = {"begin": begin, "end": end, "step_s": step_s, "slowest": SLOWEST}

@@ -36,6 +36,15 @@ def can_sign(secret: str) -> bool:
         return False
 
 
+def is_secret(secret: str) -> bool:
+    """Return whether a secret may be somebody's, as Standard Webhooks has it: whsec_, and 24 to 64 bytes in base64.
+
+    >>> is_secret("whsec_" + "a2tr" * 8), is_secret("whsec_a2tr"), is_secret("a2tr" * 8), is_secret("hello")
+    (True, False, False, False)
+    """
+    return secret.startswith("whsec_") and can_sign(secret) and 24 <= len(_key(secret)) <= 64
+
+
 def signed_headers(
     secret: str, *, message_id: str, at: datetime, body: bytes, old_secret: str | None = None
 ) -> dict[str, str]:

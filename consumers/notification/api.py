@@ -116,7 +116,7 @@ def create_app(settings: Settings) -> Starlette:
 def merchant_of(connection: Connection, request: Request, *, now: datetime) -> str:
     """Return the merchant that signed the request's target; raises HttpError 401, whichever check failed."""
     target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-    secrets = secrets_of(connection, request.headers.get("merchant-no", ""), now=now)
+    secrets = secrets_of(connection, request.headers.get("merchant-no", ""))
     candidates = [DECOY] if secrets is None else [secrets.secret, secrets.old_secret or secrets.secret]
     times = [signed_at(secret, request.headers, target.encode()) for secret in candidates]
     if secrets is None or not any(at is not None and is_fresh(at, now) for at in times):

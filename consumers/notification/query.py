@@ -32,14 +32,14 @@ class Secrets:
     old_secret: str | None
 
 
-def secrets_of(connection: Connection, merchant_no: str, *, now: datetime) -> Secrets | None:
-    """Return a merchant's secrets; None for one that has no receiver."""
-    row = connection.execute(_SECRETS, {"merchant_no": merchant_no, "now": now}).first()
+def secrets_of(connection: Connection, merchant_no: str) -> Secrets | None:
+    """Return a merchant's secrets, the old one until its end by the database's clock; None for one that has no receiver."""
+    row = connection.execute(_SECRETS, {"merchant_no": merchant_no}).first()
     return Secrets(**row._mapping) if row is not None else None
 
 
 _SECRETS = text("""
-    SELECT merchant_no, secret, CASE WHEN old_secret_until > :now THEN old_secret END AS old_secret
+    SELECT merchant_no, secret, CASE WHEN old_secret_until > clock_timestamp() THEN old_secret END AS old_secret
     FROM receiver WHERE merchant_no = :merchant_no""")
 
 _SHOWN = """SELECT id, queue, payment_no, order_no, status, attempts, created_at, finished_at,

@@ -10,6 +10,7 @@ import msgspec
 from sqlalchemy import Connection, text
 
 from consumers.delivery import DuplicateFact
+from consumers.notification.guard import ForbiddenAddress, check_url
 from consumers.notification.queues import PLATFORM
 from consumers.notification.rules import parse_rule
 from outbox.errors import Refused
@@ -18,7 +19,7 @@ from outbox.rows import as_json
 from schemas.bank import BankNotification
 from schemas.codec import Envelope
 from schemas.events import BankTransactionExecuted, Event, PaymentFailed, PaymentSettled
-from schemas.signature import can_sign
+from schemas.signature import is_secret
 
 MERCHANT = "merchant"
 BANK = "bank"
@@ -164,12 +165,15 @@ _RESEND = text("""
     SELECT id FROM due ORDER BY id""")
 
 
-def pause(connection: Connection, queue: str, merchant_no: str, *, reason: str, actor: str, now: datetime) -> bool:
+def pause(
+    connection: Connection, queue: str, merchant_no: str, *, reason: str, actor: str, now: datetime | None = None
+) -> bool:
     """Nothing of the queue is sent to the merchant until it is resumed; its records wait. Returns whether that was news.
 
-    What is under way is finished. Transaction: the caller's. May be repeated.
+    What is under way is finished. Transaction: the caller's. May be repeated. Raises Refused for an unknown merchant or queue. The
+    time is the database's, or `now`.
     """
-    rule_of(connection, queue)
+    require_merchant(connection, queue, merchant_no)
     asked = {"queue": queue, "merchant_no": merchant_no, "now": now}
     changed = bool(connection.execute(_PAUSE, asked).rowcount)
     _audit(connection, "PAUSE", queue, merchant_no, "PAUSED" if changed else "WAS_PAUSED", reason=reason, actor=actor)
@@ -177,16 +181,19 @@ def pause(connection: Connection, queue: str, merchant_no: str, *, reason: str, 
 
 
 _PAUSE = text("""
-    INSERT INTO notify_lane AS lane (queue, merchant_no, paused_at) VALUES (:queue, :merchant_no, :now)
-    ON CONFLICT (queue, merchant_no) DO UPDATE SET paused_at = :now, ready_at = NULL WHERE lane.paused_at IS NULL""")
+    INSERT INTO notify_lane AS lane (queue, merchant_no, paused_at)
+    VALUES (:queue, :merchant_no, coalesce(CAST(:now AS timestamptz), clock_timestamp()))
+    ON CONFLICT (queue, merchant_no) DO UPDATE SET paused_at = EXCLUDED.paused_at, ready_at = NULL WHERE lane.paused_at IS NULL""")
 
 
-def resume(connection: Connection, queue: str, merchant_no: str, *, reason: str, actor: str, now: datetime) -> bool:
+def resume(
+    connection: Connection, queue: str, merchant_no: str, *, reason: str, actor: str, now: datetime | None = None
+) -> bool:
     """The queue is sent to the merchant again, from what waited longest on; its breaker is closed. Returns whether that was news.
 
-    Transaction: the caller's. May be repeated.
+    Transaction: the caller's. May be repeated. Raises Refused for an unknown merchant or queue. The time is the database's, or `now`.
     """
-    rule_of(connection, queue)
+    require_merchant(connection, queue, merchant_no)
     asked = {"queue": queue, "merchant_no": merchant_no, "now": now}
     changed = bool(connection.execute(_RESUME, asked).rowcount)
     _audit(connection, "RESUME", queue, merchant_no, "RESUMED" if changed else "NOT_PAUSED", reason=reason, actor=actor)
@@ -194,9 +201,26 @@ def resume(connection: Connection, queue: str, merchant_no: str, *, reason: str,
 
 
 _RESUME = text("""
-    UPDATE notify_lane SET paused_at = NULL, resumed_at = :now, ready_at = :now, failures = 0, opened_at = NULL,
+    UPDATE notify_lane SET paused_at = NULL, resumed_at = clock.now, ready_at = clock.now, failures = 0, opened_at = NULL,
                            blocked_until = NULL, blocked_cause = NULL
-    WHERE queue = :queue AND merchant_no = :merchant_no AND (paused_at IS NOT NULL OR blocked_until > :now OR failures > 0)""")
+    FROM (SELECT coalesce(CAST(:now AS timestamptz), clock_timestamp()) AS now) AS clock
+    WHERE queue = :queue AND merchant_no = :merchant_no
+      AND (paused_at IS NOT NULL OR blocked_until > clock.now OR failures > 0)""")
+
+
+def require_merchant(connection: Connection, queue: str, merchant_no: str) -> None:
+    """The queue has, or may have, something for this merchant; raises Refused otherwise."""
+    rule_of(connection, queue)
+    if not connection.execute(_KNOWN, {"queue": queue, "merchant_no": merchant_no}).scalar_one():
+        raise Refused(
+            f"no merchant {merchant_no!r}: it has no receiver, and no notification in queue {queue}; payrelay notify list shows some"
+        )
+
+
+_KNOWN = text("""
+    SELECT EXISTS (SELECT FROM receiver WHERE merchant_no = :merchant_no)
+        OR EXISTS (SELECT FROM notify_lane WHERE queue = :queue AND merchant_no = :merchant_no)
+        OR EXISTS (SELECT FROM notify_record WHERE queue = :queue AND merchant_no = :merchant_no)""")
 
 
 def rule_of(connection: Connection, queue: str) -> str:
@@ -237,7 +261,17 @@ _AUDIT = text("""
 
 
 def register_receiver(connection: Connection, merchant_no: str, *, url: str, secret: str) -> None:
-    """The merchant is told at this address, signed with this secret alone. May be repeated: the last one holds."""
+    """The merchant is told at this address, signed with this secret alone. May be repeated: the last one holds.
+
+    Transaction: the caller's. Raises Refused for an address or a secret that cannot be a receiver's. Whether it may be a private
+    address depends on where it is sent from: the notifier's setting.
+    """
+    try:
+        check_url(url, allow_private=True)
+    except ForbiddenAddress as error:
+        raise Refused(f"{url[:200]!r} cannot be a receiver's address: {error}") from error
+    if not is_secret(secret):
+        raise Refused(f"the secret of receiver {merchant_no!r} must be whsec_ and 24 to 64 bytes in base64")
     connection.execute(_REGISTER, {"merchant_no": merchant_no, "url": url, "secret": secret})
 
 
@@ -252,7 +286,7 @@ def rotate_secret(connection: Connection, merchant_no: str, *, secret: str, old_
 
     Transaction: the caller's. Repeatable: the same secret again only moves the end. Raises Refused.
     """
-    if not can_sign(secret):
+    if not is_secret(secret):
         raise Refused("a secret is whsec_ and 24 to 64 bytes in base64")
     asked = {"merchant_no": merchant_no, "secret": secret, "until": old_until}
     if not connection.execute(_ROTATE, asked).rowcount:

@@ -50,7 +50,7 @@ from outbox.metrics import serve_metrics
 from outbox.retry import backoff_s
 from outbox.settings import Environment, Settings
 from schemas.numeric import LENGTH_MAX, parse_whole
-from schemas.signature import can_sign, signed_headers
+from schemas.signature import is_secret, signed_headers
 
 SWITCH_S = 0.0005
 """Python's 5 ms would make the database's thread wait for the loop's at each of its round trips."""
@@ -394,7 +394,7 @@ def by_indexes(connection: Any, _: object) -> None:
 def platform_as_receiver(settings: Settings) -> Callable[[Connection], None]:
     """Return what makes the platform the bank's receiver, at the address and with the secret that the settings name."""
     secret = settings.bank_notify_secret.get_secret_value()
-    if not can_sign(secret):
+    if not is_secret(secret):
         raise Refused("PAYRELAY_BANK_NOTIFY_SECRET must be set to whsec_ and 24 to 64 bytes in base64")
     url = f"{settings.payments_url}/bank/notifications"
     return lambda connection: register_receiver(connection, PLATFORM, url=url, secret=secret)

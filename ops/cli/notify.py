@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -13,7 +13,6 @@ from consumers.notification.search import STATUSES, Filter
 from ops.cli.options import whole
 from ops.cli.output import Execute, Format, Output, Yes, print_json, print_rows, say
 from ops.cli.pipeline import FORMATS, current_settings, zoned
-from outbox.clock import utc_now
 from outbox.settings import Settings
 
 app = typer.Typer(help="Notifications: what merchants are told, and the platform by the bank.", no_args_is_help=True)
@@ -54,7 +53,7 @@ def list_(
     wanted = _filter(settings, queue, status, merchant, order, payment, http_status, begin, end)
     with reader_engine(settings).connect() as connection:
         if blocked:
-            found = lanes(connection, now=utc_now())
+            found = lanes(connection)
             print_rows([asdict(row) for row in found], output, columns=tuple(LaneRow.__dataclass_fields__))
             say(f"{len(found)} receivers are paused or blocked")
             return
@@ -97,7 +96,7 @@ def resend(
     Exit code 1 if some were just being sent, and so were not made due.
     """
     from ops.health import reader_engine
-    from ops.notify import RecordRow, counts, records
+    from ops.notify import RecordRow, counts, held_up, records
     from ops.notify import resend as resend_chosen
     from ops.parked import operator
 
@@ -116,10 +115,18 @@ def resend(
     if chosen and not yes:
         typer.confirm(f"send {len(chosen)} of {total} notifications again?", abort=True, err=True)
     done = list(resend_chosen(settings, chosen, reason=reason, actor=operator()))
-    rows = [{"id": row.id, "merchant_no": row.merchant_no, "was": row.status, "due": due} for row, due in done]
-    print_rows(rows, output, columns=("id", "merchant_no", "was", "due"))
+    with reader_engine(settings).connect() as connection:
+        held = held_up(connection, [row.id for row, due in done if due])
+    rows = [
+        {"id": row.id, "merchant_no": row.merchant_no, "was": row.status, "due": due, "held_up_by": held.get(row.id)}
+        for row, due in done
+    ]
+    print_rows(rows, output, columns=("id", "merchant_no", "was", "due", "held_up_by"))
     busy = sum(not due for _, due in done)
-    say(f"{len(done) - busy} are due now" + (f"; {busy} were just being sent" if busy else ""))
+    waits = f"; {len(held)} of them wait: their receivers are paused or held up (payrelay notify list --blocked)"
+    say(
+        f"{len(done) - busy} are due now" + (waits if held else "") + (f"; {busy} were just being sent" if busy else "")
+    )
     if busy:
         raise typer.Exit(1)
 
@@ -150,13 +157,13 @@ def resume(
 
 def _turn(merchant: str, reason: str, queue: str, *, execute: bool, yes: bool, pauses: bool) -> None:
     from ops.health import reader_engine
-    from ops.notify import pause_receiver, resume_receiver, service_of, waiting
+    from ops.notify import pause_receiver, require_receiver, resume_receiver, waiting
     from ops.parked import operator
 
     settings = current_settings()
     _require(reason)
-    service_of(queue)
     with reader_engine(settings).connect() as connection:
+        require_receiver(connection, queue, merchant)
         held = waiting(connection, merchant)
     word = "paused" if pauses else "resumed"
     if not execute:
@@ -181,7 +188,7 @@ def lateness(
     from ops.notify import lateness as lateness_of
 
     settings = current_settings()
-    since = zoned(settings, begin) or utc_now() - timedelta(hours=1)
+    since = zoned(settings, begin)
     with reader_engine(settings).connect() as connection:
         rows = lateness_of(connection, begin=since, queue=queue)
     print_rows([asdict(row) for row in rows], output, columns=tuple(LatenessRow.__dataclass_fields__))

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from consumers.notification.acts import stop
 from ops.console.edge import SEEN, Acting, console_of, followed, fragment, go, page
-from ops.notify_acts import act, acts, items, single_acts, statuses
+from ops.notify_acts import FOLLOWED_MAX, act, acts, held_up, items, single_acts, statuses
 
 router = APIRouter(dependencies=[SEEN])
 
@@ -55,6 +55,15 @@ async def stop_act(request: Request, identity: UUID, session: Acting) -> Respons
 
 
 def _read(connection: Connection, identity: UUID) -> dict[str, Any]:
-    now = statuses(connection, identity)
+    now, found = statuses(connection, identity), act(connection, identity)
     moving = sum(count for status, count in now.items() if status not in ("SUCCESS", "FAILED"))
-    return {"act": act(connection, identity), "now": now, "items": items(connection, identity), "moving": moving}
+    # Beyond those that are followed nobody knows: then all that was made due is said to be resent only once none of these waits.
+    unsent = now.get("CREATED", 0)
+    return {
+        "act": found,
+        "now": now,
+        "items": items(connection, identity),
+        "moving": moving,
+        "resent": found.done - unsent if found.done <= FOLLOWED_MAX or not unsent else None,
+        "held_up": held_up(connection, identity),
+    }

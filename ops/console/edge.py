@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -209,8 +209,30 @@ async def acting(request: Request, session: Annotated[Session, Depends(signed_in
     return session
 
 
-SEEN = Depends(signed_in)
-"""What every router but sign-in's depends on."""
+def _names_of(dependant: Any) -> Iterator[str]:
+    """Give what a route reads of its address, its dependencies' included."""
+    yield from (one.alias for one in dependant.query_params)
+    for one in dependant.dependencies:
+        yield from _names_of(one)
+
+
+def known_names(request: Request, _: Annotated[Session, Depends(signed_in)]) -> None:
+    """Every name in the address is one that the page reads, once; raises HttpError 400 for another: it would be left out unseen."""
+    known = set(_names_of(request.scope["route"].dependant))
+    names = [name for name, _ in request.query_params.multi_items()]
+    for name in names:
+        if name not in known:
+            raise HttpError(
+                400,
+                "unknown filter",
+                f"{name[:TEXT_MAX]!r} is none of {', '.join(sorted(known)) or 'its names: it has none'}",
+            )
+        if names.count(name) > 1:
+            raise HttpError(400, "ambiguous filter", f"{name!r} is there {names.count(name)} times")
+
+
+SEEN = Depends(known_names)
+"""What every router but sign-in's depends on: somebody is signed in, and the address says what the page reads."""
 Acting = Annotated[Session, Depends(acting)]
 
 
@@ -228,6 +250,12 @@ async def form_of(request: Request) -> dict[str, str]:
         request.state.form = {name: values[-1].replace("\0", "") for name, values in fields.items()}
     form: dict[str, str] = request.state.form
     return form
+
+
+async def require_names(request: Request, known: Collection[str]) -> None:
+    """The form has no other fields than these, its reason and its session's; raises Refused for one that would be left out unseen."""
+    if others := sorted((await form_of(request)).keys() - {*known, "csrf", "reason"}):
+        raise Refused(f"{others[0][:TEXT_MAX]!r} is no field of this form: {', '.join(sorted(known))}")
 
 
 async def reason_of(request: Request) -> str:

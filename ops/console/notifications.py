@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from consumers.notification.acts import COUNTED_MAX, begin_resend, count_matching
 from consumers.notification.search import STATUSES, Filter
-from ops.console.edge import SEEN, TEXT_MAX, Acting, console_of, form_of, go, page, reason_of
+from ops.console.edge import SEEN, TEXT_MAX, Acting, console_of, form_of, go, page, reason_of, require_names
 from ops.notify import Found, RecordRow, found, queues, record, records, resend
 from ops.notify_acts import new_id
 from outbox.errors import Refused
@@ -119,6 +119,7 @@ async def resend_one(request: Request, identity: UUID, session: Acting) -> Respo
 async def resend_matching(request: Request, session: Acting) -> Response:
     """Everything that matches and was there when it was counted is being sent again; the answer is where to follow that."""
     form, console, reason = await form_of(request), console_of(request), await reason_of(request)
+    await require_names(request, {*Asked().named(), "act", "newest", "count"})
     asked = Asked(
         state=form.get("state", ""), queue=form.get("queue", ""), merchant=form.get("merchant", ""),
         order=form.get("order", ""), http=form.get("http", ""), begin=form.get("from", ""), end=form.get("to", ""),

@@ -15,8 +15,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from sqlalchemy import Connection
 
 from ops.console.edge import SEEN, console_of, followed, fragment, page
-from ops.notify_figures import Standing, Step, attempts_by_step, joined, standing
-from outbox.clock import utc_now
+from ops.notify_figures import Standing, Step, attempts_by_step, database_now, joined, standing
 
 WINDOW_S = 900
 STEP_S = 5
@@ -54,7 +53,7 @@ class Overview:
             return Seen(tiles=self._tiles(), series=self._series())
 
     def _advance(self, connection: Connection) -> None:
-        now = utc_now()
+        now = database_now(connection)
         at = int(now.timestamp()) // STEP_S * STEP_S
         begin = at - WINDOW_S
         since = max(begin, self.read_at - AGAIN_S // STEP_S * STEP_S)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
-from ops.console.edge import SEEN, TEXT_MAX, Acting, console_of, form_of, go, page, reason_of
+from ops.console.edge import SEEN, TEXT_MAX, Acting, console_of, form_of, go, page, reason_of, require_names
 from ops.notify import pause_receiver, queues, resume_receiver
 from ops.notify_receivers import RECEIVERS_MAX, STATES, receivers
 from outbox.errors import Refused
@@ -22,12 +23,19 @@ async def show(request: Request, queue: Words = "", merchant: Words = "", state:
     """The receivers that match."""
     reader = console_of(request).reader
     wanted = {"queue": queue, "merchant_no": merchant.strip(), "state": state}
-    rows = await reader.transact(lambda connection: receivers(connection, **wanted, limit=RECEIVERS_MAX + 1))
     names = [one["queue"] for one in await reader.transact(queues)]
+    _require_known(wanted, names)
+    rows = await reader.transact(lambda connection: receivers(connection, **wanted, limit=RECEIVERS_MAX + 1))
     return page(
         request, "receivers.html", asked={"queue": queue, "merchant": merchant, "state": state}, states=STATES,
         rows=rows[:RECEIVERS_MAX], more=len(rows) > RECEIVERS_MAX, queues=names,
     )  # fmt: skip
+
+
+def _require_known(wanted: Mapping[str, str], queues_: Collection[str]) -> None:
+    for name, known in (("queue", queues_), ("state", STATES)):
+        if wanted[name] and wanted[name] not in known:
+            raise Refused(f"{wanted[name]!r} is no {name}; there are: {', '.join(known)}")
 
 
 @router.post("/receivers/{action}")
@@ -39,6 +47,8 @@ async def act(request: Request, action: Literal["pause", "resume"], session: Act
         "merchant_no": form.get("merchant", "").strip(),
         "state": form.get("state", ""),
     }
+    await require_names(request, ("queue", "merchant", "state", "matched", "back"))
+    _require_known(wanted, [one["queue"] for one in await console.reader.transact(queues)])
     rows = await console.reader.transact(lambda connection: receivers(connection, **wanted, limit=RECEIVERS_MAX + 1))
     if str(len(rows)) != form.get("matched") or len(rows) > RECEIVERS_MAX:
         raise Refused(f"{len(rows)} receivers match now, not those that were shown: look again")

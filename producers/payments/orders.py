@@ -18,6 +18,7 @@ from outbox.errors import Refused
 from producers.payments.fees import FeeRule
 from producers.payments.tables import account, channel, limit_use, merchant, payment
 from schemas.events import Amount, Method, Number
+from schemas.signature import is_secret
 
 EXPIRE_BATCH = 200
 
@@ -264,8 +265,11 @@ def register_merchant(
 ) -> None:
     """The merchant may ask for payments with this key and secret, for this fee. May be repeated: the last one holds.
 
-    Raises Refused for a number that events cannot carry.
+    Raises Refused for a number that events cannot carry, and for a key or a secret that no request can be signed with.
     """
+    if not api_key.isprintable() or not api_key.isascii() or not 1 <= len(api_key.strip()) == len(api_key) <= 200:
+        raise Refused("a merchant's key is 1 to 200 printable ASCII characters, without spaces around them")
+    _require_secret("merchant", merchant_no, secret)
     row = {
         "merchant_no": _number(merchant_no),
         "api_key": api_key,
@@ -298,8 +302,10 @@ def open_account(
     """The payer has an account with these limits. May be repeated: the last one holds.
 
     Balance payments are confirmed by who signs with the payer's secret; without one, nobody confirms any. Raises Refused for a
-    number that events cannot carry.
+    number that events cannot carry, and for a secret that nothing can be signed with.
     """
+    if secret is not None:
+        _require_secret("payer", payer_no, secret)
     row = {
         "payer_no": _number(payer_no),
         "secret": secret,
@@ -311,6 +317,11 @@ def open_account(
     }
     statement = insert(account).values(row)
     connection.execute(statement.on_conflict_do_update(index_elements=["payer_no"], set_=row))
+
+
+def _require_secret(who: str, number: str, secret: str) -> None:
+    if not is_secret(secret):
+        raise Refused(f"the secret of {who} {number!r} must be whsec_ and 24 to 64 bytes in base64")
 
 
 def _number(told: str) -> str:

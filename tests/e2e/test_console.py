@@ -24,7 +24,7 @@ from selenium.webdriver.support.ui import Select
 from sqlalchemy import text
 
 from consumers.notification.acts import STEP
-from consumers.notification.records import write
+from consumers.notification.records import register_receiver, resume, write
 from ops.notify import pause_receiver
 from ops.notify_acts import new_id
 from ops.notify_receivers import receivers
@@ -32,7 +32,7 @@ from outbox.clock import utc_now
 from outbox.settings import Settings
 from tests.browser import PASSWORDS, Screen, chromium, console_process
 from tests.integration.test_sender import running
-from tests.notifier import PATIENT, Desk, desks
+from tests.notifier import PATIENT, SECRET, Desk, desks
 from tests.pipeline import ROOT, engine_of, fresh_id
 from tests.providers import Stack
 from tests.sink import Sink, sinking
@@ -245,6 +245,8 @@ def test_receivers_that_match_are_paused_and_resumed(address: str, settings: Set
     """In the merchants' own queue, which the command line knows too."""
     merchants = [f"{prefix}M{number}" for number in range(2)]
     for merchant in merchants:
+        with engine_of(settings, "notification").begin() as connection:
+            register_receiver(connection, merchant, url="https://shop.example", secret=SECRET)
         pause_receiver(settings, "merchant", merchant, reason="made", actor="test")
     session, csrf = signed_in(address)
 
@@ -275,6 +277,154 @@ def test_receivers_that_match_are_paused_and_resumed(address: str, settings: Set
     for state, shows in (("paused", True), ("sending", False), ("", True)):
         answer = session.get(f"{address}/receivers", params={"merchant": merchants[0], "state": state})
         assert (listed in answer.text) == shows, state
+
+
+def held_up(desk: Desk, number: int = 0) -> None:
+    """The receiver's breaker is open for the next hour."""
+    with desk.engine.begin() as connection:
+        opened = """UPDATE notify_lane SET failures = 5, opened_at = clock_timestamp(), blocked_cause = 'BREAKER',
+                                           blocked_until = clock_timestamp() + interval '1 hour'
+                    WHERE queue = :queue AND merchant_no = :merchant_no"""
+        found = connection.execute(text(opened), {"queue": desk.queue.queue, "merchant_no": desk.merchant(number)})
+        assert found.rowcount == 1
+
+
+def test_a_receiver_that_fails_is_paused_before_its_breaker_closes(
+    screen: Screen, settings: Settings, prefix: str, receiver: Sink
+) -> None:
+    with desks(settings, prefix) as opened:
+        desk = opened(prefix, lives_in="merchant")
+        desk.register(f"{receiver.url}/gone")
+        desk.write(1)
+        held_up(desk)
+        screen.sign_in("olga")
+        screen.go(f"/receivers?merchant={desk.merchant()}")
+        screen.find("tbody tr", text="BREAKER")
+        screen.find("tbody summary", text="Resume…")
+        screen.find("tbody summary", text="Pause…").click()
+        screen.find("tbody details[open] [name=reason]").send_keys("they asked us to\n")
+        screen.find("tbody tr", text="paused")
+        [lane] = desk.rows("SELECT * FROM notify_lane WHERE merchant_no = :merchant_no", merchant_no=desk.merchant())
+        assert lane.paused_at is not None
+    assert screen.complaints() == []
+
+
+def test_what_is_held_up_is_not_said_to_be_resent(
+    screen: Screen, settings: Settings, desk: Desk, receiver: Sink
+) -> None:
+    receiver.told = 503, "not now"
+    failed(desk, settings, 4)
+    held_up(desk)
+    receiver.told = 200, "success"
+    screen.sign_in("olga")
+    screen.go(f"/notifications?state=FAILED&queue={desk.queue.queue}")
+    screen.find("details.act summary", text="Resend all 4 that match").click()
+    screen.find("details.act [name=reason]").send_keys("fixed")
+    with running(settings, desk):
+        screen.find("details.act button", text="Resend 4 now").click()
+        screen.find("p[role=status]", text="all looked at")
+        assert screen.read("p[role=status]").strip() == "0 of 4 resent, 4 held up (BREAKER) · all looked at · CREATED 4"
+        with desk.engine.begin() as connection:
+            resume(connection, desk.queue.queue, desk.merchant(), reason="fixed", actor="test")
+        screen.find("p[role=status]", text="4 of 4 resent · all looked at · SUCCESS 4")
+    assert screen.complaints() == []
+
+
+UNKNOWN = [
+    "/notifications?statu=FAILED", "/notifications?State=FAILED", "/notifications?status=FAILED&queue=merchant", "/notifications?merchant_no=M",
+    "/notifications?state=FAILED&state=SUCCESS", "/notifications?state=failed", "/receivers?states=paused", "/receivers?state=blocked",
+    "/receivers?queue=nobody", "/acts?state=FAILED", "/?queue=merchant",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", UNKNOWN)
+def test_an_address_that_says_what_the_page_does_not_read_is_refused(address: str, path: str) -> None:
+    """What is left out unseen leaves everything in, and all of that can be acted on."""
+    answer = signed_in(address)[0].get(address + path)
+    assert (answer.status_code, "Resend" in answer.text, "Pause" in answer.text) == (400, False, False)
+    wrong = path.partition("?")[2].split("&")[0]
+    assert any(word in answer.text for word in wrong.split("="))
+
+
+@pytest.mark.parametrize("action", ["notifications/resend", "receivers/pause"])
+def test_a_form_with_a_field_that_is_not_read_acts_on_nothing(
+    address: str, settings: Settings, desk: Desk, receiver: Sink, action: str
+) -> None:
+    failed_status = 503, "not now"
+    receiver.told = failed_status
+    failed(desk, settings, 1)
+    session, csrf = signed_in(address)
+    form = {
+        "csrf": csrf,
+        "reason": "x",
+        "queue": desk.queue.queue,
+        "newest": str(desk.record().id),
+        "act": str(new_id()),
+        "count": 1,
+    }
+    if action.startswith("receivers"):
+        form = {"csrf": csrf, "reason": "x", "queue": desk.queue.queue, "matched": 1}
+    answer = session.post(f"{address}/{action}", data={**form, "merchant_no": "M"})
+    assert (answer.status_code, "merchant_no" in answer.text) == (400, True)
+    assert desk.audit() == []
+
+
+def test_pages_fit_screens_of_1280_and_390_pixels_with_identifiers_as_long_as_they_get(
+    screen: Screen, settings: Settings, desk: Desk, receiver: Sink
+) -> None:
+    with desk.engine.begin() as connection:
+        rows = [
+            {"event_id": fresh_id(), "merchant_no": desk.merchant(), "payment_no": f"{desk.name}P{'9' * 40}", "order_no": f"{desk.name}O{'9' * 40}",
+             "body": "{}"}
+        ]  # fmt: skip
+        write(connection, desk.queue.queue, rows)
+    receiver.told = 503, "not now"
+    with running(settings, desk):
+        eventually(lambda: desk.record().status == "FAILED", what="given up")
+    screen.sign_in("olga")
+    paths = [
+        "/",
+        f"/notifications?queue={desk.queue.queue}",
+        f"/receivers?queue={desk.queue.queue}",
+        "/acts",
+        f"/notifications/{desk.record().id}",
+    ]
+    try:
+        for width in (1280, 390):
+            size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+            screen.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            for path in paths:
+                screen.go(path)
+                screen.find("nav button", text="Sign out")
+                assert screen.browser.execute_script(OFF_SCREEN, "nav a, nav button, h1, .bar > *") == [], (width, path)
+                if width == 1280:
+                    assert screen.browser.execute_script(OFF_SCREEN, "th, td") == [], path
+    finally:
+        screen.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert screen.complaints() == []
+
+
+OFF_SCREEN = """
+  return [...document.querySelectorAll(arguments[0])]
+    .filter((one) => { const at = one.getBoundingClientRect(); return at.width && (at.right > screen.width + 0.5 || at.left < 0); })
+    .map((one) => one.innerText);
+"""
+
+
+def test_a_charts_legend_tells_figures_without_a_pointer_on_it(screen: Screen, settings: Settings, desk: Desk) -> None:
+    screen.sign_in("olga")
+    screen.go("/")
+    legends = "return [...document.querySelectorAll('.u-legend')].map((one) => [...one.querySelectorAll('.u-value')].map((value) => value.innerText))"
+    for _ in range(2):  # as it is loaded, and once it is live
+        told = screen.eventually(lambda: screen.browser.execute_script(legends), what="legends")
+        assert [len(one) for one in told] == [3, 2, 3]
+        assert all(value and value != "--" for one in told for value in one), told
+        assert all(value.endswith("/s") for value in told[0][1:]), told
+        screen.browser.execute_script("document.getElementById('charts').dataset.series = ''")
+        screen.eventually(
+            lambda: screen.browser.execute_script("return document.getElementById('charts').dataset.series !== ''"),
+            what="live figures",
+        )
 
 
 def test_a_console_killed_in_an_act_leaves_it_to_the_next(

@@ -36,6 +36,7 @@ from schemas.bank import BankNotification, PaymentLink, link_address, read_link
 from schemas.codec import Envelope
 from schemas.signature import signed_headers
 from tests.factories import balance_paid, balance_requested, settled
+from tests.notifier import SECRET
 from tests.pipeline import engine_of, fresh_id
 from tests.waiting import eventually
 
@@ -51,7 +52,7 @@ class House:
         self.merchant, self.payer = f"{prefix}M", f"{prefix}U"
         limits = Limits(single_fen=10_000, daily_fen=50_000, monthly_fen=50_000)
         with self.engine("payments").begin() as connection:
-            register_merchant(connection, self.merchant, api_key=self.merchant, secret="", fee_rate_bp=100)
+            register_merchant(connection, self.merchant, api_key=self.merchant, secret=SECRET, fee_rate_bp=100)
             open_account(connection, self.payer, bank_account_no=f"{prefix}A", limits=limits)
 
     def engine(self, service: str) -> Any:
@@ -338,7 +339,7 @@ def test_what_no_consumer_could_read_is_not_told_and_moves_nothing(house: House,
     assert house.balance(payer_account(house.payer)) == 0
     for number in ("", "N" * 65):
         with pytest.raises(Refused, match="number"):
-            house.act("payments", register_merchant, number, api_key="k", secret="", fee_rate_bp=0)
+            house.act("payments", register_merchant, number, api_key="k", secret=SECRET, fee_rate_bp=0)
 
 
 def test_a_link_of_the_bank_confirms_nothing_here_and_ours_pays_nothing_there() -> None:

@@ -16,6 +16,7 @@ from outbox.settings import Settings
 from producers.payments.orders import register_merchant
 from schemas.codec import Envelope, decode
 from tests.factories import ID
+from tests.notifier import SECRET
 from tests.pipeline import engine_of
 
 GOLDEN = Path(__file__).resolve().parents[1] / "contract/golden"
@@ -78,7 +79,7 @@ def test_a_golden_event_gives_the_same_rows_under_other_rules(
         first = handled(connection, processor, event)
     with engine_of(settings, "payments").begin() as connection:
         register_merchant(
-            connection, "T-M1", api_key="T-M1", secret="", fee_rate_bp=9_999, fee_fixed_fen=7, fee_min_fen=3
+            connection, "T-M1", api_key="T-M1", secret=SECRET, fee_rate_bp=9_999, fee_fixed_fen=7, fee_min_fen=3
         )
     monkeypatch.setenv("PAYRELAY_ZONE", "America/Anchorage")
     monkeypatch.setenv("TZ", "America/Anchorage")

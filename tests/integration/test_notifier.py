@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 from uuid import uuid4
@@ -351,6 +351,37 @@ def test_a_paused_receivers_records_wait_and_go_on(open_desk: Any, prefix: str) 
     assert [action for action in actions if action != "RESEND"] == ["PAUSE", "PAUSE", "RESUME", "RESUME"]
 
 
+def test_a_merchant_that_nobody_knows_is_neither_paused_nor_resumed(open_desk: Any, prefix: str) -> None:
+    desk = open_desk()
+    desk.write()
+    act: Any = {"reason": "moving", "actor": "test", "now": desk.record().planned_at}
+    for change in (pause, resume):
+        with pytest.raises(Refused, match="no merchant 'TYPO'"), desk.engine.begin() as connection:
+            change(connection, prefix, "TYPO", **act)
+    with desk.engine.begin() as connection:
+        assert pause(connection, prefix, desk.merchant(), **act), "it has notifications, and no receiver yet"
+    assert [row.merchant_no for row in desk.audit()] == [desk.merchant()]
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://nowhere", "nowhere", "https://", "https://user:word@shop.example", "https://x:99999", "file:///etc/passwd"],
+)
+def test_a_receiver_has_an_address_that_can_be_sent_to(open_desk: Any, url: str) -> None:
+    with pytest.raises(Refused, match="cannot be a receiver's address"):
+        open_desk().register(url)
+
+
+@pytest.mark.parametrize("secret", ["hello", "", "whsec_hello", "whsec_a2tr", "a2tr" * 8, "whsec_" + "a2tr" * 30])
+def test_a_receiver_has_a_secret_that_can_be_signed_with(open_desk: Any, secret: str) -> None:
+    desk = open_desk()
+    with pytest.raises(Refused, match="whsec_ and 24 to 64 bytes"):
+        desk.register("https://shop.example", secret=secret)
+    desk.register("https://shop.example")
+    with pytest.raises(Refused, match="whsec_ and 24 to 64 bytes"), desk.engine.begin() as connection:
+        rotate_secret(connection, desk.merchant(), secret=secret, old_until=datetime(2030, 1, 1, tzinfo=UTC))
+
+
 def test_a_receivers_bound_holds_across_senders_and_what_it_holds_back_says_so(open_desk: Any, prefix: str) -> None:
     desk = open_desk(receiver_in_flight_max=3)
     desk.write(5)
@@ -473,6 +504,8 @@ def test_whatever_happens_no_record_is_forgotten_and_each_goes_on_by_its_rule(
         f"{prefix}{uuid4()}", rule='{"1":0,"2":"10s","3":"20s"}', receiver_in_flight_max=3, breaker_failures=4,
         breaker_first_s=7, breaker_cap_s=15,
     )  # fmt: skip
+    for number in range(2):
+        desk.register("https://receiver.example", number)
     desk.write(1, 0)
     now, held = desk.record().created_at + SECOND, []
     who: Any = {"reason": "test", "actor": "test"}

@@ -117,6 +117,29 @@ def test_a_receiver_is_paused_and_resumed(settings: Settings, desk: Desk, sink: 
         eventually(lambda: {record.status for record in desk.records()} == {"SUCCESS"}, what="all are told")
 
 
+def test_a_merchant_that_nobody_knows_is_refused_before_anything_is_asked(command: Any) -> None:
+    for action in ("pause", "resume"):
+        for more in ((), ("--execute", "--yes")):
+            with pytest.raises(Refused, match="no merchant 'TYPO'"):
+                command(action, "TYPO", "--reason", "x", *more)
+
+
+def test_what_waits_for_its_receiver_is_not_said_to_be_sent(
+    settings: Settings, desk: Desk, sink: Sink, command: Any
+) -> None:
+    desk.register(f"{sink.url}/good")
+    desk.write(2, rule='{"1":0}')
+    assert command("pause", desk.merchant(), "--reason", "moving", "--execute", "--yes")[0] == 0
+    chosen = ("resend", "--merchant", desk.merchant(), "--reason", "x", "--execute", "--yes", "-o", "json")
+    code, rows, said = command(*chosen)
+    assert (code, [row["held_up_by"] for row in rows]) == (0, ["PAUSED", "PAUSED"])
+    assert "2 are due now; 2 of them wait: their receivers are paused or held up" in said
+    assert command("resume", desk.merchant(), "--reason", "moved", "--execute", "--yes")[0] == 0
+    code, rows, said = command(*chosen)
+    assert [row["held_up_by"] for row in rows] == [None, None]
+    assert said.endswith("2 are due now\n")
+
+
 def test_rules_are_listed_explained_and_set(settings: Settings, desk: Desk, command: Any) -> None:
     _, rows, _ = command("rule", "list", "-o", "json")
     [before] = [row["rule"] for row in rows if row["queue"] == "merchant"]

@@ -19,6 +19,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import IntegrityError
 
 from consumers.notification.records import bank_body_of
+from outbox.errors import Refused
 from outbox.settings import Settings
 from producers.bank.transactions import execute_transaction
 from producers.bank.transactions import open_account as open_bank_account
@@ -38,6 +39,7 @@ from producers.payments.orders import (
 from producers.payments.settlement import ACCEPTED, REFUSED, Answer, receive_notification
 from schemas.bank import BankNotification, PaymentLink, link_address
 from schemas.events import BankTransactionExecuted, PaymentSettled
+from tests.notifier import SECRET
 from tests.pipeline import ROOT, engine_of
 
 # Far ahead: the stack's own payments service must not find these orders expired.
@@ -51,9 +53,7 @@ class Shop:
     def __init__(self, engine: Engine, prefix: str) -> None:
         self.engine, self.prefix = engine, prefix
         with engine.begin() as connection:
-            register_merchant(
-                connection, f"{prefix}M", api_key=f"{prefix}M", secret="whsec_a2tra2tra2s=", fee_rate_bp=60
-            )
+            register_merchant(connection, f"{prefix}M", api_key=f"{prefix}M", secret=SECRET, fee_rate_bp=60)
             limits = Limits(single_fen=1_000, daily_fen=2_000, monthly_fen=2_500)
             open_account(connection, f"{prefix}U", bank_account_no=f"{prefix}A", limits=limits)
 
@@ -255,7 +255,7 @@ def test_fee_and_cost_are_decided_by_rule_and_travel_in_the_event(shop: Shop) ->
     )
     with shop.engine.connect() as connection:  # rolled back: the channel's cost is everybody's
         register_merchant(
-            connection, f"{shop.prefix}M", api_key=f"{shop.prefix}M", secret="whsec_a2tra2tra2s=",
+            connection, f"{shop.prefix}M", api_key=f"{shop.prefix}M", secret=SECRET,
             fee_rate_bp=60, fee_fixed_fen=1, fee_min_fen=8, fee_cap_fen=900,
         )  # fmt: skip
         set_channel_cost(connection, "bank_card", FeeRule(rate_bp=25))
@@ -274,7 +274,33 @@ def test_fee_and_cost_are_decided_by_rule_and_travel_in_the_event(shop: Shop) ->
 )
 def test_the_table_takes_no_rule_that_contradicts_itself(shop: Shop, parts: dict[str, int]) -> None:
     with pytest.raises(IntegrityError), shop.engine.begin() as connection:
-        register_merchant(connection, f"{shop.prefix}X", api_key=f"{shop.prefix}X", secret="", fee_rate_bp=0, **parts)
+        register_merchant(
+            connection, f"{shop.prefix}X", api_key=f"{shop.prefix}X", secret=SECRET, fee_rate_bp=0, **parts
+        )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"secret": "hello"},
+        {"secret": ""},
+        {"secret": "whsec_a2tr"},
+        {"secret": "a2tr" * 8},
+        {"api_key": ""},
+        {"api_key": "k\n"},
+        {"api_key": " k"},
+    ],
+)
+def test_a_merchant_has_a_key_and_a_secret_that_requests_can_be_signed_with(shop: Any, wrong: dict[str, str]) -> None:
+    given: Any = {"api_key": f"{shop.prefix}W", "secret": SECRET, "fee_rate_bp": 0} | wrong
+    with pytest.raises(Refused, match=r"secret|key"), shop.engine.begin() as connection:
+        register_merchant(connection, f"{shop.prefix}W", **given)
+
+
+def test_a_payer_has_a_secret_that_can_be_signed_with_or_none(shop: Any) -> None:
+    limits = Limits(single_fen=1, daily_fen=1, monthly_fen=1)
+    with pytest.raises(Refused, match="secret"), shop.engine.begin() as connection:
+        open_account(connection, f"{shop.prefix}W", bank_account_no=f"{shop.prefix}W", limits=limits, secret="hello")
 
 
 def test_the_same_id_with_another_body_and_an_unseen_id_out_of_time_are_refused_and_stored_answers_are_not(

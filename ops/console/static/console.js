@@ -59,8 +59,8 @@ function draw(series) {
   charts = CHARTS.map(({ at, least, lines, shown }) => {
     const place = document.getElementById(at);
     const axis = { stroke: muted, grid: { stroke: grid, width: 1 }, ticks: { stroke: grid, width: 1 } };
-    const tell = (plot, value) => (value === null ? "" : shown(value));
-    return new uPlot({
+    const tell = (plot, value) => (value === null || value === undefined ? "none" : shown(value));
+    const plot = new uPlot({
       width: place.clientWidth, height: 180, tzDate: (at) => uPlot.tzDate(new Date(at * 1000), zone), cursor: { sync: { key: "time" } },
       scales: { y: { range: (plot, low, high) => [Math.min(0, low), Math.max(high, least)] } },
       axes: [{ ...axis, values: "{HH}:{mm}" }, { ...axis, size: 70, values: (plot, ticks) => ticks.map(shown) }],
@@ -68,7 +68,17 @@ function draw(series) {
         label, stroke: colour(stroke), width: 1.5, value: tell,
       }))],
     }, columns(series, lines), place);
+    plot.over.addEventListener("mouseleave", () => tellLast(plot));
+    queueMicrotask(() => tellLast(plot)); // after its first drawing, which empties the legend
+    return plot;
   });
+}
+
+// Without a pointer on the chart its legend tells the last step that is known.
+function tellLast(plot) {
+  const known = plot.data.slice(1).map((column) => column.findLastIndex((value) => value !== null && value !== undefined));
+  const last = Math.max(...known);
+  plot.setLegend({ idx: last < 0 ? plot.data[0].length - 1 : last });
 }
 
 function columns(series, lines) {
@@ -78,7 +88,10 @@ function columns(series, lines) {
 function show(json) {
   const series = JSON.parse(json);
   document.getElementById("charts").dataset.series = json;
-  charts.forEach((chart, index) => chart.setData(columns(series, CHARTS[index].lines)));
+  charts.forEach((chart, index) => {
+    chart.setData(columns(series, CHARTS[index].lines));
+    if (chart.cursor.idx === null || chart.cursor.idx === undefined) queueMicrotask(() => tellLast(chart));
+  });
 }
 
 function redraw() {
