@@ -100,7 +100,7 @@ def held_up(connection: Connection, identity: UUID) -> dict[str, int]:
               WHERE act_id = :id AND outcome = 'DUE' ORDER BY id LIMIT :limit) AS item
             JOIN {{service}}.notify_record AS record ON record.id = item.record_id
             JOIN {{service}}.notify_lane AS lane USING (queue, merchant_no)
-            WHERE record.finished_at IS NULL AND {HELD_UP} IS NOT NULL GROUP BY 1""",
+            WHERE record.finished_at IS NULL AND {HELD_UP} IS NOT NULL GROUP BY 1""",  # noqa: S608 - a constant of ours
         id=identity,
         limit=FOLLOWED_MAX,
     )
