@@ -184,10 +184,12 @@ def lateness(
 ) -> None:
     """Show attempts of the last hour, or from a time on, by how late they began: actual less last planned, a histogram."""
     from ops.health import reader_engine
-    from ops.notify import LatenessRow
+    from ops.notify import LatenessRow, service_of
     from ops.notify import lateness as lateness_of
 
     settings = current_settings()
+    if queue:
+        service_of(queue)
     since = zoned(settings, begin)
     with reader_engine(settings).connect() as connection:
         rows = lateness_of(connection, begin=since, queue=queue)
@@ -275,6 +277,10 @@ def _filter(
     end: datetime | None,
     identity: UUID | None = None,
 ) -> Filter:
+    from ops.notify import service_of
+
+    if queue:
+        service_of(queue)
     return Filter(
         id=identity,
         queue=queue,

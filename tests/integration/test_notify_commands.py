@@ -168,7 +168,8 @@ def test_what_is_not_meant_as_typed_is_refused(command: Any, arguments: tuple[st
 
 @pytest.mark.parametrize("arguments", [
     ("show", "00000000-0000-7000-8000-000000000000"), ("pause", "M", "--queue", "nobody", "--reason", "x"),
-    ("rule", "explain", "nobody"),
+    ("rule", "explain", "nobody"), ("list", "--queue", "nobody"), ("lateness", "--queue", "nobody"),
+    ("resend", "--queue", "nobody", "--reason", "x"),
 ])  # fmt: skip
 def test_what_is_not_there_is_told(command: Any, arguments: tuple[str, ...]) -> None:
     with pytest.raises(PayrelayError):
