@@ -217,11 +217,17 @@ def _is_prompt(lane: Lane) -> bool:
 def _ready(connection: Connection, queue: Queue, room: Room, known: Mapping[str, Lane], *, now: datetime) -> list[Any]:
     """Return the lanes to look at, locked, the longest waiting first: those known, and of each kind those that may have room.
 
-    Where only the last slots are left, they are for receivers that hold none: those may stand behind others.
+    Where only the last slots are left, they are for receivers that hold none: only those are looked at.
     """
-    prompt = room.prompt if room.prompt > room.prompt_kept else min(room.prompt, 1) * LANES_MAX
-    limits = {"limit": max(0, min(prompt, LANES_MAX)), "others": max(0, min(room.other, LANES_MAX))}
-    rows = connection.execute(_READY, {"queue": queue.queue, "now": now, "known": sorted(known), **limits}).all()
+    asked = {
+        "queue": queue.queue,
+        "now": now,
+        "known": sorted(known),
+        "limit": max(0, min(room.prompt, LANES_MAX)),
+        "others": max(0, min(room.other, LANES_MAX)),
+        "last": room.prompt <= room.prompt_kept,
+    }
+    rows = connection.execute(_READY, asked).all()
     return sorted(rows, key=lambda row: row.ready_at or now)
 
 
@@ -250,8 +256,11 @@ def _order(merchant_no: str, lane: Lane, share: int, queue: Queue) -> dict[str, 
 
 _READY = text(f"""
     WITH prompt AS MATERIALIZED (
-      SELECT * FROM notify_lane
+      SELECT * FROM notify_lane AS lane
       WHERE queue = :queue AND {IS_PROMPT} AND ready_at <= :now AND merchant_no <> ALL (CAST(:known AS text[]))
+        AND NOT (:last AND EXISTS (SELECT FROM notify_record AS record
+                                   WHERE record.queue = :queue AND record.merchant_no = lane.merchant_no
+                                     AND record.leased_until IS NOT NULL))
       ORDER BY ready_at LIMIT :limit FOR UPDATE SKIP LOCKED),
     other AS MATERIALIZED (
       SELECT * FROM notify_lane

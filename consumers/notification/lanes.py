@@ -197,7 +197,7 @@ def room_of(queue: Queue, *, prompt: int, other: int, ended: int = 0) -> Room:
     return Room(
         prompt=max(0, slots_ + ahead - prompt - max(0, other - others)),
         other=max(0, others - other),
-        prompt_kept=slots_ // 4,
+        prompt_kept=slots_ // 8,
         other_kept=others // 2,
     )
 

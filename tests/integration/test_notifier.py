@@ -564,6 +564,7 @@ def plans(desk: Desk, now: datetime) -> dict[str, Any]:
             "until": now + SECOND,
             "limit": 100,
             "others": 100,
+            "last": False,
             "known": [desk.merchant(0)],
         }
         lanes = connection.execute(claims._READY, given).all()
