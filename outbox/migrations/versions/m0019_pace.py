@@ -6,8 +6,8 @@ kinds stays for senders of the version before.
 
 from alembic import op
 
-revision = "0020"
-down_revision = "0013"
+revision = "0019"
+down_revision = "0018"
 
 
 def upgrade() -> None:
