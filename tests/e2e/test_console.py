@@ -282,11 +282,11 @@ def test_receivers_that_match_are_paused_and_resumed(address: str, settings: Set
 def held_up(desk: Desk, number: int = 0) -> None:
     """The receiver's breaker is open for the next hour."""
     with desk.engine.begin() as connection:
-        opened = """UPDATE notify_lane SET failures = 5, opened_at = clock_timestamp(), blocked_cause = 'BREAKER',
-                                           blocked_until = clock_timestamp() + interval '1 hour'
-                    WHERE queue = :queue AND merchant_no = :merchant_no"""
-        found = connection.execute(text(opened), {"queue": desk.queue.queue, "merchant_no": desk.merchant(number)})
-        assert found.rowcount == 1
+        opened = """INSERT INTO notify_lane (queue, merchant_no, failures, opened_at, blocked_cause, blocked_until)
+                    VALUES (:queue, :merchant_no, 5, clock_timestamp(), 'BREAKER', clock_timestamp() + interval '1 hour')
+                    ON CONFLICT (queue, merchant_no) DO UPDATE
+                    SET failures = 5, opened_at = EXCLUDED.opened_at, blocked_cause = 'BREAKER', blocked_until = EXCLUDED.blocked_until"""
+        connection.execute(text(opened), {"queue": desk.queue.queue, "merchant_no": desk.merchant(number)})
 
 
 def test_a_receiver_that_fails_is_paused_before_its_breaker_closes(
