@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sqlalchemy import make_url
-
 from connect.client import ConnectClient, ConnectError
 from connect.connector import connector_config, diff
+from outbox.database import driver_url
 from outbox.publication import PUBLICATION
 from outbox.settings import Settings
 
 
 def wanted_config(settings: Settings, *, since: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the connector's configuration for these settings."""
-    url = make_url(settings.connector_dsn.get_secret_value())
+    url = driver_url(settings.connector_dsn.get_secret_value())
     database = {
         "host": url.host or "127.0.0.1",
         "port": str(url.port or 5432),

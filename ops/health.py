@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import Connection, Engine, create_engine, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import NullPool
 
 from outbox.database import driver_url
@@ -55,7 +55,7 @@ def slot_state(settings: Settings) -> SlotState:
     try:
         with reader_engine(settings).connect() as connection:
             return slot_of(connection, settings.slot)
-    except DBAPIError as error:
+    except OperationalError as error:
         raise Unreachable(f"PostgreSQL does not answer: {str(error.orig).splitlines()[0]}") from error
 
 

@@ -19,7 +19,7 @@ from consumers.notification.queues import QUEUES
 from consumers.notification.records import pause, resend_records, resume, set_rule
 from consumers.notification.search import Filter, conditions
 from outbox.database import engine_for
-from outbox.errors import Refused
+from outbox.errors import UnknownName
 from outbox.settings import Settings
 
 SERVICES = tuple(sorted(set(QUEUES.values())))
@@ -147,7 +147,7 @@ def record(connection: Connection, identity: UUID) -> dict[str, Any]:
             "lane": lane[0] if lane else None,
             "held_up": held_up(connection, [identity]).get(identity),
         }
-    raise Refused(f"no notification {identity}: payrelay notify list")
+    raise UnknownName(f"no notification {identity}: payrelay notify list")
 
 
 def resend(
@@ -251,7 +251,7 @@ def lateness(connection: Connection, *, begin: datetime | None = None, queue: st
 def service_of(queue: str) -> str:
     """Return the service that a queue lives in; raises Refused for one that is none."""
     if queue not in QUEUES:
-        raise Refused(f"no queue {queue!r}; there are: {', '.join(QUEUES)}")
+        raise UnknownName(f"no queue {queue!r}; there are: {', '.join(QUEUES)}")
     return QUEUES[queue]
 
 

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, text
 
 from ops.notify import HELD_UP, SERVICES
 from outbox.clock import first_id_at, utc_now
-from outbox.errors import Refused
+from outbox.errors import UnknownName
 
 FOLLOWED_MAX = 10_000
 """Items of an act in a service whose present status is counted, the first."""
@@ -71,7 +71,7 @@ def act(connection: Connection, identity: UUID) -> ActRow:
     """Return an act; raises Refused for none."""
     if found := acts(connection, identity=identity):
         return found[0]
-    raise Refused(f"there is no act {identity}")
+    raise UnknownName(f"there is no act {identity}")
 
 
 def statuses(connection: Connection, identity: UUID) -> dict[str, int]:

@@ -21,7 +21,7 @@ from consumers.delivery import Delivery
 from ops.processors import processor_of
 from outbox.clock import utc_now
 from outbox.database import engine_for
-from outbox.errors import Refused
+from outbox.errors import Misused, UnknownName
 from outbox.parking import Act
 from outbox.settings import SERVICES, Settings
 from schemas.numeric import parse_whole
@@ -134,7 +134,7 @@ def event(connection: Connection, identity: str) -> dict[str, Any]:
         text(f"SELECT * FROM {service}.parked WHERE id = :id"), {"id": number}  # noqa: S608 - a schema of ours
     ).first()  # fmt: skip
     if row is None:
-        raise Refused(f"no event {identity} is parked")
+        raise UnknownName(f"no event {identity} is parked")
     return {**row._mapping, "id": identity, "key": _legible(row.key), "value": _legible(row.value)}
 
 
@@ -146,7 +146,7 @@ def place_of(identity: str) -> tuple[str, int]:
             return service, parse_whole(number)
     except ValueError:
         pass
-    raise Refused(f"{identity[:80]!r} is no id of a parked event: payrelay parked list shows them, e.g. accounting:12")
+    raise Misused(f"{identity[:80]!r} is no id of a parked event: payrelay parked list shows them, e.g. accounting:12")
 
 
 def queues(connection: Connection, wanted: Filter, *, limit: int) -> list[Queue]:

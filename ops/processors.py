@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from consumers.delivery import Processor
 from consumers.processors import PROCESSORS
-from outbox.errors import Refused
+from outbox.errors import UnknownName
 from outbox.settings import Settings
 
 
 def processor_of(settings: Settings, consumer: str) -> Processor:
     """Return the processor that a consumer runs; raises Refused where it is none of this version's."""
     if (processor := known_processors(settings).get(consumer)) is None:
-        raise Refused(
+        raise UnknownName(
             f"no processor here for consumer {consumer!r} (PAYRELAY_GROUP_PREFIX is {settings.group_prefix!r})"
         )
     return processor

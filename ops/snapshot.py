@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID, uuid4
 
+from psycopg.errors import QueryCanceled
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
@@ -23,7 +24,7 @@ from ops.health import reader_engine
 from ops.pipeline.source import standing
 from ops.records import bounds, wait_appended
 from outbox.clock import first_id_at
-from outbox.errors import NotReady, Refused
+from outbox.errors import NotReady, Refused, UnknownName
 from outbox.migrate import owner_engine
 from outbox.publication import PUBLISHED_TABLES, SIGNALS, published_tables
 from outbox.settings import READER, SEARCHER, SERVICES, Settings
@@ -63,7 +64,7 @@ def find_rows(settings: Settings, services: Collection[str], wanted: Rows) -> di
     engine = reader_engine(settings, role=SEARCHER if wanted.where else READER)
     for service in services:
         if service not in SERVICES:
-            raise Refused(f"no service {service!r}; there are {', '.join(SERVICES)}")
+            raise UnknownName(f"no service {service!r}; there are {', '.join(SERVICES)}")
         if wanted.where:
             require_harmless(engine, f"{service}.outbox", wanted.where)
         with engine.begin() as connection:
@@ -98,9 +99,13 @@ def _look_up(connection: Connection, service: str, wanted: Rows) -> list[UUID]:
                 },
             ).scalars()
         )
-    except OperationalError:
-        raise
     except DBAPIError as error:
+        if isinstance(error.orig, QueryCanceled):
+            raise Refused(
+                f"the condition was not looked up in {LOOK_UP_MS // 1000} s: narrow it by --since and --to"
+            ) from error
+        if isinstance(error, OperationalError):
+            raise
         raise Refused(f"the condition does not hold as SQL: {str(error.orig).splitlines()[0]}") from error
 
 
@@ -137,7 +142,7 @@ def _signals(settings: Settings, ids: Mapping[str, Sequence[UUID]]) -> Iterator[
     with reader_engine(settings).connect() as connection:
         for service, wanted in ids.items():
             if service not in SERVICES:
-                raise Refused(f"no service {service!r}; there are {', '.join(SERVICES)}")
+                raise UnknownName(f"no service {service!r}; there are {', '.join(SERVICES)}")
             inside, kept = connection.execute(
                 text(f"""SELECT count(*), count(*) FILTER (WHERE id = ANY(:ids)) FROM {service}.outbox
                          WHERE id BETWEEN :first AND :last"""),  # noqa: S608 - a schema of ours

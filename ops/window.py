@@ -21,7 +21,7 @@ from ops.records import bounds, offsets_at, read
 from ops.records import id_of as id_of_message
 from ops.topics import topic_states
 from outbox.clock import first_id_at, time_of, utc_now
-from outbox.errors import Refused
+from outbox.errors import UnknownName
 from outbox.inbox import Log
 from outbox.settings import Settings
 from schemas.codec import CORRELATION, ID, LSN, TYPE, VERSION
@@ -189,7 +189,7 @@ def searching(settings: Settings, consumer: str, window: Window) -> Generator[Se
     topics = [topic for topic in processor.topics if window.topic in ("", topic.name)]
     if not topics:
         names = ", ".join(topic.name for topic in processor.topics)
-        raise Refused(f"{consumer} does not read {window.topic}; it reads {names}")
+        raise UnknownName(f"{consumer} does not read {window.topic}; it reads {names}")
     engine = reader_engine(settings)
     with engine.connect() as connection:
         connection.execute(text(f"SET search_path = {processor.service}"))

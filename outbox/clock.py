@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -67,6 +67,18 @@ class DatabaseClock:
             return utc_now()
         at, read_at = self._read
         return at + timedelta(seconds=time.monotonic() - read_at)
+
+
+def zone_of(name: str) -> ZoneInfo:
+    """Return the zone of a name. Raises ValueError for what is none, a folder of zones such as Asia too.
+
+    >>> zone_of("Asia/Shanghai").key
+    'Asia/Shanghai'
+    """
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError(f"there is no zone {name[:60]!r}: one is e.g. Asia/Shanghai") from error
 
 
 def in_zone(at: datetime, zone: ZoneInfo) -> datetime:

@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
+from sqlalchemy.exc import ArgumentError
+
+from outbox.errors import Misused
 
 LOCK_TIMEOUT_S = 5
+FORM = "postgresql://role:password@host:port/database"
 
 BY_INDEX = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "jit": "off"}
 """What a service does, its triggers and foreign keys included, names its rows, and few of them: they are looked up by an index,
@@ -17,8 +21,14 @@ must not have it compiled (jit). Statements that read much are not a service's: 
 
 
 def driver_url(dsn: str) -> URL:
-    """Return a DSN as SQLAlchemy reads it, on the driver that payrelay uses."""
-    return make_url(dsn).set(drivername="postgresql+psycopg")
+    """Return a DSN as SQLAlchemy reads it, on the driver that payrelay uses. Raises Misused for what is none."""
+    try:
+        url = make_url(dsn)
+    except (ArgumentError, ValueError) as error:  # its text may hold the password
+        raise Misused(f"a DSN of the settings is not of the form {FORM}: docs/reference/settings.md") from error
+    if url.get_backend_name() not in ("postgresql", "postgres"):
+        raise Misused(f"a DSN of the settings is not PostgreSQL's, of the form {FORM}: docs/reference/settings.md")
+    return url.set(drivername="postgresql+psycopg")
 
 
 def engine_for(

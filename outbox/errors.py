@@ -5,6 +5,8 @@ PayrelayError
 ├── Unreachable              exit code 3
 ├── AheadOfClock             exit code 1: try again; transient for consumers, 503 over HTTP
 ├── Refused                  exit code 1: asked for what must not be done
+│   └── Misused              exit code 2: a value or setting that cannot be meant
+│       └── UnknownName      exit code 2: a name that nothing has
 └── NotReady                 exit code 1: waited, and the deadline passed
 """
 
@@ -36,6 +38,16 @@ class AheadOfClock(PayrelayError):
 
 class Refused(PayrelayError):
     """The request must not be carried out."""
+
+
+class Misused(Refused):
+    """A value that was typed or set cannot be meant."""
+
+    exit_code = 2
+
+
+class UnknownName(Misused):
+    """Nothing has this name."""
 
 
 class NotReady(PayrelayError):

@@ -9,12 +9,12 @@ from pathlib import Path
 import alembic.command
 from alembic.config import Config
 from psycopg import sql
-from sqlalchemy import Connection, Engine, create_engine, make_url, text
+from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 from outbox.database import driver_url
-from outbox.errors import NotReady, Refused
+from outbox.errors import Misused, NotReady, Refused
 from outbox.messages import withdraw_messages
 from outbox.partitions import LOCK_TIMEOUT_MS, TRIES_MAX, make_days
 from outbox.publication import PUBLICATION, PUBLISHED_TABLES, publication, published_tables
@@ -32,7 +32,7 @@ def owner_engine(settings: Settings) -> Engine:
     """Return an engine of the schemas' owner."""
     dsn = settings.database_url.get_secret_value()
     if not dsn:
-        raise Refused("PAYRELAY_DATABASE_URL is not set: the DSN of the schemas' owner")
+        raise Misused("PAYRELAY_DATABASE_URL is not set: the DSN of the schemas' owner")
     url = driver_url(dsn)
     return create_engine(
         url, poolclass=NullPool, connect_args={"application_name": "payrelay owner", "connect_timeout": 5}
@@ -63,8 +63,8 @@ def set_passwords(connection: Connection, settings: Settings) -> None:
         dsns[CONNECTOR] = settings.connector_dsn.get_secret_value()
     for role, dsn in dsns.items():
         if role not in ROLES:
-            raise ValueError(f"no role {role!r}; roles are {', '.join(ROLES)}")
-        statement = sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(role), make_url(dsn).password)
+            raise Misused(f"no role {role!r}; roles are {', '.join(ROLES)}")
+        statement = sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(role), driver_url(dsn).password)
         cursor = connection.connection.cursor()
         cursor.execute(statement)
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from outbox.errors import Refused
+from outbox.clock import zone_of
+from outbox.errors import Misused
 from schemas.numeric import parse_decimal, parse_whole
 
 SERVICES = ("shop", "payments", "bank", "funds", "points", "accounting", "notification")
@@ -37,6 +39,26 @@ def _listed(given: object) -> object:
     return [part.strip() for part in given.split(",") if part.strip()] if isinstance(given, str) else given
 
 
+def _is_zone(name: str) -> str:
+    zone_of(name)
+    return name
+
+
+def _is_address(url: str) -> str:
+    parts = urlsplit(url)  # raises ValueError too
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+        raise ValueError("not of the form http://host:port")
+    return url
+
+
+Zone = Annotated[str, AfterValidator(_is_zone)]
+Address = Annotated[str, AfterValidator(_is_address)]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+"""Of a connector: it is a part of a path, and of names of topics and files."""
+PREFIX = r"^[A-Za-z0-9._-]{0,100}$"
+"""Of topics and groups: what Kafka takes in a topic's name."""
+
+
 class Settings(BaseSettings):
     """Where the parts are and how they behave; validated once, at the edge, and passed down."""
 
@@ -50,11 +72,11 @@ class Settings(BaseSettings):
 
     # Kafka and Kafka Connect
     kafka_bootstrap: str = ""
-    connect_url: str = ""
-    topic_prefix: str = ""
-    group_prefix: str = ""
-    connector: str = "payrelay-outbox"
-    slot: str = "payrelay_outbox"
+    connect_url: Annotated[str, AfterValidator(lambda url: url and _is_address(url))] = ""
+    topic_prefix: Annotated[str, Field(pattern=PREFIX)] = ""
+    group_prefix: Annotated[str, Field(pattern=PREFIX)] = ""
+    connector: Annotated[str, Field(pattern=NAME)] = "payrelay-outbox"
+    slot: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,63}$")] = "payrelay_outbox"
     slot_wait_s: Annotated[float, Field(gt=0, le=86_400)] = 60.0
     """How long open transactions are waited for when the replication slot is made; PostgreSQL makes none before they end."""
     connector_poll_interval_ms: Annotated[int, Field(ge=1, le=60_000)] = 5
@@ -71,13 +93,13 @@ class Settings(BaseSettings):
     payments_port: Port = 8601
     bank_port: Port = 8602
     notification_port: Port = 8603
-    payments_url: str = "http://127.0.0.1:8601"
-    bank_url: str = "http://127.0.0.1:8602"
+    payments_url: Address = "http://127.0.0.1:8601"
+    bank_url: Address = "http://127.0.0.1:8602"
     bank_notify_secret: SecretStr = SecretStr("")
     """whsec_… of the bank's notifications (Standard Webhooks)."""
     bank_link_secret: SecretStr = SecretStr("")
     """whsec_… of the payment links that the platform hands to payers."""
-    zone: str = "Asia/Shanghai"
+    zone: Zone = "Asia/Shanghai"
     """Days and months of payment limits are days and months of this zone."""
     order_ttl_s: Annotated[int, Field(ge=1, le=31_536_000)] = 900
     bank_executed_days: Annotated[int, Field(ge=1, le=365)] = 7
@@ -136,11 +158,11 @@ class Settings(BaseSettings):
         return given
 
     def dsn_of(self, role: str) -> str:
-        """Return the DSN of a service (or of `ops`); raises Refused naming the setting that is missing."""
+        """Return the DSN of a service (or of `ops`); raises Misused naming the setting that is missing."""
         try:
             return self.dsn[role].get_secret_value()
         except KeyError:
-            raise Refused(f"PAYRELAY_DSN__{role.upper()} is not set: docs/reference/settings.md") from None
+            raise Misused(f"PAYRELAY_DSN__{role.upper()} is not set: docs/reference/settings.md") from None
 
 
 class Environment(BaseSettings):
@@ -152,6 +174,8 @@ class Environment(BaseSettings):
     """Where stacks and programs lie; `.payrelay/` of the checkout by default."""
     payrelay_stack: str = "local"
     """Which stack the commands mean."""
+    payrelay_traceback: str = ""
+    """Whether a command that fails prints its traceback too; any text but 0."""
     payrelay_condition_file: Path | None = None
     """Where a part tells its supervisor how it is."""
     java_home: Path | None = None

@@ -51,7 +51,8 @@ def warm_commands(folder: Path, root: Path) -> Generator[Path]:
 
 def serve(address: str) -> None:
     """Every command that comes in has a process of its own."""
-    import ops.cli.main
+    import ops.cli.app
+    import ops.cli.failures
     import ops.offsets.plan  # noqa: F401 - for its imports
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, text
 
 from consumers.accounting.entries import Entry, Voucher, general_account, voucher_of
 from consumers.delivery import DuplicateFact
-from outbox.errors import Refused
+from outbox.errors import Refused, UnknownName
 from outbox.rows import as_json
 from schemas.codec import Envelope
 
@@ -114,7 +114,7 @@ def find_voucher(connection: Connection, voucher_no: int) -> Voucher:
         {"voucher_no": voucher_no},
     ).first()
     if row is None:
-        raise Refused(f"there is no voucher {voucher_no}: payrelay ledger statement ACCOUNT shows their numbers")
+        raise UnknownName(f"there is no voucher {voucher_no}: payrelay ledger statement ACCOUNT shows their numbers")
     lines = connection.execute(
         text("SELECT account, side, amount_fen FROM entry WHERE voucher_no = :voucher_no ORDER BY line"),
         {"voucher_no": voucher_no},

@@ -30,7 +30,7 @@ from consumers.notification.lanes import (
     slots,
 )
 from consumers.notification.rules import parse_rule
-from outbox.errors import Refused
+from outbox.errors import UnknownName
 from outbox.rows import as_json
 
 LEASE_S = 30.0
@@ -98,7 +98,7 @@ def queue_of(connection: Connection, queue: str) -> Queue:
     """Return a queue's limits; raises Refused for one that is none."""
     row = connection.execute(text("SELECT * FROM notify_queue WHERE queue = :queue"), {"queue": queue}).first()
     if row is None:
-        raise Refused(f"no queue {queue!r}: payrelay notify rule list")
+        raise UnknownName(f"no queue {queue!r}: payrelay notify rule list")
     return Queue(**{one.name: getattr(row, one.name) for one in fields(Queue)})
 
 

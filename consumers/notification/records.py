@@ -13,7 +13,7 @@ from consumers.delivery import DuplicateFact
 from consumers.notification.guard import ForbiddenAddress, check_url
 from consumers.notification.queues import PLATFORM
 from consumers.notification.rules import parse_rule
-from outbox.errors import Refused
+from outbox.errors import Refused, UnknownName
 from outbox.record import refuse_ahead
 from outbox.rows import as_json
 from schemas.bank import BankNotification
@@ -227,7 +227,7 @@ def rule_of(connection: Connection, queue: str) -> str:
     """Return a queue's rule as it is now; raises Refused for a queue that is none."""
     rule: str | None = connection.execute(_RULE, {"queue": queue}).scalar()
     if rule is None:
-        raise Refused(f"no queue {queue!r}: payrelay notify rule list")
+        raise UnknownName(f"no queue {queue!r}: payrelay notify rule list")
     return rule
 
 
@@ -290,7 +290,7 @@ def rotate_secret(connection: Connection, merchant_no: str, *, secret: str, old_
         raise Refused("a secret is whsec_ and 24 to 64 bytes in base64")
     asked = {"merchant_no": merchant_no, "secret": secret, "until": old_until}
     if not connection.execute(_ROTATE, asked).rowcount:
-        raise Refused(f"merchant {merchant_no!r} has no receiver")
+        raise UnknownName(f"merchant {merchant_no!r} has no receiver")
 
 
 _ROTATE = text("""

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 
-from outbox.errors import Refused
+from outbox.errors import Misused
 
 ATTEMPTS_MAX = 100
 TEXT_MAX = 4_096
@@ -67,24 +67,24 @@ class Turn:
 
 @lru_cache(maxsize=256)
 def parse_rule(text: str) -> Rule:
-    """Return the rule of a JSON text; raises Refused, saying what is wrong and where.
+    """Return the rule of a JSON text; raises Misused, saying what is wrong and where.
 
     >>> [str(delay) for delay in parse_rule('{"1": 0, "2": 0.5, "3": "2h"}').delays]
     ['0:00:00', '0:00:30', '2:00:00']
     """
     if len(text) > TEXT_MAX:
-        raise Refused(f"the rule has {len(text)} characters, at most {TEXT_MAX}")
+        raise Misused(f"the rule has {len(text)} characters, at most {TEXT_MAX}")
     try:
         pairs = json.loads(text, parse_float=Decimal, parse_int=Decimal, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError, InvalidOperation) as error:
-        raise Refused(f'the rule is not JSON: {error}; one is {{"1": 0, "2": 1, "3": "5m"}}') from error
+        raise Misused(f'the rule is not JSON: {error}; one is {{"1": 0, "2": 1, "3": "5m"}}') from error
     if not isinstance(pairs, _Pairs):
-        raise Refused('the rule is not a JSON object such as {"1": 0, "2": 1, "3": "5m"}')
+        raise Misused('the rule is not a JSON object such as {"1": 0, "2": 1, "3": "5m"}')
     if not 1 <= len(pairs) <= ATTEMPTS_MAX:
-        raise Refused(f"the rule has {len(pairs)} attempts; 1 to {ATTEMPTS_MAX} are possible")
+        raise Misused(f"the rule has {len(pairs)} attempts; 1 to {ATTEMPTS_MAX} are possible")
     names = [name for name, _ in pairs]
     if sorted(names) != sorted(map(str, range(1, len(pairs) + 1))):
-        raise Refused(
+        raise Misused(
             f'the rule\'s attempts are {", ".join(map(repr, names))[:200]}; they must be "1" to "{len(pairs)}", each once'
         )
     delays = {int(name): _delay(name, value) for name, value in pairs}
@@ -111,14 +111,14 @@ def _delay(name: str, value: object) -> timedelta:
     elif isinstance(value, str) and (found := _WITH_UNIT.fullmatch(value)):
         seconds = Decimal(found[1]) * UNITS[found[2]]
     if seconds is None:
-        raise Refused(
+        raise Misused(
             f'attempt {name}: {str(value)[:50]!r} is neither minutes (0, 1, 0.5) nor text with a unit ("5s", "30m", "2h", "1d")'
         )
     if not 0 <= seconds <= Decimal(DELAY_MAX.total_seconds()):
-        raise Refused(f"attempt {name}: {str(value)[:50]} is not within 0 and {DELAY_MAX.days} days")
+        raise Misused(f"attempt {name}: {str(value)[:50]} is not within 0 and {DELAY_MAX.days} days")
     milliseconds = seconds * 1_000
     if milliseconds != milliseconds.to_integral_value():
-        raise Refused(
+        raise Misused(
             f'attempt {name}: {str(value)[:50]} is no whole number of milliseconds; seconds can be written as "5s"'
         )
     return int(milliseconds) * RESOLUTION

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from outbox.clock import EPOCH, first_id_at
-from outbox.errors import Refused
+from outbox.errors import Misused
 
 WAITING = "WAITING"
 """Not finished, whatever came of the last attempt."""
@@ -23,7 +23,7 @@ _HTTP = re.compile(r"[1-5]\d\d|[1-5]xx|none", re.ASCII)
 
 @dataclass(frozen=True, kw_only=True)
 class Filter:
-    """Which records are meant; what is empty leaves all in. Raises Refused for what can match nothing."""
+    """Which records are meant; what is empty leaves all in. Raises Misused for what can match nothing."""
 
     id: UUID | None = None
     queue: str = ""
@@ -41,16 +41,16 @@ class Filter:
 
     def __post_init__(self) -> None:
         if self.status and self.status not in STATUSES:
-            raise Refused(f"{self.status!r} is no status; there are: {', '.join(STATUSES)}")
+            raise Misused(f"{self.status!r} is no status; there are: {', '.join(STATUSES)}")
         if self.http_status and not _HTTP.fullmatch(self.http_status):
-            raise Refused(
+            raise Misused(
                 f"{self.http_status!r} is no HTTP status: such as 503, 5xx, or none where nothing was answered"
             )
         for moment in (self.begin, self.end):
             if moment is not None and moment.tzinfo is None:
-                raise Refused(f"{moment.isoformat()} has no zone")
+                raise Misused(f"{moment.isoformat()} has no zone")
             if moment is not None and moment < EPOCH:
-                raise Refused(f"{moment.isoformat()} is before 1970: nothing was made then")
+                raise Misused(f"{moment.isoformat()} is before 1970: nothing was made then")
 
     def given(self) -> dict[str, str]:
         """Return what is not empty, as text that `parsed` takes."""

@@ -287,6 +287,7 @@ async def attempt(
     if record.url is None or record.secret is None:
         return ended(Result.HTTP_REQUEST_FAILED, f"merchant {record.merchant_no} has no receiver")
     body = record.body.encode()
+    status: int | None = None
     try:
         url = check_url(record.url, allow_private=allow_private)
         headers = signed_headers(
@@ -296,6 +297,7 @@ async def attempt(
             asyncio.timeout(TIMEOUT.total),  # whatever the client's own timers count
             session.post(url, data=body, headers=headers, allow_redirects=False) as answer,
         ):
+            status = answer.status
             content = await _beginning(answer)
             result = result_of(answer.status, content, word)
             return ended(
@@ -309,7 +311,8 @@ async def attempt(
                 retry_after=retry_after(answer.status, answer.headers, now=clock()),
             )
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one receiver, the others are served
-        return ended(Result.HTTP_REQUEST_FAILED, told(error))
+        answered = "" if status is None else f"status {status}, and its body did not come whole: "
+        return ended(Result.HTTP_REQUEST_FAILED, answered + told(error), http_status=status)
 
 
 def told(error: BaseException) -> str:
@@ -317,10 +320,10 @@ def told(error: BaseException) -> str:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, ForbiddenAddress):
         cause = cause.__cause__
-    if isinstance(error, TimeoutError) and not str(error):
-        return f"TimeoutError: no complete response within {TIMEOUT.total:g} s"
     told_of = cause or error
-    return f"{type(told_of).__name__}: {told_of}"
+    if isinstance(told_of, TimeoutError) and not str(told_of):
+        return f"TimeoutError: no complete response within {TIMEOUT.total:g} s, or nothing for {TIMEOUT.sock_read:g} s"
+    return f"{type(told_of).__name__}: {told_of}".rstrip(": ")
 
 
 def result_of(status: int, content: bytes, word: str) -> Result:

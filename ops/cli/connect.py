@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +11,7 @@ from uuid import UUID
 import typer
 
 from ops.cli.options import DAY_S, decimal
-from ops.cli.output import Format, Output, print_rows, say
+from ops.cli.output import Format, Output, confirm, print_rows, say
 from ops.cli.pipeline import FORMATS, Zone, current_settings, span
 from outbox.clock import utc_now
 from outbox.errors import Refused
@@ -42,10 +43,15 @@ def _print(status: ConnectorStatus, output: Format) -> None:
 
 @app.command()
 def apply(
-    execute: Annotated[bool, typer.Option("--execute/--dry-run", help="only show what would change")] = True,
+    execute: Annotated[
+        bool,
+        typer.Option(
+            "--execute/--dry-run", help="change it, which is done without either; or only show what would change"
+        ),
+    ] = True,
     output: Output = Format.TABLE,
 ) -> None:
-    """Bring the connector to its configuration: validate, show the difference, change it. Nothing happens if equal."""
+    """Bring the connector to its configuration, at once: validate, change, show the difference; with --dry-run only show it. Nothing happens if equal."""
     from connect.apply import apply_connector
 
     client, settings = _client()
@@ -120,7 +126,7 @@ def offsets_get() -> None:
     from ops.pipeline.source import standing
 
     found = standing(current_settings())
-    typer.echo(found.noted.as_text(), nl=False)
+    sys.stdout.write(found.noted.as_text())
     say(found.told())
 
 
@@ -160,7 +166,7 @@ def offsets_reset(
         say("nothing was done: --execute does it")
         return
     if not yes:
-        typer.confirm("stop, change and resume the connector?", abort=True, err=True)
+        confirm("stop, change and resume the connector?")
     target = export or Path(f"{settings.connector}-offsets-{utc_now():%Y%m%dT%H%M%SZ}.json")
     try:
         with target.open("x") as file:  # never over an earlier one
@@ -224,6 +230,6 @@ def snapshot(
         say(f"{total} rows would be emitted again; nothing was done: --execute emits them")
         return
     if total and not yes:
-        typer.confirm(f"emit {total} rows again?", abort=True, err=True)
+        confirm(f"emit {total} rows again?")
     emit_again(settings, found, within_s=within)
     say(f"{total} events are on their topics again")

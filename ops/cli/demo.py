@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from ops.cli.local import Stack, setup, this_stack
 from ops.cli.options import decimal, whole
-from ops.cli.output import Format, Output, console, errors, print_json, print_rows, say
+from ops.cli.output import Format, Output, errors, print_json, print_line, print_rows, say
 from ops.stack.state import StackFolder
 from outbox.errors import Refused
 from outbox.settings import Settings
@@ -30,6 +30,14 @@ def demo(
         ),
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="leave running what the demo has started")] = False,
+    patience: Annotated[
+        float,
+        typer.Option(
+            "--patience",
+            parser=decimal(1, 86_400),
+            help="seconds without any progress before the proof is made",
+        ),
+    ] = 60.0,
     stack: Stack = "",
     output: Output = Format.TABLE,
 ) -> None:
@@ -42,7 +50,9 @@ def demo(
 
     with _running(stack, keep=keep) as settings:
         with _bars() as watch:
-            proof, figures = run_demo(settings, this_stack(stack), orders=orders, seed=seed, rate=rate, watch=watch)
+            proof, figures = run_demo(
+                settings, this_stack(stack), orders=orders, seed=seed, rate=rate, patience_s=patience, watch=watch
+            )
         content = as_json(proof, figures)
     if output is Format.JSON:
         print_json(content)
@@ -54,7 +64,8 @@ def demo(
         say("the proof does not hold")
         raise typer.Exit(1)
     if output is Format.TABLE:
-        console.print("\nEvery payment arrived once: lost 0, doubled 0, and the ledger balances.")
+        print_line("")
+        print_line("Every payment arrived once: lost 0, doubled 0, and the ledger balances.")
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ops.cli.options import DAY_S, whole
-from ops.cli.output import Format, Output, Yes, print_rows, say
+from ops.cli.output import Format, Output, Yes, confirm, print_rows, say
 from ops.cli.pipeline import current_settings, local_folder
 from outbox.clock import utc_now
 
@@ -44,7 +44,7 @@ def doctor(
         say(f"{len(plan.missing)} recorded events are on no topic")
         say(f"{plan.rows} rows of the last {plan.minutes:.0f} minutes will be emitted; those known already are dropped")
         if not yes:
-            typer.confirm("stop the connector, make slot and publication new, and emit them?", abort=True, err=True)
+            confirm("stop the connector, make slot and publication new, and emit them?")
         repair_slot(settings, plan, say=say)
     checks = examine(settings, now=utc_now(), folder=local_folder())
     print_rows([asdict(check) for check in checks], output)
@@ -86,7 +86,7 @@ def upkeep(
             say(f"{len(plan.dropped)} days would be dropped; nothing was done: --execute drops them")
             raise typer.Exit(1 if plan.errors else 0)
         if not yes:
-            typer.confirm(f"drop {len(plan.dropped)} days?", abort=True, err=True)
+            confirm(f"drop {len(plan.dropped)} days?")
     while True:
         report = one_round(settings, now=utc_now(), catch_up=catch_up)
         _tell(report, output)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ops.cli.options import DAY_S, decimal, whole
-from ops.cli.output import Format, Output, Yes, print_rows, say
+from ops.cli.output import Format, Output, Yes, confirm, print_rows, say
 from ops.cli.pipeline import FORMATS, current_settings, zoned
 from outbox.clock import utc_now
 from schemas.money import AMOUNT_FEN_MAX, CNY
@@ -75,8 +75,9 @@ def trial_balance(
     from ops.ledger import trial_balance as balances_of
 
     settings = current_settings()
+    at = zoned(settings, at)
     with reader_engine(settings).connect() as connection:
-        balances = balances_of(connection, at=zoned(settings, at))
+        balances = balances_of(connection, at=at)
     print_rows(
         [asdict(one) for one in balances],
         output,
@@ -237,7 +238,7 @@ def _show(entries: Sequence[Entry], output: Format) -> None:
 
 def _is_meant(execute: bool, yes: bool) -> bool:
     if execute and not yes:
-        typer.confirm("post it?", abort=True, err=True)
+        confirm("post it?")
     return execute
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -14,9 +15,9 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from ops.cli.options import whole
-from ops.cli.output import Format, Output, console, errors, print_rows, say
+from ops.cli.output import Format, Output, errors, print_line, print_rows, reader_has_gone, say
 from ops.stack.state import PartState, StackFolder, file_stem, part_of
-from outbox.errors import Refused
+from outbox.errors import Refused, UnknownName
 from outbox.settings import Environment
 
 Stack = Annotated[str, typer.Option("--stack", help="which stack; several may run side by side")]
@@ -98,6 +99,10 @@ def start(parts: Parts, stack: Stack = "") -> None:
     say(f"running: {', '.join(parts)}")
 
 
+LESS = ("metrics_port", "version", "since", "restarts", "pid", "port", "last_exit", "condition")
+"""Columns of `status` that a narrow terminal does without, in this order."""
+
+
 def status(stack: Stack = "", output: Output = Format.TABLE) -> None:
     """Show each part: state, pid, ports, version, since when, restarts, last exit, condition; and the last round of upkeep.
 
@@ -109,7 +114,7 @@ def status(stack: Stack = "", output: Output = Format.TABLE) -> None:
     rows = [_row(folder, state, stopped.get(state.name, "")) for state in folder.states()]
     if rows:
         rows.append(_upkeep(folder))
-    print_rows(rows, output)
+    print_rows(rows, output, less=LESS)
     if not rows:
         say("no stack here: payrelay up")
     if not rows or any(row["state"] not in ("running", "done") for row in rows):
@@ -157,33 +162,38 @@ def logs(
     folder = this_stack(stack)
     known = {part_of(path.stem): path for path in sorted(folder.logs.glob("*.log"))}
     if part and part not in known:
-        raise Refused(f"no log of {part!r}; there are: {', '.join(known) or 'none, the stack was never up'}")
+        raise UnknownName(f"no log of {part!r}; there are: {', '.join(known) or 'none, the stack was never up'}")
     wanted = {part: known[part]} if part else known
     if not wanted:
         raise Refused("no logs: the stack was never up")
-    console.file.flush()
     tail = ["/usr/bin/env", "tail", f"-n{lines}"]
     try:
         if follow:
-            _follow([*tail, "-F", *(path.name for path in wanted.values())], folder.logs)
+            _print_log([*tail, "-F", *(path.name for path in wanted.values())], folder.logs)
             return
         for name, path in wanted.items():
             if not part:
-                console.file.write(f"==> {name} <==\n")
-                console.file.flush()
-            subprocess.run([*tail, str(path)], check=False)
+                print_line(f"==> {name} <==")
+            _print_log([*tail, str(path)], folder.logs)
     except KeyboardInterrupt:
         return
 
 
-def _follow(tail: list[str], logs: Path) -> None:
-    """What is added to logs is printed until Ctrl-C, under the names of their parts."""
-    with subprocess.Popen(tail, cwd=logs, stdout=subprocess.PIPE, text=True, errors="replace") as process:
+def _print_log(tail: list[str], logs: Path) -> None:
+    """What `tail` prints of logs is printed under the names of their parts; on a terminal with what would steer it written out."""
+    with subprocess.Popen(tail, cwd=logs, stdout=subprocess.PIPE, text=True, errors="backslashreplace") as process:
         assert process.stdout is not None
         for line in process.stdout:
             header = re.fullmatch(r"==> (.+)\.log <==\n", line)
-            console.file.write(f"==> {part_of(header[1])} <==\n" if header else line)
-            console.file.flush()
+            text = f"==> {part_of(header[1])} <==\n" if header else line
+            if sys.stdout.isatty():
+                print_line(text.removesuffix("\n"))
+            else:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+            if reader_has_gone():
+                process.terminate()
+                return
 
 
 COMMANDS = (setup, up, down, stop, start, status, logs)

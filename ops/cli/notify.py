@@ -11,7 +11,7 @@ import typer
 
 from consumers.notification.search import STATUSES, Filter
 from ops.cli.options import whole
-from ops.cli.output import Execute, Format, Output, Yes, print_json, print_rows, say
+from ops.cli.output import Execute, Format, Output, Yes, confirm, print_json, print_rows, say
 from ops.cli.pipeline import FORMATS, current_settings, zoned
 from outbox.settings import Settings
 
@@ -28,6 +28,19 @@ Payment = Annotated[str, typer.Option("--payment")]
 HttpStatus = Annotated[str, typer.Option("--http-status", help="of the last attempt: 503, 5xx, none")]
 Begin = Annotated[datetime | None, typer.Option("--from", formats=FORMATS, metavar="TIME", help="made from then on")]
 End = Annotated[datetime | None, typer.Option("--to", formats=FORMATS, metavar="TIME", help="made before then")]
+LESS = (
+    "service",
+    "queue",
+    "created_at",
+    "finished_at",
+    "payment_no",
+    "planned_at",
+    "last_error",
+    "attempts",
+    "merchant_no",
+)
+"""Columns that a narrow terminal does without, in this order."""
+
 Reason = Annotated[str, typer.Option("--reason", help="why; kept in the audit table")]
 
 
@@ -58,7 +71,7 @@ def list_(
             say(f"{len(found)} receivers are paused or blocked")
             return
         rows, states = records(connection, wanted, limit=limit), counts(connection, wanted)
-    print_rows([asdict(row) for row in rows], output, columns=tuple(RecordRow.__dataclass_fields__))
+    print_rows([asdict(row) for row in rows], output, columns=tuple(RecordRow.__dataclass_fields__), less=LESS)
     total = sum(one.records for one in states)
     told = ", ".join(f"{one.records} {one.queue} {one.status}" for one in states) or "none"
     say(told + (f"; the {limit} newest shown" if total > limit else ""))
@@ -109,11 +122,11 @@ def resend(
         chosen = records(connection, wanted, limit=limit)
         total = sum(one.records for one in counts(connection, wanted))
     if not execute:
-        print_rows([asdict(row) for row in chosen], output, columns=tuple(RecordRow.__dataclass_fields__))
+        print_rows([asdict(row) for row in chosen], output, columns=tuple(RecordRow.__dataclass_fields__), less=LESS)
         say(f"{len(chosen)} of {total} notifications would be sent again; nothing was done: --execute sends them")
         return
     if chosen and not yes:
-        typer.confirm(f"send {len(chosen)} of {total} notifications again?", abort=True, err=True)
+        confirm(f"send {len(chosen)} of {total} notifications again?")
     done = list(resend_chosen(settings, chosen, reason=reason, actor=operator()))
     with reader_engine(settings).connect() as connection:
         held = held_up(connection, [row.id for row, due in done if due])
@@ -170,7 +183,7 @@ def _turn(merchant: str, reason: str, queue: str, *, execute: bool, yes: bool, p
         say(f"{merchant} would be {word} in {queue}; {held} notifications wait; nothing was done: --execute does it")
         return
     if not yes:
-        typer.confirm(f"{merchant}, for whom {held} notifications wait, is to be {word}?", abort=True, err=True)
+        confirm(f"{merchant}, for whom {held} notifications wait, is to be {word}?")
     act = pause_receiver if pauses else resume_receiver
     news = act(settings, queue, merchant, reason=reason, actor=operator())
     say(f"{merchant} is {word} in {queue}" + ("" if news else ", as it was"))
@@ -255,7 +268,7 @@ def rule_set(
         say(f"{queue} would have this rule; nothing was done: --execute sets it")
         return
     if not yes:
-        typer.confirm(f"set {queue}'s rule?", abort=True, err=True)
+        confirm(f"set {queue}'s rule?")
     change_rule(current_settings(), queue, text, reason=reason, actor=operator())
     say(f"{queue} has this rule from now on")
 

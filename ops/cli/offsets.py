@@ -10,14 +10,26 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import typer
 
 from ops.cli.options import whole
-from ops.cli.output import Execute, Format, Output, Yes, console, print_json, print_rows, say
+from ops.cli.output import (
+    Execute,
+    Format,
+    Output,
+    Yes,
+    confirm,
+    console,
+    legible,
+    print_json,
+    print_rows,
+    reader_has_gone,
+    say,
+)
 from ops.cli.pipeline import current_settings, local_folder
-from outbox.clock import utc_now
+from ops.quoting import quoted
+from outbox.clock import utc_now, zone_of
 from outbox.settings import Settings
 from schemas.numeric import WHOLE_MAX
 
@@ -49,6 +61,8 @@ CountLimit = Annotated[
     int, typer.Option("--count-limit", parser=whole(0, 100_000_000), help="of a longer way, events are not counted")
 ]
 COUNT_LIMIT = 200_000
+LESS = ("host", "client", "begin", "lag_s", "committed", "progress", "end")
+"""Columns of `describe` that a narrow terminal does without, in this order."""
 WATCH_S = 2.0
 
 
@@ -93,17 +107,17 @@ def describe(
         if watch and console.is_terminal:
             console.clear()
         _print_view(settings, view, output, only_lagging=only_lagging)
-        if not watch:
+        if not watch or reader_has_gone():
             return
         time.sleep(WATCH_S)
 
 
 def _require_known(view: View) -> None:
-    """The group is there, or stands somewhere. Raises Refused: a name that was mistyped must not pass for an empty group."""
-    from outbox.errors import Refused
+    """The group is there, or stands somewhere. Raises UnknownName: a name that was mistyped must not pass for an empty group."""
+    from outbox.errors import UnknownName
 
     if not view.group.exists and not any(one.position is not None for one in view.standings):
-        raise Refused(f"there is no group {view.group.name!r}: payrelay offsets list")
+        raise UnknownName(f"there is no group {view.group.name!r}: payrelay offsets list")
 
 
 def _print_view(settings: Settings, view: View, output: Format, *, only_lagging: bool) -> None:
@@ -122,7 +136,7 @@ def _print_view(settings: Settings, view: View, output: Format, *, only_lagging:
         print_json(group | {"ours": view.ours.processor.service if view.ours else None, "partitions": rows})
         return
     say(headline(view))
-    print_rows(rows, output, columns=standing_columns(view))
+    print_rows(rows, output, columns=standing_columns(view), less=LESS)
     say(lag_line(rows))
 
 
@@ -140,7 +154,10 @@ def reset(
     shift_by: Annotated[
         int | None, typer.Option("--shift-by", parser=whole(-WHOLE_MAX), metavar="N", help="on, or back where negative")
     ] = None,
-    from_file: Annotated[Path | None, typer.Option("--from-file", help="CSV, as kafka-consumer-groups has it")] = None,
+    from_file: Annotated[
+        Path | None,
+        typer.Option("--from-file", exists=True, dir_okay=False, help="CSV, as kafka-consumer-groups has it"),
+    ] = None,
     from_group: Annotated[str | None, typer.Option("--from-group", help="where another group stands")] = None,
     map_: Annotated[str, typer.Option("--map", metavar="JSON", help='of one --topic: {"0": 123, "1": 456}')] = "",
     to_order: Annotated[
@@ -208,6 +225,7 @@ def export(
     """Write where groups stand as CSV: topic,partition,offset, with the group in front if several. kafka-consumer-groups reads it."""
     from ops.offsets.files import as_csv
     from ops.offsets.plan import look
+    from outbox.errors import Refused
 
     settings = current_settings()
     views = [look(settings, name) for name in groups]
@@ -219,11 +237,19 @@ def export(
             for view in views
         }
     )
-    if file is not None:
-        file.write_text(content)
+    if file is None:
+        sys.stdout.write("".join(map(_shown_line, content.splitlines())))
     else:
-        sys.stdout.write(content)
+        try:
+            file.write_text(content)
+        except OSError as error:
+            raise Refused(f"{file} cannot be written, nothing was exported: {error.strerror}") from error
     say(f"{content.count(chr(10))} offsets")
+
+
+def _shown_line(line: str) -> str:
+    """Return a line of a file of offsets, exact for whatever reads it; what a group's name does to a terminal is written out."""
+    return f"{legible(line) if sys.stdout.isatty() else line}\n"
 
 
 @app.command()
@@ -243,17 +269,17 @@ def delete(
     from ops.offsets.move import require_inactive
     from ops.offsets.ours import ours
     from ops.stack.programs import installed_programs
-    from outbox.errors import Refused
+    from outbox.errors import UnknownName
 
     settings = current_settings()
     if ours(settings, group) is not None:
         say(f"{group} is ours: its progress stays, and the next start of its worker commits it to Kafka again")
     found = committed(settings, group)
     if not found and not find_group(settings, group).exists:
-        raise Refused(f"there is no group {group!r}: payrelay offsets list")
+        raise UnknownName(f"there is no group {group!r}: payrelay offsets list")
     doomed = {place: offset for place, offset in found.items() if not topic or place[0] == topic}
     if topic and not doomed:
-        raise Refused(f"{group} has no offset of {topic!r}")
+        raise UnknownName(f"{group} has no offset of {topic!r}")
     rows = [{"topic": place[0], "partition": place[1], "offset": offset} for place, offset in sorted(doomed.items())]
     print_rows(rows, output, columns=("topic", "partition", "offset"))
     if not execute:
@@ -261,14 +287,14 @@ def delete(
         return
     require_inactive(settings, group, how=_how_to_stop(settings, group), within=_duration(wait))
     if not yes:
-        typer.confirm(f"delete {len(doomed)} offsets{'' if topic else ' and the group'}?", abort=True, err=True)
+        confirm(f"delete {len(doomed)} offsets{'' if topic else ' and the group'}?")
     path = _undo_path(settings, group, undo_file)
     if topic:
         say(delete_topic(settings, group, topic, programs=installed_programs(_home()), undo=path))
     else:
         delete_group(settings, group, undo=path)
         say(f"{group} is no more")
-    say(f"payrelay offsets undo {group} brings the offsets back ({path})")
+    say(f"payrelay offsets undo {quoted(group)} brings the offsets back ({path})")
 
 
 @app.command()
@@ -339,7 +365,7 @@ def _plan_and_move(settings: Settings, group: str, asked: Asked, scope: Scope | 
         say("nothing was done: --execute moves the group")
         return
     if not how.yes:
-        typer.confirm(f"move {group}?", abort=True, err=True)
+        confirm(f"move {group}?")
         require_inactive(settings, group, how=_how_to_stop(settings, group))
     undo_path = _undo_path(settings, group, how.undo_file)
     differences = execute(settings, made, undo_path)
@@ -348,9 +374,11 @@ def _plan_and_move(settings: Settings, group: str, asked: Asked, scope: Scope | 
 
 def _tell_outcome(group: str, made: Plan, undo_path: Path, differences: list[Any]) -> None:
     if without := len(made.moves) - len(made.seen):
-        say(f"{without} partitions had no position, and undo leaves them: payrelay offsets delete {group} forgets them")
+        say(
+            f"{without} partitions had no position, and undo leaves them: payrelay offsets delete {quoted(group)} forgets them"
+        )
     if made.seen:
-        say(f"payrelay offsets undo {group} moves it back ({undo_path})")
+        say(f"payrelay offsets undo {quoted(group)} moves it back ({undo_path})")
     if differences:
         for one in differences:
             say(f"{one.place[0]}/{one.place[1]}: {one.where} was to be {one.wanted}, and is {one.found}")
@@ -388,9 +416,11 @@ def _how_to_stop(settings: Settings, group: str) -> str:
     from ops.processors import known_processors
 
     if parts := _local_parts(settings, group):
-        return f"Stop them: payrelay stop {' '.join(parts)}; --stop-workers does that, and starts them again."
+        return (
+            f"Stop them: payrelay stop {' '.join(map(quoted, parts))}; --stop-workers does that, and starts them again."
+        )
     if (processor := known_processors(settings).get(group)) is not None:
-        return f"End these processes on their hosts: payrelay worker {processor.name}."
+        return f"End these processes on their hosts: payrelay worker {quoted(processor.name)}."
     return "End these processes on their hosts; one that was killed is a member until its session time-out."
 
 
@@ -424,11 +454,11 @@ def _instant(to_datetime: str, by_duration: str, tz: str) -> datetime | None:
             return utc_now() - ago
         if not to_datetime:
             return None
-        zone = ZoneInfo(tz) if tz else None
+        zone = zone_of(tz) if tz else None
         at = instant(to_datetime, zone)
         at.astimezone(UTC)  # as it is told and looked up
         return at.astimezone(zone) if zone is not None else at
-    except (ZoneInfoNotFoundError, ValueError) as error:
+    except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     except OverflowError as error:
         raise typer.BadParameter(f"{by_duration or to_datetime!r} is before the year 1 or after 9999") from error

@@ -1,16 +1,27 @@
-"""How commands speak: -o table|json|csv, exit codes 0 done, 1 found something wrong, 2 usage, 3 cannot reach."""
+"""How commands speak: -o table|json|csv, exit codes 0 done, 1 found something wrong, 2 usage, 3 cannot reach.
+
+All text of a command goes through here: what an event, a group or a server has put into it can neither steer the terminal nor
+pass for a line of ours, and a spreadsheet takes none of it for a formula.
+"""
 
 from __future__ import annotations
 
 import csv
+import io
 import json
+import os
+import re
 import sys
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+import textwrap
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
@@ -30,41 +41,262 @@ Yes = Annotated[bool, typer.Option("--yes", help="do not ask")]
 
 PIPE_WIDTH = 10_000
 """Columns where standard output is no terminal: nothing is cut or wrapped that a program or a file is to read."""
+PROSE_MIN = 16
+"""A column of words is not made narrower than this: a table of single words is no table."""
+COMMAND = "payrelay "
+GAP = 2
+"""Spaces between two columns."""
 
-console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, soft_wrap=True, emoji=False, markup=False)
+console = Console(
+    width=None if sys.stdout and sys.stdout.isatty() else PIPE_WIDTH, soft_wrap=True, emoji=False, markup=False
+)
 errors = Console(stderr=True, soft_wrap=True, emoji=False)
 
 
-def print_rows(rows: Sequence[Mapping[str, Any]], output: Format, *, columns: Sequence[str] | None = None) -> None:
-    """The rows are on standard output: a table for people, a JSON list, or CSV with a header."""
+def print_rows(
+    rows: Sequence[Mapping[str, Any]],
+    output: Format,
+    *,
+    columns: Sequence[str] | None = None,
+    less: Collection[str] = (),
+) -> None:
+    """The rows are on standard output: a table for people, a JSON list, or CSV with a header.
+
+    On a terminal that is too narrow for the table, words wrap, then the columns of `less` are left out, in that order, and then
+    each row is a block of lines. A value without spaces, such as an id, is never cut or broken.
+    """
     names = list(columns or (rows[0].keys() if rows else ()))
     if output is Format.JSON:
         print_json(rows)
     elif output is Format.CSV:
         writer = csv.writer(sys.stdout)
         writer.writerow(names)
-        writer.writerows([_text(row.get(name)) for name in names] for row in rows)
+        writer.writerows([csv_cell(row.get(name)) for name in names] for row in rows)
     else:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in names:
-            table.add_column(name)
-        for row in rows:
-            table.add_row(*(_text(row.get(name)) for name in names))
-        console.print(table)
+        _print_table(names, rows, less)
 
 
 def print_json(content: object) -> None:
     """The content is on standard output as JSON."""
-    sys.stdout.write(json.dumps(content, indent=2, default=_plain) + "\n")
+    text = json.dumps(content, indent=2, default=_plain)
+    sys.stdout.write(text.replace("\x7f", "\\u007f") + "\n")  # the only control character that JSON leaves as it is
+
+
+def print_line(text: str) -> None:
+    """The text is a line on standard output."""
+    console.print(legible(text), highlight=False)
 
 
 def say(message: str) -> None:
-    """The message is on standard error, so that standard output stays what was asked for."""
-    errors.print(message, markup=False, highlight=False)
+    """The message is a line on standard error, so that standard output stays what was asked for."""
+    errors.print(legible(message), markup=False, highlight=False)
+
+
+def confirm(question: str) -> None:
+    """The operator has said yes. Raises Abort otherwise."""
+    typer.confirm(legible(question), abort=True, err=True)
+
+
+def legible(text: str) -> str:
+    r"""Return the text with all that a terminal does not simply show written out: control and direction marks, stray bytes.
+
+    >>> print(legible("M1\x1b[2J\nM2  0"))
+    M1\x1b[2J\nM2  0
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        sign if sign.isprintable() or unicodedata.category(sign) == "Zs" else sign.encode("unicode_escape").decode()
+        for sign in text
+    )
+
+
+FORMULA = re.compile(r"[=+\-@\uff1d\uff0b\uff0d\uff20]")
+"""What a spreadsheet takes for the beginning of a formula; tabs and line ends are written out before."""
+NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
+
+
+def csv_cell(value: object) -> str:
+    """Return a value as a cell of CSV: a number stays one, and text that a spreadsheet would calculate begins with an apostrophe.
+
+    >>> csv_cell(-5), csv_cell("-5"), csv_cell("-M1"), csv_cell("=1+1"), csv_cell("M1")
+    ('-5', '-5', "'-M1", "'=1+1", 'M1')
+    """
+    text = legible(_text(value))
+    return f"'{text}" if FORMULA.match(text) and not NUMBER.fullmatch(text) else text
+
+
+def open_channels() -> None:
+    """Standard output and error take any text, and go on taking it when their reader has gone: `… | head -1` ends well.
+
+    The command is carried out to its end then, and its exit code is its own. Called once, before anything is written.
+    """
+    sys.stdout, sys.stderr = _channel(sys.stdout, 1), _channel(sys.stderr, 2)
+
+
+def reader_has_gone() -> bool:
+    """Return whether nobody reads standard output any more: what would go on for ever ends."""
+    return getattr(getattr(sys.stdout, "buffer", None), "raw", None) in _abandoned
+
+
+_abandoned: set[object] = set()
+
+
+def discard_output() -> None:
+    """What is left of standard output goes nowhere: it cannot be written, as on a full disk, and that was said."""
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    if isinstance(raw, _Pipe):
+        raw.abandon()
+
+
+class _Pipe(io.FileIO):
+    """A file descriptor whose reader may go."""
+
+    def write(self, content: Any, /) -> int:
+        try:
+            return super().write(content)
+        except BrokenPipeError:
+            self.abandon()
+            return len(content)
+
+    def abandon(self) -> None:
+        """Whatever is written from now on goes nowhere."""
+        _abandoned.add(self)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self.fileno())
+        os.close(null)
+
+
+def _channel(stream: Any, descriptor: int) -> TextIO:
+    if stream is None:  # it was closed before we began
+        return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123 - as long as the process
+    if stream not in (sys.__stdout__, sys.__stderr__) or stream.fileno() != descriptor:
+        kept: TextIO = stream
+        return kept
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Pipe(descriptor, "w", closefd=False)),
+        encoding=stream.encoding,
+        errors="backslashreplace",
+        line_buffering=stream.isatty() or descriptor == 2,
+    )
+
+
+# ---- a table within a terminal's width ------------------------------------------------------------------------------
+
+Cells = Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column's widths: of all in one line, and with its words wrapped."""
+
+    name: str
+    natural: int
+    least: int
+
+
+def _print_table(names: Sequence[str], rows: Sequence[Mapping[str, Any]], less: Collection[str]) -> None:
+    cells = [{name: legible(_text(row.get(name))) for name in names} for row in rows]
+    whole = cells
+    columns = [_measured(name, cells) for name in names]
+    if cells and sum(column.natural + GAP for column in columns) - GAP > console.width:
+        cells = [{name: legible(_text(_to_the_second(row.get(name)))) for name in names} for row in rows]
+        columns = [_measured(name, cells) for name in names if any(row[name] for row in cells)]
+    widths, left_out = fitting(columns, console.width, less=less)
+    if widths is None:
+        for row in whole:
+            console.print(block(row, console.width), highlight=False)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name, width in widths.items():
+        table.add_column(name, width=width)
+    for row in cells:
+        table.add_row(*(row[name] for name in widths))
+    console.print(table)
+    if left_out:
+        say(f"left out at {console.width} columns: {', '.join(left_out)}; -o json has all")
+
+
+def _measured(name: str, cells: Cells) -> Column:
+    values = [name, *(row[name] for row in cells)]
+    natural = max(map(cell_len, values))
+    word = max(map(_least, values))
+    return Column(name=name, natural=natural, least=max(word, min(natural, PROSE_MIN)))
+
+
+def _least(value: str) -> int:
+    """Return how narrow a value may be: its longest word, and all of a command, which is to be copied."""
+    return cell_len(value) if value.startswith(COMMAND) else max(map(cell_len, value.split(" ")))
+
+
+def fitting(
+    columns: Sequence[Column], width: int, *, less: Collection[str]
+) -> tuple[dict[str, int] | None, tuple[str, ...]]:
+    """Return how wide each column is to be, and which are left out; no widths where none will do.
+
+    >>> id, error = Column("id", 8, 8), Column("error", 40, 16)
+    >>> fitting([id, error], 80, less=()), fitting([id, error], 30, less=())
+    (({'id': 8, 'error': 40}, ()), ({'id': 8, 'error': 20}, ()))
+    >>> fitting([id, error], 20, less=["error"]), fitting([id, error], 20, less=())
+    (({'id': 8}, ('error',)), (None, ()))
+    """
+    left_out: list[str] = []
+    for name in ("", *less):
+        if name:
+            left_out += [column.name for column in columns if column.name == name]
+        kept = [column for column in columns if column.name not in left_out]
+        room = width - GAP * (len(kept) - 1)
+        if sum(column.natural for column in kept) <= room:
+            return {column.name: column.natural for column in kept}, tuple(left_out)
+        if sum(column.least for column in kept) <= room:
+            return _shared_out(kept, room), tuple(left_out)
+    return None, ()
+
+
+def _shared_out(columns: Sequence[Column], room: int) -> dict[str, int]:
+    """Return widths that fill the room: what is over goes to the columns that lack least, first."""
+    widths = {column.name: column.least for column in columns}
+    over = room - sum(widths.values())
+    wanting = sorted(columns, key=lambda column: column.natural - column.least)
+    for number, column in enumerate(wanting):
+        more = min(column.natural - column.least, over // (len(wanting) - number))
+        widths[column.name] += more
+        over -= more
+    return widths
+
+
+def block(row: Mapping[str, str], width: int) -> str:
+    """Return a row as lines of name and value, and an empty line; what is empty is left out, and no word is broken.
+
+    >>> print(block({"id": "accounting:1", "key": "", "error": "it broke"}, 40).rstrip())
+    id     accounting:1
+    error  it broke
+    """
+    label = max(map(cell_len, row), default=0) + GAP
+    lines = []
+    for name, value in row.items():
+        beside = label + _least(value) <= width
+        indent = label if beside else min(GAP, max(0, width - _least(value)))
+        more = [" " * indent + line for line in _wrapped(value, width - indent)]
+        if value:
+            lines += [f"{name:<{label}}{more[0][label:]}", *more[1:]] if beside else [name, *more]
+    return "\n".join([*lines, ""])
+
+
+def _wrapped(value: str, width: int) -> list[str]:
+    if value.startswith(COMMAND):
+        return [value]
+    return textwrap.wrap(value, max(1, width), break_long_words=False, break_on_hyphens=False) or [value]
 
 
 def _plain(value: object) -> str:
     return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def _to_the_second(value: object) -> object:
+    if not isinstance(value, datetime) or value.tzinfo is None:
+        return value
+    return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
 
 
 def _text(value: object) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ops.cli.options import whole
-from ops.cli.output import Execute, Format, Output, Yes, print_json, print_rows, say
+from ops.cli.output import Execute, Format, Output, Yes, confirm, print_json, print_rows, say
 from ops.cli.pipeline import FORMATS, current_settings, zoned
 from outbox.settings import Settings
 
@@ -22,6 +22,9 @@ Type = Annotated[str, typer.Option("--type", help="e.g. payment.settled.v1")]
 CauseOption = Annotated[str, typer.Option("--cause", help="e.g. REJECTED, UNDECODABLE")]
 Begin = Annotated[datetime | None, typer.Option("--from", formats=FORMATS, metavar="TIME", help="parked from then on")]
 End = Annotated[datetime | None, typer.Option("--to", formats=FORMATS, metavar="TIME", help="parked before then")]
+LESS = ("parked_at", "attempts", "consumer", "type", "place")
+"""Columns of events that a narrow terminal does without, in this order."""
+
 Limit = Annotated[int, typer.Option("--limit", parser=whole(1, 10_000))]
 
 
@@ -48,7 +51,7 @@ def list_(
         found = counts(connection, wanted)
         rows: list[Count] | list[ParkedRow] = parked_events(connection, wanted, limit=limit) if events else found
     columns = tuple((ParkedRow if events else Count).__dataclass_fields__)
-    print_rows([asdict(row) for row in rows], output, columns=columns)
+    print_rows([asdict(row) for row in rows], output, columns=columns, less=LESS if events else ())
     total = sum(count.events for count in found)
     say(f"{total} parked" + (f", the {limit} oldest shown" if events and total > limit else ""))
 
@@ -57,8 +60,9 @@ def list_(
 def show(identity: Annotated[str, typer.Argument(metavar="ID", help="as `parked list --events` shows it")]) -> None:
     """Show one parked event whole, as JSON: where it lay, why it is parked, its headers and its body."""
     from ops.health import reader_engine
-    from ops.parked import event
+    from ops.parked import event, place_of
 
+    place_of(identity)
     with reader_engine(current_settings()).connect() as connection:
         print_json(event(connection, identity))
 
@@ -100,7 +104,7 @@ def retry(
         say("nothing was done: --execute retries them")
         return
     if chosen and not yes:
-        typer.confirm("retry them?", abort=True, err=True)
+        confirm("retry them?")
     act = Act(action=Action.RETRY, actor=operator(), reason=reason)
     rows = [
         {"id": queue.id, "consumer": queue.consumer, "key": queue.legible_key, **asdict(drained)}
@@ -149,12 +153,12 @@ def skip(
     with reader_engine(settings).connect() as connection:
         chosen = parked_events(connection, wanted, limit=limit)
         behind = sum(queue.events for queue in queues(connection, wanted, limit=limit)) - len(chosen)
-    print_rows([asdict(row) for row in chosen], output, columns=tuple(ParkedRow.__dataclass_fields__))
+    print_rows([asdict(row) for row in chosen], output, columns=tuple(ParkedRow.__dataclass_fields__), less=LESS)
     if not execute:
         say(f"{len(chosen)} parked events would be skipped; nothing was done: --execute skips them")
         return
     if chosen and not yes:
-        typer.confirm(f"skip {len(chosen)} events, which will then not be applied?", abort=True, err=True)
+        confirm(f"skip {len(chosen)} events, which will then not be applied?")
     skipped = skip_events(settings, chosen, Act(action=Action.SKIP, actor=operator(), reason=reason))
     say(f"{skipped} skipped, kept in parked_audit")
     if behind > 0:
@@ -162,6 +166,8 @@ def skip(
 
 
 def _filter(settings: Settings, *, begin: datetime | None, end: datetime | None, **given: str) -> Any:
-    from ops.parked import Filter
+    from ops.parked import Filter, place_of
 
+    if given.get("identity"):
+        place_of(given["identity"])
     return Filter(**given, begin=zoned(settings, begin), end=zoned(settings, end))

@@ -1,11 +1,11 @@
-"""What runs on a stack, local or not: migrate, topics."""
+"""What runs on a stack, local or not: migrate, topics, worker, serve, exporter, tool."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import typer
 
@@ -14,8 +14,8 @@ from ops.cli.local import this_stack
 from ops.cli.output import Format, Output, print_rows, say
 from ops.processes import NOTIFIER, NOTIFIERS, PROCESSORS, SERVICES
 from ops.stack.state import StackFolder
-from outbox.clock import in_zone
-from outbox.errors import Refused
+from outbox.clock import in_zone, zone_of
+from outbox.errors import Misused
 from outbox.settings import Settings
 
 topics = typer.Typer(help="Topics, as schemas/topics.py declares them.", no_args_is_help=True)
@@ -29,7 +29,7 @@ def current_settings() -> Settings:
     try:
         return this_stack().settings()
     except FileNotFoundError as error:
-        raise Refused(f"{error}; or set PAYRELAY_KAFKA_BOOTSTRAP and the rest for a stack of your own") from error
+        raise Misused(f"{error}; or set PAYRELAY_KAFKA_BOOTSTRAP and the rest for a stack of your own") from error
 
 
 def local_folder() -> StackFolder | None:
@@ -50,8 +50,8 @@ FORMATS = [
 
 
 def zoned(settings: Settings, at: datetime | None) -> datetime | None:
-    """Return a time as it was meant: in the zone of payment limits where it names none."""
-    return at.replace(tzinfo=ZoneInfo(settings.zone)) if at is not None and at.tzinfo is None else at
+    """Return a time as it was meant: in the zone of payment limits where it names none; what that zone has twice is refused."""
+    return instant(at, settings.zone)
 
 
 Zone = Annotated[str, typer.Option("--tz", metavar="ZONE", help="of times that name none, e.g. Asia/Shanghai")]
@@ -59,18 +59,18 @@ Zone = Annotated[str, typer.Option("--tz", metavar="ZONE", help="of times that n
 
 def instant(at: datetime | None, tz: str) -> datetime | None:
     """Return a time as it was meant; one that names no zone is refused unless `tz` does: a wrong guess moves money."""
-    if at is None or at.tzinfo is not None:
-        return at
-    if not tz:
+    if at is None:
+        return None
+    if at.tzinfo is None and not tz:
         raise typer.BadParameter(f"{at.isoformat()} names no zone: add one (2026-11-23T08:00:00+0800) or --tz")
     try:
-        zone = ZoneInfo(tz)
-    except (ZoneInfoNotFoundError, ValueError) as error:
-        raise typer.BadParameter(f"--tz: no zone {tz!r}") from error
-    try:
-        return in_zone(at, zone)
+        meant = in_zone(at, zone_of(tz)) if at.tzinfo is None else at
+        meant.astimezone(UTC)  # as it is looked up
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    except OverflowError as error:
+        raise typer.BadParameter(f"{at.isoformat()} is before the year 1 or after 9999") from error
+    return meant
 
 
 def span(begin: datetime | None, end: datetime | None, tz: str) -> tuple[datetime | None, datetime | None]:
@@ -95,16 +95,21 @@ def topics_list(output: Output = Format.TABLE) -> None:
     from ops.topics import topic_states
 
     rows = [asdict(state) | {"problems": "; ".join(state.problems)} for state in topic_states(current_settings())]
-    print_rows(rows, output)
+    print_rows(rows, output, less=("topic_id", "retention_ms", "found", "partitions"))
     if any(row["problems"] for row in rows):
         raise typer.Exit(1)
 
 
 @topics.command("apply")
 def topics_apply(
-    execute: Annotated[bool, typer.Option("--execute/--dry-run", help="only show what would be done")] = True,
+    execute: Annotated[
+        bool,
+        typer.Option(
+            "--execute/--dry-run", help="do it, which is done without either; or only show what would be done"
+        ),
+    ] = True,
 ) -> None:
-    """Create what is missing and mend configurations. Partitions are never added: keys would move."""
+    """Create what is missing and bring configurations to what is declared, at once; with --dry-run only show it. Partitions are never added: keys would move."""
     from ops.topics import apply_topics
 
     done = apply_topics(current_settings(), execute=execute)
@@ -176,6 +181,32 @@ def serve(
         "notification": (create_notification, settings.notification_port),
     }
     serve_apps([(services[name][0](settings), settings.host, services[name][1]) for name in wanted], settings)
+
+
+def tool(
+    program: Annotated[
+        str,
+        typer.Argument(
+            help="psql, pg_dump, pg_restore, pg_basebackup; kafka-topics, kafka-consumer-groups and the like"
+        ),
+    ],
+    arguments: Annotated[list[str] | None, typer.Argument(help="its own, as it takes them")] = None,
+) -> None:
+    """Run a program of PostgreSQL's on the stack's database, as its owner, or of Kafka's on its broker, of the server's own version.
+
+    Exit code 1 if the program fails.
+    """
+    from ops.stack.programs import installed_programs
+    from ops.tools import run_tool
+
+    settings = current_settings()
+    sys.stdout.flush()
+    if run_tool(settings, program, arguments or [], programs=installed_programs(this_stack().home)):
+        raise typer.Exit(1)
+
+
+PASSED_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+"""How `tool` is read: what stands behind the program is the program's."""
 
 
 def exporter() -> None:

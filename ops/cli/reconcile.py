@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ops.cli.options import whole
-from ops.cli.output import Format, Output, print_json, print_rows, say
+from ops.cli.output import Format, Output, confirm, print_json, print_rows, say
 from ops.cli.pipeline import current_settings
 from schemas.numeric import parse_whole
 
@@ -67,7 +67,7 @@ def _mended(settings: Settings, report: Report, *, grace: timedelta, yes: bool) 
         say("nothing of it can be mended from here")
         return report
     if not yes:
-        typer.confirm("do it?", abort=True, err=True)
+        confirm("do it?")
     tried = []
     for mended in carry_out(settings, steps, actor=operator(), within_s=MENDED_S):
         if not mended.step.by_hand:

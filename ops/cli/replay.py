@@ -13,8 +13,9 @@ from uuid import UUID
 import typer
 
 from ops.cli.options import whole
-from ops.cli.output import Execute, Format, Output, Yes, errors, print_rows, say
+from ops.cli.output import Execute, Format, Output, Yes, confirm, errors, legible, print_rows, say
 from ops.cli.pipeline import FORMATS, Zone, current_settings, span
+from ops.quoting import quoted
 from outbox.settings import Settings
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def redeliver(
             raise typer.Exit(1)
         return
     if (total.applied or total.resent) and not yes:
-        typer.confirm(f"{ahead}?", abort=True, err=True)
+        confirm(f"{ahead}?")
     outcome = carry_out(settings, consumer, window, from_outbox=from_outbox, resends_external=resend_external)
     print_rows([_row(consumer, outcome)], output, columns=("place", *COUNTS))
     _tell(outcome)
@@ -173,7 +174,7 @@ def _correct(
     if execute and chosen:
         if not yes:
             print_rows(rows, output)
-            typer.confirm(f"post {len(chosen)} corrections?", abort=True, err=True)
+            confirm(f"post {len(chosen)} corrections?")
         posted = correct(settings, rebuilt, chosen, reason=reason, actor=actor, at=utc_now())
         rows = [_correction(one) | {"done": done} for one, done in posted]
     print_rows(rows, output)
@@ -205,11 +206,11 @@ def _switch(settings: Settings, rebuilt: Rebuilt, *, execute: bool, yes: bool) -
         say(f"nothing was done: --execute puts {tables} of {rebuilt.shadow.name} in the place of the live ones")
         return
     if not yes:
-        typer.confirm(f"put {tables} of {rebuilt.shadow.name} in the place of the live ones?", abort=True, err=True)
+        confirm(f"put {tables} of {rebuilt.shadow.name} in the place of the live ones?")
     with _progress("what has come since") as told:
         done = switch_tables(settings, rebuilt, told=told)
     say(f"switched in {done.held_s:.2f} s; {done.known} events known now, {done.unknown} no more, {done.parked} parked")
-    say(f"the old tables are in {done.old}: payrelay replay drop {done.old} --execute removes them")
+    say(f"the old tables are in {done.old}: payrelay replay drop {quoted(done.old)} --execute removes them")
 
 
 @app.command()
@@ -221,7 +222,7 @@ def checkpoint(consumer: Consumer) -> None:
     from ops.rebuild.checkpoint import take_checkpoint
 
     made = take_checkpoint(current_settings(), consumer)
-    say(f"kept as {made.name}; payrelay replay drop {made.name} --execute removes it")
+    say(f"kept as {made.name}; payrelay replay drop {quoted(made.name)} --execute removes it")
 
 
 @app.command()
@@ -234,26 +235,26 @@ def drop(
     """Remove a shadow, a checkpoint, or tables that a switch has put aside; without a name, show what there is."""
     from ops.health import reader_engine
     from ops.rebuild.schemas import drop_schema, find_schemas
-    from outbox.errors import Refused
+    from outbox.errors import UnknownName
     from outbox.migrate import owner_engine
 
     settings = current_settings()
     with reader_engine(settings).connect() as connection:
         found = find_schemas(connection)
+    if name and name not in {made.name for made in found}:
+        raise UnknownName(
+            f"{name!r} was not made by a rebuild, a switch or a checkpoint: payrelay replay drop lists what was"
+        )
     print_rows(
         [asdict(made) for made in found if not name or made.name == name],
         output,
         columns=("name", "purpose", "consumer", "at", "base"),
     )
-    if name and name not in {made.name for made in found}:
-        raise Refused(
-            f"{name!r} was not made by a rebuild, a switch or a checkpoint: payrelay replay drop lists what was"
-        )
     if name and not execute:
         say("nothing was done: --execute removes it")
     elif name:
         if not yes:
-            typer.confirm(f"remove {name} with all its rows?", abort=True, err=True)
+            confirm(f"remove {name} with all its rows?")
         with owner_engine(settings).begin() as owner:
             drop_schema(owner, name)
         say(f"{name} is gone")
@@ -301,7 +302,7 @@ def _progress(what: str) -> Generator[Told]:
 
         yield line
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=errors, transient=True) as bar:
-        task = bar.add_task(what, total=None)
+        task = bar.add_task(legible(what), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

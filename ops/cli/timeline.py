@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ops.cli.output import Format, Output, console, print_json, print_rows, say
+from ops.cli.output import Format, Output, print_json, print_line, print_rows, say
 from ops.cli.pipeline import current_settings
+from outbox.errors import UnknownName
 
 
 def timeline(
@@ -21,14 +22,13 @@ def timeline(
     """Show an order's whole story over every table and topic, in time order with latencies.
 
     Each thing that should be there and is not has a line `missing` with the command that mends it. Exit code 1 if there is
-    one, or no such order.
+    one.
     """
     from ops.timeline.story import Line, timeline
 
     stories = timeline(current_settings(), number, merchant_no=merchant)
     if not stories:
-        say(f"no order and no payment has the number {number}")
-        raise typer.Exit(1)
+        raise UnknownName(f"no order and no payment has the number {number!r}")
     if output is Format.JSON:
         print_json([asdict(story) for story in stories])
     elif output is Format.CSV:
@@ -36,7 +36,7 @@ def timeline(
         print_rows(rows, output)
     else:
         for story in stories:
-            console.print(
+            print_line(
                 f"payment {story.payment_no} of order {story.order_no} at merchant {story.merchant_no}: "
                 f"{story.status}, {story.amount_fen} fen {story.currency}, {story.method}"
             )

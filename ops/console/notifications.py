@@ -19,6 +19,7 @@ from consumers.notification.search import STATUSES, Filter
 from ops.console.edge import SEEN, TEXT_MAX, Acting, console_of, form_of, go, page, reason_of, require_names
 from ops.notify import Found, RecordRow, found, queues, record, records, resend
 from ops.notify_acts import new_id
+from outbox.clock import in_zone
 from outbox.errors import Refused
 from schemas.numeric import parse_whole
 
@@ -66,7 +67,12 @@ def _moment(said: str, zone: str) -> datetime | None:
         moment = datetime.fromisoformat(said)
     except ValueError:
         raise Refused(f"{said!r} is no time: such as 2026-11-25T15:30 or 2026-11-25T15:30:00+08:00") from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=ZoneInfo(zone))
+    if moment.tzinfo:
+        return moment
+    try:
+        return in_zone(moment, ZoneInfo(zone))
+    except ValueError as error:
+        raise Refused(str(error)) from error
 
 
 @router.get("/notifications")

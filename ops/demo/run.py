@@ -31,14 +31,28 @@ Watch = Callable[[str, int, int], None]
 
 
 def run_demo(
-    settings: Settings, folder: StackFolder, *, orders: int, seed: int, rate: float | None, watch: Watch
+    settings: Settings,
+    folder: StackFolder,
+    *,
+    orders: int,
+    seed: int,
+    rate: float | None,
+    patience_s: float = STILL_S,
+    watch: Watch,
 ) -> tuple[Proof, dict[str, Any]]:
-    """Every order is driven and its effects are in, or nothing moved for a minute; returns the proof and the figures."""
-    return uvloop.run(_run(settings, folder, orders=orders, seed=seed, rate=rate, watch=watch))
+    """Every order is driven and its effects are in, or nothing moved for so long; returns the proof and the figures."""
+    return uvloop.run(_run(settings, folder, orders=orders, seed=seed, rate=rate, patience_s=patience_s, watch=watch))
 
 
 async def _run(
-    settings: Settings, folder: StackFolder, *, orders: int, seed: int, rate: float | None, watch: Watch
+    settings: Settings,
+    folder: StackFolder,
+    *,
+    orders: int,
+    seed: int,
+    rate: float | None,
+    patience_s: float,
+    watch: Watch,
 ) -> tuple[Proof, dict[str, Any]]:
     begun = utc_now()
     name = f"D{begun:%y%m%d%H%M%S%f}"
@@ -61,19 +75,19 @@ async def _run(
         started = time.monotonic()
         await driver.drive(wanted, rate=rate)
         journal.close()
-        await _settle_down(settings, run.name, orders, sink, watch)
+        await _settle_down(settings, run.name, orders, sink, watch, patience_s)
         seconds = time.monotonic() - started
     proof = await asyncio.to_thread(prove, settings, read_journal(path), delivered=len(sink.orders))
     figures = await asyncio.to_thread(_figures, settings, begun, seconds, driver.starts, proof)
     return proof, figures
 
 
-async def _settle_down(settings: Settings, run: str, orders: int, sink: Sink, watch: Watch) -> None:
-    """Every order is final with its effects in, or nothing has moved for a minute."""
+async def _settle_down(settings: Settings, run: str, orders: int, sink: Sink, watch: Watch, patience_s: float) -> None:
+    """Every order is final with its effects in, or nothing has moved for so long: the proof then says what is missing."""
     seen: tuple[int, ...] = ()
     moved = time.monotonic()
     engine = create_engine(driver_url(settings.dsn_of(READER)), pool_size=1)
-    while time.monotonic() - moved < STILL_S:
+    while time.monotonic() - moved < patience_s:
         try:
             counts = await asyncio.to_thread(_counts, engine, run)
         except DBAPIError:  # PostgreSQL is away: a fault drill, it comes back

@@ -17,7 +17,7 @@ from ops.processors import known_processors, topics_of
 from ops.records import Place, bounds, id_of, offsets_at, read
 from outbox.clock import time_of
 from outbox.database import engine_for
-from outbox.errors import Refused
+from outbox.errors import Misused, Refused, UnknownName
 from outbox.inbox import Log, begin_log, begin_topic, lock_position, move_to, note_mirrored
 from outbox.settings import READER, SERVICES, Settings
 from schemas.codec import CORRELATION
@@ -123,12 +123,12 @@ def places_of_event(settings: Settings, one: Ours, identity: str) -> dict[Place,
     try:
         wanted = UUID(identity)
     except ValueError as error:
-        raise Refused(f"{identity!r} is no event id") from error
+        raise Misused(f"{identity!r} is no event id") from error
     at = time_of(wanted)
     begins = {} if at is None else offsets_at(settings, one.topics, at - CLOCK_TOLERANCE)
     found = _first(settings, one, begins, lambda message: id_of(message) == wanted, at_most=1)
     if not found:
-        raise Refused(f"event {wanted} is on none of {', '.join(one.topics)}")
+        raise UnknownName(f"event {wanted} is on none of {', '.join(one.topics)}")
     return found
 
 
@@ -141,7 +141,7 @@ def places_of_order(settings: Settings, one: Ours, order_no: str) -> dict[Place,
 
     found = _first(settings, one, {}, is_of_order)
     if not found:
-        raise Refused(f"no event of order {order_no!r} is on {', '.join(one.topics)}")
+        raise UnknownName(f"no event of order {order_no!r} is on {', '.join(one.topics)}")
     return found
 
 

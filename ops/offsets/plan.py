@@ -15,7 +15,7 @@ from ops.offsets.groups import Group, committed, group
 from ops.offsets.ours import Ours, ours
 from ops.offsets.targets import Standing, Wish, target
 from ops.records import Place, append_times, bounds, read
-from outbox.errors import Refused
+from outbox.errors import Refused, UnknownName
 from outbox.inbox import NO_HORIZON, behind_horizons, horizon
 from outbox.settings import Settings
 
@@ -50,7 +50,7 @@ def look(settings: Settings, name: str, scope: Scope | None = None) -> View:
         wanted = [place for place in ends if known or place in found or place in assigned]
     else:
         if known and (others := topics - set(known.topics)):
-            raise Refused(f"{name} does not read {', '.join(sorted(others))}, but {', '.join(known.topics)}")
+            raise UnknownName(f"{name} does not read {', '.join(sorted(others))}, but {', '.join(known.topics)}")
         wanted = _scoped(scope, ends)
     return View(
         group=one,
@@ -75,10 +75,10 @@ def _scoped(scope: Scope, ends: Collection[Place]) -> list[Place]:
     for topic, partitions in scope.items():
         there = {place for place in ends if place[0] == topic}
         if not there:
-            raise Refused(f"there is no topic {topic!r}")
+            raise UnknownName(f"there is no topic {topic!r}")
         meant = there if partitions is None else {(topic, number) for number in partitions}
         if missing := meant - there:
-            raise Refused(f"{topic} has no partition {', '.join(str(number) for _, number in sorted(missing))}")
+            raise UnknownName(f"{topic} has no partition {', '.join(str(number) for _, number in sorted(missing))}")
         wanted += sorted(meant)
     return wanted
 

@@ -13,7 +13,7 @@ from ops.offsets.ours import ours, places_of_event, places_of_order
 from ops.offsets.plan import Scope, View, look
 from ops.offsets.targets import Mode, Wish
 from ops.records import Place, offsets_at
-from outbox.errors import Refused
+from outbox.errors import Refused, UnknownName
 from outbox.settings import Settings
 
 
@@ -69,7 +69,7 @@ def _require_all(view: View, places: Mapping[Place, int], scope: Scope | None) -
     standing = {one.place for one in view.standings}
     meant = [place for place in places if scope is None or (place[0] in scope and scope[place[0]] is None)]
     if strays := sorted(set(meant) - standing):
-        raise Refused(f"{view.group.name} has no partition {strays[0][0]}/{strays[0][1]}: nothing was moved")
+        raise UnknownName(f"{view.group.name} has no partition {strays[0][0]}/{strays[0][1]}: nothing was moved")
     if scope is not None and (silent := sorted(set(scope) - {topic for topic, _ in places})):
         raise Refused(f"nothing is said of topic {silent[0]}: nothing was moved")
 
@@ -108,7 +108,7 @@ def _places(settings: Settings, name: str, asked: Asked) -> Mapping[Place, int] 
 def _positions(settings: Settings, name: str) -> dict[Place, int]:
     found = {one.place: one.position for one in look(settings, name).standings if one.position is not None}
     if not found:
-        raise Refused(f"group {name!r} has no position anywhere")
+        raise UnknownName(f"group {name!r} has no position anywhere")
     return found
 
 

@@ -13,10 +13,11 @@ from sqlalchemy import Connection, text
 from consumers.delivery import Processor
 from ops.applied import progress_of
 from ops.processors import processor_of
+from ops.quoting import quoted
 from ops.rebuild.schemas import Made, copy_rows, find_schemas, make_schema
 from ops.rebuild.subjects import Subject, subject_of, sums
 from outbox.clock import utc_now
-from outbox.errors import Refused
+from outbox.errors import Refused, UnknownName
 from outbox.inbox import Log, behind_horizons
 from outbox.migrate import owner_engine
 from outbox.settings import Settings
@@ -42,7 +43,7 @@ def usable_checkpoint(
     found = [made for made in find_schemas(connection) if made.purpose == "checkpoint" and made.consumer == consumer]
     if named:
         if not (found := [made for made in found if made.name == named]):
-            raise Refused(f"{named!r} is no checkpoint of {consumer}: payrelay replay drop lists them")
+            raise UnknownName(f"{named!r} is no checkpoint of {consumer}: payrelay replay drop lists them")
     elif not gone and not (cut := [f"{log} begins at {span.start}" for log, span in logs.items() if span.start]):
         return None
     for made in sorted(found, key=lambda one: one.at, reverse=True):
@@ -55,11 +56,11 @@ def usable_checkpoint(
     if gone:
         raise Refused(
             f"{consumer} has read {', '.join(gone)} as it was before its topic was made again: those records are gone, and what "
-            f"they did cannot be made again. A checkpoint from now on can be begun from: payrelay replay checkpoint {consumer}"
+            f"they did cannot be made again. A checkpoint from now on can be begun from: payrelay replay checkpoint {quoted(consumer)}"
         )
     raise Refused(
         f"the history is not whole: {', '.join(cut[:NAMED])}. A rebuild of the rest would take all that is older for an "
-        f"error. With a checkpoint it can begin there: payrelay replay checkpoint {consumer} takes one for the next time"
+        f"error. With a checkpoint it can begin there: payrelay replay checkpoint {quoted(consumer)} takes one for the next time"
     )
 
 

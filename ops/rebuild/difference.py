@@ -13,6 +13,7 @@ from sqlalchemy import Connection, text
 
 from ops.applied import batched
 from ops.ledger import CHUNK, paired
+from ops.quoting import quoted
 from ops.rebuild.subjects import Subject, sums
 
 NAMED_MAX = 100_000
@@ -234,7 +235,7 @@ def _judge(
         elif identity in skipped:
             what, mend = What.SKIPPED, ""
         elif identity not in applied:
-            mend = f"payrelay replay redeliver --consumer {consumer} --event {identity} --execute"
+            mend = f"payrelay replay redeliver --consumer {quoted(consumer)} --event {identity} --execute"
         elif not how:
             mend = "the event counts as applied, and its row is gone: restore it from a backup"
     elif pair.rebuilt is None:

@@ -15,7 +15,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, text
 
-from outbox.errors import Refused
+from outbox.errors import UnknownName
 from outbox.settings import CONNECTOR, READER, SEARCHER, SERVICES
 
 MARK = "payrelay: "
@@ -181,7 +181,9 @@ def drop_schema(connection: Connection, name: str, *, missing_ok: bool = False) 
         exists = connection.execute(text("SELECT to_regnamespace(:name)"), {"name": name}).scalar()
         if missing_ok and exists is None:
             return
-        raise Refused(f"{name!r} was not made by a rebuild, a switch or a checkpoint: payrelay replay drop lists them")
+        raise UnknownName(
+            f"{name!r} was not made by a rebuild, a switch or a checkpoint: payrelay replay drop lists them"
+        )
     if name in SERVICES:
         raise ValueError(name)
     _execute(connection, [f'DROP SCHEMA "{name}" CASCADE'])

@@ -7,6 +7,7 @@ from enum import StrEnum
 from uuid import UUID
 
 from consumers.notification.queues import QUEUES
+from ops.quoting import quoted
 
 
 class Kind(StrEnum):
@@ -70,20 +71,22 @@ def mend_of(finding: Finding) -> str:
         case Kind.UNPUBLISHED:
             return f"payrelay connect snapshot --event {finding.event_id} --execute"
         case Kind.UNDELIVERED:
-            return f"payrelay replay redeliver --consumer {finding.consumer} --event {finding.event_id} --execute"
+            return (
+                f"payrelay replay redeliver --consumer {quoted(finding.consumer)} --event {finding.event_id} --execute"
+            )
         case Kind.PARKED:
-            return f"payrelay parked retry {finding.effect} --execute"
+            return f"payrelay parked retry {quoted(finding.effect)} --execute"
         case Kind.UNRECORDED | Kind.NO_EFFECT | Kind.FORGOTTEN:
             return "payrelay reconcile --fix"
         case Kind.WRONG_EFFECT | Kind.STRAY_EFFECT if finding.service in CORRECTABLE:
             return "payrelay reconcile --fix"
         case Kind.UNTOLD if finding.found == "it is FAILED":
-            return f"payrelay notify resend --order {finding.order_no} --reason … --execute"
+            return f"payrelay notify resend --order {quoted(finding.order_no)} --reason … --execute"
         case Kind.UNTOLD:
             queue = next((queue for queue, service in QUEUES.items() if service == finding.service), "merchant")
             return f"the notifier sends it: payrelay status, payrelay logs worker:notifier:{queue}"
         case _:
-            return "by hand: payrelay timeline " + (finding.order_no or finding.business_no)
+            return "by hand: payrelay timeline " + quoted(finding.order_no or finding.business_no)
 
 
 CORRECTABLE = ("accounting", "funds", "points")

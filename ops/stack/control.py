@@ -15,10 +15,11 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
+from ops.quoting import quoted
 from ops.stack.parts import PostgresPlace, tied
 from ops.stack.programs import postgres_bin
 from ops.stack.state import STATE, PartState, StackFolder, file_stem
-from outbox.errors import NotReady, Refused
+from outbox.errors import NotReady, Refused, UnknownName
 
 UP_S = 120.0
 """For so long nothing may come up and no part make progress; then `up` and `start` give up."""
@@ -185,7 +186,7 @@ def _require(folder: StackFolder, parts: Sequence[str]) -> None:
         raise Refused("the stack is down: payrelay up")
     known = [state.name for state in folder.states()]
     if unknown := [part for part in parts if part not in known]:
-        raise Refused(f"no part {', '.join(unknown)}; there are: {', '.join(known)}")
+        raise UnknownName(f"no part {', '.join(unknown)}; there are: {', '.join(known)}")
 
 
 class _Patience:
@@ -226,7 +227,7 @@ def _wait_for(folder: StackFolder, parts: Sequence[str], state: str, *, limit_s:
         trying |= {part for part in left if states.get(part) != "failed"}
         if patience.is_over(folder) or any(states.get(part) == "failed" and part in trying for part in left):
             told = ", ".join(f"{part} is {states.get(part)}" for part in left)
-            raise NotReady(f"{told}, not {state}: payrelay status; payrelay logs {left[0]}")
+            raise NotReady(f"{told}, not {state}: payrelay status; payrelay logs {quoted(left[0])}")
         time.sleep(POLL_S)
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ops.processes import HTTP, METERED
-from outbox.errors import Refused
+from outbox.errors import Misused
 from outbox.settings import CONNECTOR, READER, SEARCHER, SERVICES, Environment, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,9 +81,9 @@ class StackFolder:
     home: Path = field(default_factory=lambda: (Environment().payrelay_home or ROOT / ".payrelay").resolve())
 
     def __post_init__(self) -> None:
-        """Raises Refused where the name is none: it becomes a folder's, which `down --wipe` removes."""
+        """Raises Misused where the name is none: it becomes a folder's, which `down --wipe` removes."""
         if not NAME.fullmatch(self.name):
-            raise Refused(f"{self.name!r} names no stack: a name has 1 to 40 characters of a-z, 0-9 and -")
+            raise Misused(f"{self.name!r} names no stack: a name has 1 to 40 characters of a-z, 0-9 and -")
 
     @property
     def path(self) -> Path:

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from ops.quoting import quoted
 from ops.timeline.facts import Facts, Follower, cause_of
 from ops.timeline.places import LOOK_MAX, Records
 
@@ -222,7 +223,7 @@ def _consumers(
             + ("" if waits else ", past the record, and has not applied it"),
             mend="payrelay status"
             if waits
-            else f"payrelay replay redeliver --consumer {one.consumer} --event {event_id} --execute",
+            else f"payrelay replay redeliver --consumer {quoted(one.consumer)} --event {event_id} --execute",
         )
 
 

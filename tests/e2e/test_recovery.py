@@ -9,36 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
-from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import text
 
-from connect.client import ConnectClient
 from consumers.accounting.ledger import correct_voucher, find_voucher, reverse_voucher
 from ops.doctor import examine
 from ops.health import slot_state
 from ops.pipeline.repair import plan_repair
 from ops.pipeline.source import standing
-from ops.records import bounds
 from ops.replay import redeliver_events
 from ops.stack.control import down, stop, up
 from ops.stack.parts import PostgresPlace
-from ops.stack.programs import postgres_bin
 from ops.stack.state import StackFolder
-from ops.topics import admin_client
 from outbox.clock import utc_now
 from outbox.migrate import ensure_publication
 from outbox.publication import PUBLICATION
-from schemas.topics import PAYMENT_ORDER, TOPICS
 from tests.howto import PAGES, ROOT, Terminal, follow
-from tests.pipeline import Pipeline, engine_of, fresh_id
+from tests.pipeline import Pipeline, engine_of
 from tests.shopping import Shopping, shopping
 from tests.waiting import eventually
 from tests.warm import warm_commands
 
 Follow = Callable[..., None]
-OWNER = {"host": "HOST", "port": "PORT", "user": "USER", "password": "PASSWORD", "dbname": "DATABASE"}
-"""What PostgreSQL's programs call the parts of an address."""
 
 
 @pytest.fixture(scope="module")
@@ -76,50 +67,37 @@ def follow_page(request: pytest.FixtureRequest, commands: Path, tmp_path: Path) 
 
 
 def terminal_on(folder: StackFolder, commands: Path, backups: Path) -> Terminal:
-    """Return a terminal of the database's owner, with PostgreSQL's programs at hand."""
-    owner = conninfo_to_dict(folder.settings().database_url.get_secret_value())
-    environment = {f"PG{OWNER[name]}": str(value) for name, value in owner.items()} | {"BACKUPS": str(backups)}
-    return Terminal(folder, [commands, postgres_bin()], environment)
+    """Return an operator's terminal; programs of PostgreSQL are an old version's, as a distribution may have them."""
+    for name in ("psql", "pg_dump"):
+        old = backups / name
+        old.write_text(
+            f"#!/bin/sh\necho '{name} (PostgreSQL) 15.14'\necho 'aborting because of server version mismatch' >&2\nexit 1\n"
+        )
+        old.chmod(0o755)
+    return Terminal(folder, [commands, backups], {"BACKUPS": str(backups)})
 
 
 def test_one_record_cannot_be_read(folder: StackFolder, follow_page: Follow) -> None:
     with shopping(folder, "poison") as shop:
 
-        def poison() -> None:
+        def history() -> None:
             shop.pay(8)
             shop.holds()
-            with engine_of(shop.settings, "ops").connect() as connection:
-                key = connection.execute(
-                    text("SELECT payment_no FROM payments.payment WHERE order_no = 'poison-O000000'")
-                ).scalar_one()
-            told = {
-                "ce_id": str(fresh_id()),
-                "ce_type": "payment.settled.v1",
-                "aggregate_version": "9",
-                "correlation": "poison-O000000",
-            }
-            producer = Producer({"bootstrap.servers": shop.settings.kafka_bootstrap})
-            producer.produce(PAYMENT_ORDER.name, key=key, value='{"payment_no": "P', headers=list(told.items()))
-            producer.flush(10)
+
+        def poison() -> None:
             shop.pay(8)
             eventually(lambda: shop.proof().parked == 4 and not shop.proof().lost, what="parked at four, others flow")
 
-        follow_page("recover-poison", folder, poison=poison)
+        follow_page("recover-poison", folder, history=history, poison=poison)
         shop.holds()
 
 
 def test_the_slot_was_dropped(folder: StackFolder, follow_page: Follow) -> None:
     with shopping(folder, "slot") as shop:
 
-        def dropped() -> None:
+        def history() -> None:
             shop.pay(6)
             shop.holds()
-            client = ConnectClient(shop.settings.connect_url)
-            client.stop(shop.settings.connector)
-            client.wait_stopped(shop.settings.connector)
-            with engine_of(shop.settings, "owner").execution_options(isolation_level="AUTOCOMMIT").connect() as owner:
-                owner.execute(text("SELECT pg_drop_replication_slot(:slot)"), {"slot": shop.settings.slot})
-            shop.pay(10)
 
         def unpublished() -> None:
             with engine_of(shop.settings, "owner").begin() as owner:
@@ -133,7 +111,14 @@ def test_the_slot_was_dropped(folder: StackFolder, follow_page: Follow) -> None:
                 lambda: slot_state(shop.settings).confirmed_lsn > last, what="the connector has passed over them"
             )
 
-        follow_page("recover-slot", folder, dropped=dropped, unpublished=unpublished, settled=shop.holds)
+        follow_page(
+            "recover-slot",
+            folder,
+            history=history,
+            dropped=lambda: shop.pay(10),
+            unpublished=unpublished,
+            settled=shop.holds,
+        )
 
 
 SENT = """
@@ -150,20 +135,11 @@ def published(shop: Shopping) -> None:
 def test_somebody_has_moved_a_consumer_group(folder: StackFolder, follow_page: Follow) -> None:
     with shopping(folder, "reset") as shop:
 
-        def by_kafkas_tool() -> None:
+        def history() -> None:
             shop.pay(4)
             shop.holds()
-            stopped()
-            admin = admin_client(shop.settings)
-            ends = [
-                TopicPartition(*place, high)
-                for place, (_, high) in bounds(shop.settings, [topic.name for topic in TOPICS]).items()
-            ]
-            [moved] = admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions("accounting", ends)]).values()
-            moved.result(20)
 
-        def stopped() -> None:
-            stop(folder, ["worker:accounting"])
+        def meanwhile() -> None:
             shop.pay(8)
             published(shop)
 
@@ -171,9 +147,7 @@ def test_somebody_has_moved_a_consumer_group(folder: StackFolder, follow_page: F
             shop.pay(4)
             eventually(lambda: shop.count(VOUCHERS) >= 4 + 8 + 4, what="what came after the reset has its vouchers")
 
-        follow_page(
-            "recover-reset", folder, by_kafkas_tool=by_kafkas_tool, stopped=stopped, went_on=went_on, settled=shop.holds
-        )
+        follow_page("recover-reset", folder, history=history, meanwhile=meanwhile, went_on=went_on, settled=shop.holds)
 
 
 VOUCHERS = """
@@ -239,21 +213,27 @@ def test_a_topic_was_deleted(embedded: None, spare_stack: StackFolder, follow_pa
     up(folder, with_parent=True)
     with shopping(folder, "topic") as shop:
 
-        def deleted() -> None:
+        def history() -> None:
             shop.pay(6)
             shop.holds()
-            stop(folder, ["worker:accounting"])
+
+        def unread() -> None:
             shop.pay(8)
             published(shop)
-            admin = admin_client(shop.settings)
-            admin.delete_topics([PAYMENT_ORDER.name])[PAYMENT_ORDER.name].result(20)
-            shop.pay(4)
 
         def meanwhile() -> None:
             shop.pay(4)
             eventually(lambda: shop.count(VOUCHERS) > 6, within_s=90, what="what is recorded now flows")
 
-        follow_page("recover-topic", folder, deleted=deleted, meanwhile=meanwhile, settled=shop.holds)
+        follow_page(
+            "recover-topic",
+            folder,
+            history=history,
+            unread=unread,
+            deleted=lambda: shop.pay(4),
+            meanwhile=meanwhile,
+            settled=shop.holds,
+        )
 
 
 def test_a_handler_had_a_bug_for_an_hour(folder: StackFolder, follow_page: Follow, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from consumers.accounting.agent import PROCESSOR
 from consumers.worker import run
-from outbox.settings import Settings
+from ops.cli.pipeline import current_settings
 from schemas.codec import Envelope
 from schemas.events import PaymentSettled
 
@@ -29,4 +29,4 @@ def handle(connection: Connection, events: Sequence[Envelope]) -> None:
 
 if __name__ == "__main__":
     assert sys.argv[1] == PROCESSOR.name
-    run([replace(PROCESSOR, handle=handle)], Settings())
+    run([replace(PROCESSOR, handle=handle)], current_settings())

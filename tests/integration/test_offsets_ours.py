@@ -260,7 +260,7 @@ def test_an_order_and_an_event_are_positions(one: Operated, offsets: Command) ->
         (("--to-order", "nosuch"), "no event of order"),
     ):  # fmt: skip
         refused = offsets("reset", one.group, *wrong)
-        assert (refused.code, says in refused.said) == (1, True)
+        assert (refused.code, says in refused.said) == (2, True)
     assert "no group of ours" in offsets("reset", "somebody", "--to-order", "O1").said
 
 
@@ -345,7 +345,7 @@ def test_where_progress_cannot_be_reached_kafka_is_not_moved(
             command("reset", one.group, "--to-earliest", *on(one), *YES)
     without = {name: value for name, value in given.items() if name != "PAYRELAY_DSN__ACCOUNTING"}
     refused = Command(monkeypatch, without)("reset", one.group, "--to-earliest", *on(one), *YES)
-    assert (refused.code, "PAYRELAY_DSN__ACCOUNTING" in refused.said) == (1, True)
+    assert (refused.code, "PAYRELAY_DSN__ACCOUNTING" in refused.said) == (2, True)
     other = Command(monkeypatch, given | {"PAYRELAY_GROUP_PREFIX": "other-"})
     refused = other("reset", one.group, "--to-earliest", *YES)
     assert (refused.code, "has progress in accounting" in refused.said) == (1, True)
@@ -410,7 +410,7 @@ def test_workers_of_the_local_stack_are_stopped_and_run_again_also_after_an_erro
     assert f"stopping {part}" in done.said
     assert f"starting {part}" in done.said
     failed = local("reset", "points", "--to-order", "nosuch", "--stop-workers", *YES)
-    assert failed.code == 1
+    assert failed.code == 2
     eventually(lambda: pid_of(stack, part) not in (None, after), what="running again")
 
 

@@ -1,0 +1,98 @@
+"""Programs of the stack's own versions: PostgreSQL's on its database, as the owner, and Kafka's on its broker."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sqlalchemy import text
+
+from ops.stack.programs import JVM_ENVIRONMENT, Programs, java, postgres_bin
+from outbox.database import driver_url
+from outbox.errors import Refused, UnknownName
+from outbox.migrate import owner_engine
+from outbox.settings import Settings
+
+POSTGRES = ("psql", "pg_dump", "pg_restore", "pg_basebackup")
+KAFKA = {
+    "kafka-topics": "org.apache.kafka.tools.TopicCommand",
+    "kafka-consumer-groups": "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand",
+    "kafka-console-producer": "org.apache.kafka.tools.ConsoleProducer",
+    "kafka-console-consumer": "org.apache.kafka.tools.consumer.ConsoleConsumer",
+}
+VERSION = re.compile(r"\(PostgreSQL\) ([0-9]+)")
+
+
+def run_tool(settings: Settings, name: str, arguments: Sequence[str], *, programs: Programs) -> int:
+    """Return the exit code of a program, which has read and written on the caller's own channels.
+
+    Raises UnknownName for what is none of the programs, Refused where none at hand is of the server's version.
+    """
+    if name in POSTGRES:
+        path = newest_enough(name, candidates(name), server_version(settings))
+        return _run([str(path), *arguments], environment=owner_environment(settings))
+    if name in KAFKA:
+        if not programs.are_there():
+            raise Refused(f"{name} is not here: payrelay setup fetches Kafka's programs")
+        quick = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
+        broker = ["--bootstrap-server", settings.kafka_bootstrap]
+        return _run(
+            [java(), *quick, "-cp", programs.class_path(Path.cwd()), KAFKA[name], *broker, *arguments],
+            environment=JVM_ENVIRONMENT,
+        )
+    raise UnknownName(f"no program {name!r}; there are: {', '.join((*POSTGRES, *KAFKA))}")
+
+
+def candidates(name: str) -> list[Path]:
+    """Return where a program of PostgreSQL's lies: the one beside the local stack's server, and the one on the PATH."""
+    paths = []
+    with contextlib.suppress(ImportError):  # where no local stack is installed
+        paths.append(postgres_bin() / name)
+    if on_path := shutil.which(name):
+        paths.append(Path(on_path))
+    return [path for path in paths if path.exists()]
+
+
+def newest_enough(name: str, paths: Sequence[Path], wanted: int) -> Path:
+    """Return the first program that is not older than the server: an older pg_dump refuses to dump. Raises Refused for none."""
+    versions: dict[Path, int] = {}
+    for path in paths:
+        printed = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+        versions[path] = int(match[1]) if (match := VERSION.search(printed)) else 0
+        if versions[path] >= wanted:
+            return path
+    versions_here = (
+        ", ".join(f"{path} is of version {version}" for path, version in versions.items()) or "there is none"
+    )
+    raise Refused(
+        f"PostgreSQL is of version {wanted}, and its {name} is not here: {versions_here}; put the right one on the PATH"
+    )
+
+
+def server_version(settings: Settings) -> int:
+    """Return the major version of the database's server."""
+    engine = owner_engine(settings)
+    with engine.connect() as connection:
+        return int(connection.execute(text("SHOW server_version_num")).scalar_one()) // 10_000
+
+
+def owner_environment(settings: Settings) -> dict[str, str]:
+    """Return the owner's address and password, as PostgreSQL's programs take them; a password is on no command line."""
+    url = driver_url(settings.database_url.get_secret_value())
+    given = {
+        "PGHOST": url.host,
+        "PGPORT": url.port,
+        "PGUSER": url.username,
+        "PGPASSWORD": url.password,
+        "PGDATABASE": url.database,
+    }
+    return {name: str(value) for name, value in given.items() if value is not None}
+
+
+def _run(command: Sequence[str], *, environment: Mapping[str, str]) -> int:
+    return subprocess.run(command, env={**os.environ, **environment}, check=False).returncode

@@ -1,0 +1,134 @@
+"""Commands on the real database: names that nothing has, values beyond it, and servers that are away beside it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ops.cli import main as edge
+from outbox.settings import Settings
+from tests.misbehaving import garbage, hanging, listening
+from tests.pipeline import environment
+
+NOBODY = "00000000-0000-7000-8000-000000000000"
+Run = Callable[..., tuple[object, str, str]]
+
+
+@pytest.fixture
+def run(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run `payrelay …` as the entry point does; gives exit code, output and what was said."""
+    for name, value in environment(settings).items():
+        monkeypatch.setenv(name, value)
+
+    def run(*arguments: str) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["payrelay", *arguments])
+        code: object = None
+        try:
+            edge.main()
+        except SystemExit as end:
+            code = end.code
+        except Exception as error:  # noqa: BLE001 - what would be a traceback
+            code = repr(error)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+@pytest.mark.parametrize("arguments", [
+    ("timeline", "no-such-order"),
+    ("notify", "show", NOBODY),
+    ("notify", "pause", "M1", "--queue", "nobody", "--reason", "r"),
+    ("parked", "show", "accounting:987654321"),
+    ("replay", "redeliver", "--consumer", "nobody"),
+    ("replay", "rebuild", "nobody"),
+    ("replay", "drop", "nobody"),
+    ("offsets", "describe", "nobody"),
+    ("offsets", "export", "nobody"),
+    ("offsets", "peek", "nobody"),
+    ("offsets", "delete", "nobody"),
+    ("offsets", "describe", "accounting", "--topic", "nothing"),
+    ("offsets", "describe", "accounting", "--topic", "payment.order:77"),
+    ("ledger", "reverse", "9223372036854775807", "--reason", "r"),
+    ("ledger", "correct", "9223372036854775807", "--reason", "r", "--debit", "suspense=1", "--credit", "suspense=1"),
+    ("connect", "snapshot", "--service", "nobody", "--order", "O1"),
+])  # fmt: skip
+def test_an_unknown_name_is_exit_code_2_in_every_command(run: Run, arguments: tuple[str, ...]) -> None:
+    code, out, said = run(*arguments)
+    assert (code, out, said.count("\n")) == (2, "", 1), said
+
+
+def test_an_unknown_connector_is_exit_code_2(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAYRELAY_CONNECTOR", "nobody")
+    for command in ("status", "restart", "pause"):
+        code, _, said = run("connect", command)
+        assert (code, said) == (2, "payrelay: there is no connector nobody: payrelay connect apply\n")
+
+
+def test_an_amount_beyond_the_database_is_refused_before_it_is_shown(run: Run) -> None:
+    for amount in ("99999999999999999999", "9" * 5_000):
+        given = ("--debit", f"suspense={amount}", "--credit", f"suspense={amount}", "--reason", "r")
+        code, out, said = run("ledger", "correct", "1", *given)
+        assert (code, out, said.count("\n")) == (2, "", 1), said[:300]
+
+
+def test_a_file_that_cannot_be_written_is_refused(run: Run) -> None:
+    for file in ("/nope/x.csv", "/dev/full/x.csv", "."):
+        code, out, said = run("offsets", "export", "accounting", "--file", file)
+        assert (code, out, said.count("\n")) == (1, "", 1), said
+        assert f"{file} cannot be written" in said
+
+
+def test_a_condition_that_takes_too_long_is_not_a_database_that_is_away(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ops.snapshot.LOOK_UP_MS", 200)
+    code, _, said = run("connect", "snapshot", "--where", "(SELECT count(*) FROM generate_series(1, 300000000)) > 0")
+    assert code == 1, said
+    assert "PostgreSQL does not answer" not in said
+    assert "narrow it" in said
+
+
+READING_KAFKA = [
+    ("topics", "list"), ("timeline", "no-such-order"), ("offsets", "list"), ("offsets", "describe", "accounting"),
+    ("offsets", "reset", "accounting", "--to-earliest"), ("replay", "redeliver", "--consumer", "accounting", "--event", NOBODY),
+    ("replay", "rebuild", "accounting"), ("replay", "checkpoint", "accounting"), ("topics", "apply"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", [None, hanging, garbage], ids=["absent", "hanging", "garbage"])
+def test_kafka_away_beside_a_database_that_answers_is_exit_code_3(
+    run: Run, monkeypatch: pytest.MonkeyPatch, answer: Callable[..., None] | None
+) -> None:
+    for module in ("ops.records", "ops.topics", "ops.offsets.groups"):
+        monkeypatch.setattr(f"{module}.TIMEOUT_S", 0.3)
+    with listening(answer) as port:
+        monkeypatch.setenv("PAYRELAY_KAFKA_BOOTSTRAP", f"127.0.0.1:{port}")
+        for arguments in READING_KAFKA:
+            code, _, said = run(*arguments)
+            assert (code, "Kafka" in said, "unexpected" in said) == (3, True, False), (arguments, code, said)
+            assert said.count("\n") == 1, said
+
+
+def test_an_old_program_on_the_path_is_not_taken_for_the_servers(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("pg_dump", "psql"):
+        old = tmp_path / name
+        old.write_text(f"#!/bin/sh\necho '{name} (PostgreSQL) 15.14'\nexit 1\n")
+        old.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    dumped = tmp_path / "shop.sql"
+    code, _, said = run("tool", "pg_dump", "--schema=shop", f"--file={dumped}")
+    assert (code, said) == (0, "")
+    assert "CREATE SCHEMA shop" in dumped.read_text()
+    assert run("tool", "psql", "--quiet", "--command", "SELECT nothing")[0] == 1, "its failure is the command's"
+
+    monkeypatch.setattr("ops.tools.postgres_bin", lambda: tmp_path / "none")
+    code, _, said = run("tool", "pg_dump", "--schema=shop")
+    assert (code, said.count("\n")) == (1, 1)
+    assert f"{tmp_path}/pg_dump is of version 15" in said
