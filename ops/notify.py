@@ -230,7 +230,7 @@ def require_receiver(connection: Connection, queue: str, merchant_no: str) -> No
             OR EXISTS (SELECT FROM {service}.notify_lane WHERE queue = :queue AND merchant_no = :merchant_no)
             OR EXISTS (SELECT FROM {service}.notify_record WHERE queue = :queue AND merchant_no = :merchant_no)"""  # noqa: S608
     if not connection.execute(text(statement), {"queue": queue, "merchant_no": merchant_no}).scalar_one():
-        raise Refused(f"no merchant {merchant_no!r} in queue {queue}: payrelay notify list shows some")
+        raise UnknownName(f"no merchant {merchant_no!r} in queue {queue}: payrelay notify list shows some")
 
 
 BOUNDS_MS = (10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0, 5_000.0, 30_000.0)
