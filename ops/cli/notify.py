@@ -170,11 +170,12 @@ def resume(
 
 def _turn(merchant: str, reason: str, queue: str, *, execute: bool, yes: bool, pauses: bool) -> None:
     from ops.health import reader_engine
-    from ops.notify import pause_receiver, require_receiver, resume_receiver, waiting
+    from ops.notify import pause_receiver, require_receiver, resume_receiver, service_of, waiting
     from ops.parked import operator
 
     settings = current_settings()
     _require(reason)
+    service_of(queue)  # an unknown queue is refused before the database is asked
     with reader_engine(settings).connect() as connection:
         require_receiver(connection, queue, merchant)
         held = waiting(connection, merchant)

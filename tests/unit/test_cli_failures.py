@@ -65,6 +65,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     from connect import client
     from ops import records, topics
     from ops.offsets import groups
+    from ops.pipeline import source
 
     for name in [name for name in os.environ if name.startswith("PAYRELAY_")]:
         monkeypatch.delenv(name)
@@ -72,7 +73,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         monkeypatch.setattr(module, "TIMEOUT_S", 0.2)
     monkeypatch.setattr(client, "READ_TIMEOUT_S", 0.2)
     monkeypatch.setattr(client, "CONNECT_TIMEOUT_S", 0.2)
-    monkeypatch.setitem(client.ConnectClient.__init__.__kwdefaults__, "patience_s", 0.0)
+    for function in (client.ConnectClient.__init__, source.standing):
+        monkeypatch.setitem(function.__kwdefaults__, "patience_s", 0.0)
     monkeypatch.setattr("psycopg.connection.timeout_from_conninfo", lambda _: 0.2)
     monkeypatch.setenv("PAYRELAY_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
