@@ -17,8 +17,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from connect.client import ConnectClient, NoConnector
 from ops.health import SlotState, beat_of, reader_engine, slot_of
-from ops.pipeline.arrival import Verdict, check_arrivals, check_messages, check_positions
-from ops.pipeline.clocks import Finding, clock_finding
+from ops.pipeline.arrival import check_arrivals, check_messages, check_positions
+from ops.pipeline.clocks import clock_finding
 from ops.pipeline.positions import Position, consumer_positions, lag_ages
 from ops.pipeline.running import idle_processors, idle_queues, parts_of, silent_services, stopped_parts
 from ops.stack.state import StackFolder
@@ -77,7 +77,7 @@ class Examination:
             ("connector", ("connect",), self._connector),
             ("topics", ("kafka",), self._topics),
             ("days ahead", ("postgres",), self._days_ahead),
-            ("clocks", ("postgres",), lambda: Check(check="clocks", **self._clocks()._asdict())),
+            ("clocks", ("postgres",), lambda: _check_of("clocks", clock_finding(self.settings, now=self.now))),
             ("processors", ("kafka",), self._processors),
             ("notifiers", ("postgres",), self._notifiers),
             ("services", (), self._services),
@@ -86,10 +86,10 @@ class Examination:
             (
                 "source position",
                 ("connect", "postgres"),
-                lambda: _of("source position", check_positions(self.settings)),
+                lambda: _check_of("source position", check_positions(self.settings)),
             ),
-            ("arrival", ("kafka", "postgres"), lambda: _of("arrival", check_arrivals(self.settings))),
-            ("log messages", ("connect", "postgres"), lambda: _of("log messages", check_messages(self.settings))),
+            ("arrival", ("kafka", "postgres"), lambda: _check_of("arrival", check_arrivals(self.settings))),
+            ("log messages", ("connect", "postgres"), lambda: _check_of("log messages", check_messages(self.settings))),
             ("parked", ("postgres",), self._parked),
         ):
             yield self._outcome(name, servers, check)
@@ -104,9 +104,6 @@ class Examination:
             server = "postgres" if isinstance(error, SQLAlchemyError) else servers[0] if servers else ""
             self._away[server] = f"{type(error).__name__}"
             return Check(check=name, ok=False, found=message_of(error), mend=self._start(server))
-
-    def _clocks(self) -> Finding:
-        return clock_finding(self.settings, now=self.now)
 
     def _start(self, server: str) -> str:
         """Return how a server that does not answer is started."""
@@ -310,8 +307,8 @@ class Examination:
         return Check(check="parked", ok=not parked, found=str(parked or 0), mend=fix)
 
 
-def _of(check: str, verdict: Verdict) -> Check:
-    return Check(check=check, ok=verdict.ok, found=verdict.found, mend=verdict.fix)
+def _check_of(name: str, verdict: Verdict) -> Check:
+    return Check(check=name, ok=verdict.ok, found=verdict.found, mend=verdict.fix)
 
 
 def days_ahead(connection: Connection, today: date) -> int:

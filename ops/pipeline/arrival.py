@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy import Connection, text
@@ -18,6 +17,7 @@ from connect.client import ConnectClient, NoConnector
 from connect.connector import MESSAGES_LEFT_OUT
 from ops.health import reader_engine
 from ops.pipeline.source import passed_lsn, standing
+from ops.pipeline.verdict import Verdict
 from ops.records import Place, appended_at, bounds, id_of, offsets_at, read
 from outbox.clock import EPOCH, first_id_at, time_of
 from outbox.errors import PayrelayError
@@ -36,14 +36,6 @@ RECORDS_MAX = 10_000
 """Records read of a partition, the newest: what may have been appended before them is not judged."""
 REPAIRING = "payrelay repair"
 """The advisory lock that a repair holds."""
-
-
-class Verdict(NamedTuple):
-    """What a check has found, and the command that fixes it."""
-
-    ok: bool
-    found: str
-    fix: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

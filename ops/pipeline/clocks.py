@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import NamedTuple
 
 from sqlalchemy import Connection, text
 
 from ops.health import reader_engine
+from ops.pipeline.verdict import Verdict
 from outbox.clock import APART_MAX, time_of
 from outbox.database import database_now
 from outbox.inbox import horizon
@@ -27,14 +27,6 @@ class Waiting:
     key: bytes | None
     has_day: bool
     """Whether the inbox has the event's day: then it can be applied."""
-
-
-class Finding(NamedTuple):
-    """A check's outcome, for `payrelay doctor`."""
-
-    ok: bool
-    found: str
-    mend: str = ""
 
 
 _WAITING = """
@@ -66,7 +58,7 @@ def waiting_ahead(connection: Connection, settings: Settings) -> list[Waiting]:
     ]
 
 
-def clock_finding(settings: Settings, *, now: datetime) -> Finding:
+def clock_finding(settings: Settings, *, now: datetime) -> Verdict:
     """Return whether the clocks agree and nothing waits because they did not. Reads only."""
     with reader_engine(settings).connect() as connection:
         database = database_now(connection)
@@ -82,7 +74,7 @@ def clock_finding(settings: Settings, *, now: datetime) -> Finding:
     return judge_clocks(apart=now - database, recorded_ahead=last - database, waiting=waiting)
 
 
-def judge_clocks(*, apart: timedelta, recorded_ahead: timedelta, waiting: Sequence[Waiting]) -> Finding:
+def judge_clocks(*, apart: timedelta, recorded_ahead: timedelta, waiting: Sequence[Waiting]) -> Verdict:
     """Return what the clocks, the newest event and the parked ones amount to. Pure.
 
     >>> judge_clocks(apart=timedelta(), recorded_ahead=timedelta(), waiting=[]).found
@@ -90,7 +82,7 @@ def judge_clocks(*, apart: timedelta, recorded_ahead: timedelta, waiting: Sequen
     """
     if abs(apart) > APART_MAX:
         found = f"the host's clock is {_span(apart)} {'ahead of' if apart > timedelta() else 'behind'} the database's"
-        return Finding(False, found, "set the wrong clock right; then payrelay upkeep")
+        return Verdict(False, found, "set the wrong clock right; then payrelay upkeep")
     step = ""
     if recorded_ahead > AHEAD_MAX:
         step = (
@@ -98,10 +90,10 @@ def judge_clocks(*, apart: timedelta, recorded_ahead: timedelta, waiting: Sequen
             "consumers park them, the others flow; "
         )
     if not waiting:
-        return Finding(True, f"{step}host and database agree within {_span(apart)}")
+        return Verdict(True, f"{step}host and database agree within {_span(apart)}")
     ready = sum(one.has_day for one in waiting)
     found = f"{step}{len(waiting)} parked keys wait with events ahead of the clock, {ready} of them can be applied"
-    return Finding(
+    return Verdict(
         False, found, "payrelay upkeep" if ready else "wait: their days are made 14 days before, and upkeep retries"
     )
 

@@ -40,4 +40,4 @@ def test_doctor_explains_a_step_of_the_clock(
 ) -> None:
     waiting = [Waiting(id="points:1", consumer="points", key=b"k", has_day=one) for one in has_day]
     finding = judge_clocks(apart=timedelta(seconds=apart), recorded_ahead=timedelta(seconds=ahead), waiting=waiting)
-    assert (finding.ok, found in finding.found, fix in finding.mend) == (ok, True, True)
+    assert (finding.ok, found in finding.found, fix in finding.fix) == (ok, True, True)
