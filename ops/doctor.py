@@ -21,6 +21,7 @@ from ops.pipeline.arrival import check_arrivals, check_messages, check_positions
 from ops.pipeline.clocks import clock_finding
 from ops.pipeline.positions import Position, consumer_positions, lag_ages
 from ops.pipeline.running import idle_processors, idle_queues, parts_of, silent_services, stopped_parts
+from ops.pipeline.verdict import Verdict
 from ops.stack.state import StackFolder
 from ops.topics import TopicState, topic_states
 from outbox.errors import PayrelayError, message_of

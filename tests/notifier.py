@@ -8,13 +8,12 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy import Engine, text
 
 from consumers.notification.claims import Claimed, Ended, release_expired, take_wakes, turn
 from consumers.notification.lanes import Queue, Result
 from consumers.notification.records import _WRITE, register_receiver, resend_records, write
-from consumers.notification.sender import by_indexes
-from outbox.database import driver_url
+from outbox.database import engine_for
 from outbox.rows import as_json
 from outbox.settings import Settings
 from tests.pipeline import engine_of, fresh_id
@@ -144,8 +143,7 @@ _PROMPT = text("""
 @contextmanager
 def desks(settings: Settings, prefix: str) -> Iterator[Callable[..., Desk]]:
     """Give a function that opens a desk; its connections are closed afterwards."""
-    engine = create_engine(driver_url(settings.dsn_of("notification")), pool_size=5)
-    event.listen(engine, "connect", by_indexes)
+    engine = engine_for(settings.dsn_of("notification"), name=f"desk {prefix}")
 
     def opened(name: str = prefix, **given: Any) -> Desk:
         return Desk(settings, engine, name, **given)

@@ -18,11 +18,10 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import Any
 
 import aiohttp
 import uvloop
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from consumers.metrics import ATTEMPT, ATTEMPTS, LATENESS, expose
@@ -379,19 +378,8 @@ async def _beginning(answer: aiohttp.ClientResponse) -> bytes:
 
 
 def sender_engine(settings: Settings, queue: str, service: str) -> Engine:
-    """Return the engine of a queue's sender. Its statements look up what they name by indexes, one by one, from the first day on: how
-    few that is the planner cannot know, and in a large table it would rather read all of an index once.
-    """
-    engine = engine_for(settings.dsn_of(service), name=f"notifier {queue}", pool_size=1)
-    event.listen(engine, "connect", by_indexes)
-    return engine
-
-
-def by_indexes(connection: Any, _: object) -> None:
-    """A new connection's statements go by indexes, row by row, where one is of use."""
-    with connection.cursor() as cursor:
-        cursor.execute("SET enable_seqscan = off; SET enable_mergejoin = off; SET enable_hashjoin = off")
-    connection.commit()
+    """Return the engine of a queue's sender."""
+    return engine_for(settings.dsn_of(service), name=f"notifier {queue}", pool_size=1)
 
 
 def platform_as_receiver(settings: Settings) -> Callable[[Connection], None]:
