@@ -597,6 +597,6 @@ def test_the_commands_show_first_and_do_what_is_meant(shop: Shop, monkeypatch: p
         assert "nothing was done" in run("drop", name)[2]
         assert run("drop", name, "--execute", "--yes")[0] == 0
     assert run("drop", "-o", "json")[:2] == (0, "[]\n")
-    assert run("drop", "accounting", "--execute", "--yes")[0] == 1
-    assert run("drop", "accounting")[0] == 1
+    assert run("drop", "accounting", "--execute", "--yes")[0] == 2
+    assert run("drop", "accounting")[0] == 2
     assert shop.rebuild().difference.is_empty
