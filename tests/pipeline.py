@@ -50,7 +50,8 @@ def engine_of(settings: Settings, role: str) -> Engine:
 def environment(settings: Settings) -> dict[str, str]:
     """Return settings as an external stack's environment."""
     names = ("kafka_bootstrap", "connect_url", "topic_prefix", "group_prefix", "max_poll_interval_s", "metadata_max_age_s",
-             "session_timeout_s", "batch_max", "payments_url", "bank_url", "payments_port", "bank_port", "order_ttl_s", "metrics_port")  # fmt: skip
+             "session_timeout_s", "batch_max", "payments_url", "bank_url", "payments_port", "bank_port", "notification_port",
+             "order_ttl_s", "metrics_port")  # fmt: skip
     given = {f"PAYRELAY_{name.upper()}": str(getattr(settings, name)) for name in names}
     secret = {f"PAYRELAY_DSN__{role.upper()}": dsn.get_secret_value() for role, dsn in settings.dsn.items()}
     for name in ("bank_notify_secret", "bank_link_secret", "database_url", "connector_dsn"):
