@@ -268,7 +268,9 @@ def _require_belonging(live: Connection, processor: Processor, consumer: str) ->
     """
     ahead = live.execute(
         text(f"""SELECT topic || '/' || partition AS place
-                 FROM {processor.service}.inbox JOIN (
+                 FROM (SELECT consumer, topic, partition, "offset" FROM {processor.service}.inbox
+                       UNION ALL SELECT consumer, topic, partition, "offset" FROM {processor.service}.inbox_behind) AS applied
+                 JOIN (
                    SELECT topic, partition, max(next_offset) AS next_offset FROM {processor.service}.progress
                    WHERE consumer = :consumer GROUP BY topic, partition) AS stands USING (topic, partition)
                  WHERE consumer = :consumer AND "offset" >= next_offset LIMIT 1"""),  # noqa: S608 - a schema of ours

@@ -333,6 +333,22 @@ def test_positions_that_were_set_back_or_lie_in_an_older_topic_are_refused(shop:
     assert (rebuilt.shadow.base, rebuilt.difference.findings, rebuilt.difference.compared) == (made.name, [], 25)
 
 
+def test_old_events_beyond_positions_that_were_set_back_are_seen_too(shop: Shop) -> None:
+    """A consumer that has yet to read what is older than its inbox knows such events by another table."""
+    shop.send(payments(shop, 5))
+    shop.live()
+    columns = 'consumer, event_id, topic, partition, "offset", applied_at'
+    with shop.owner() as owner:
+        owner.execute(
+            text(f"""WITH old AS (DELETE FROM accounting.inbox WHERE consumer = :consumer RETURNING {columns})
+                     INSERT INTO accounting.inbox_behind ({columns}) SELECT {columns} FROM old"""),
+            {"consumer": shop.consumer},
+        )
+        owner.execute(text("UPDATE accounting.progress SET next_offset = 0"))
+    with pytest.raises(Refused, match="was set back"):
+        shop.rebuild()
+
+
 def test_records_of_an_aborted_transaction_are_read_as_live_reads_them_and_an_open_one_holds_up_nobody(
     shop: Shop,
 ) -> None:
