@@ -20,12 +20,13 @@ from ops.pipeline.arrival import REPAIRING, newest_rows
 from ops.records import event_times, last_appends, wait_published
 from ops.snapshot import emit_again
 from outbox.clock import first_id_at, time_of
+from outbox.database import database_now
 from outbox.errors import NotReady, PayrelayError, Refused
 from outbox.migrate import ensure_publication, owner_engine
 from outbox.publication import TABLES
 from outbox.settings import SERVICES, Settings
 from outbox.slot import create_slot, holders
-from schemas.topics import TOPICS
+from schemas.topics import TOPICS, Topic
 
 MARGIN = timedelta(minutes=15)
 """Longer than any transaction may be open: what was recorded this long before the last heartbeat has been published."""
@@ -61,12 +62,13 @@ def plan_repair(settings: Settings, *, now: datetime, since: datetime | None = N
     newest rows on, whichever is earliest: with its publication gone, or a part of it, PostgreSQL lets the slot and the heartbeat
     move on and publishes nothing. `since` looks from further back.
     """
-    missing = missing_events(settings, now=now, since=since)
-    begins = {service: first_id_at(now - MARGIN) for service in SERVICES}
-    for service, ids in missing.items():
-        # Rows recorded just before the oldest missing one may have been under way too.
-        begins[service] = min([begins[service], *(UUID(int=one.int - _as_id_distance(MARGIN)) for one in ids)])
+    missing = missing_events(settings, since=since)
     with reader_engine(settings).connect() as connection:
+        now = min(now, database_now(connection))  # ids have the latter
+        begins = {service: first_id_at(now - MARGIN) for service in SERVICES}
+        for service, ids in missing.items():
+            # Rows recorded just before the oldest missing one may have been under way too.
+            begins[service] = min([begins[service], *(UUID(int=one.int - _as_id_distance(MARGIN)) for one in ids)])
         rows = sum(
             connection.execute(
                 text(f"SELECT count(*) FROM {service}.outbox WHERE id >= :bound"),  # noqa: S608 - a schema of ours
@@ -82,26 +84,38 @@ def plan_repair(settings: Settings, *, now: datetime, since: datetime | None = N
     )
 
 
-def missing_events(settings: Settings, *, now: datetime, since: datetime | None = None) -> dict[str, set[UUID]]:
+def missing_events(settings: Settings, *, since: datetime | None = None) -> dict[str, set[UUID]]:
     """Return which events of each service are on no topic, as far back as `plan_repair` looks. Reads only."""
-    kept = now - timedelta(days=settings.outbox_days)
     beat = last_heartbeat(settings)
     last = last_appends(settings, _all_topics(settings))
     missing: dict[str, set[UUID]] = {}
     with reader_engine(settings).connect() as connection:
         for topic in TOPICS:
             name = settings.topic_prefix + topic.name
+            missing.setdefault(topic.service, set())
+            if (oldest := _oldest(connection, topic)) is None:
+                continue
             newest = [time_of(row.id) for row in newest_rows(connection, topic)[:1]]
             known = [at for at in (beat, since, *newest) if at is not None]
-            begin = max(kept, min([last[name], *known]) if name in last else kept) - MARGIN
+            begin = max(oldest, min([last[name], *known]) if name in last else oldest) - MARGIN
             rows = connection.execute(
                 text(f"SELECT id FROM {topic.service}.outbox WHERE topic = :topic AND id >= :since"),  # noqa: S608
                 {"topic": topic.name, "since": first_id_at(begin)},
             )
             if ids := set(rows.scalars()):
                 ids -= {identity for identity, _ in event_times(settings, [name], since=begin)}
-            missing.setdefault(topic.service, set()).update(ids)
+            missing[topic.service] |= ids
     return missing
+
+
+def _oldest(connection: Connection, topic: Topic) -> datetime | None:
+    """Return when the oldest kept row of a topic was recorded; None without one.
+
+    Rows that are not published are kept past their retention, so the retention says nothing of how far back to look.
+    """
+    statement = text(f"SELECT id FROM {topic.service}.outbox WHERE topic = :topic ORDER BY id LIMIT 1")  # noqa: S608
+    identity = connection.execute(statement, {"topic": topic.name}).scalar()
+    return None if identity is None else time_of(identity)
 
 
 def repair_slot(settings: Settings, repair: Repair, *, say: Callable[[str], None]) -> None:
@@ -161,12 +175,12 @@ def _emit_left(settings: Settings, *, since: datetime, say: Callable[[str], None
 
     Debezium takes the snapshot, and then asks for the position to stream from: a commit between the two is in neither.
     """
-    left = missing_events(settings, now=datetime.now().astimezone(), since=since)
+    left = missing_events(settings, since=since)
     ids = set().union(*left.values())
     with suppress(NotReady):
         wait_published(settings, _all_topics(settings), ids, since=since - MARGIN, within_s=LEFT_S)
         return
-    still = missing_events(settings, now=datetime.now().astimezone(), since=since)
+    still = missing_events(settings, since=since)
     left = {service: ids & still.get(service, set()) for service, ids in left.items()}
     if count := sum(map(len, left.values())):
         say(f"{count} events were committed in between: emitting them too")

@@ -433,6 +433,12 @@ def test_a_busy_topic_does_not_hide_a_dead_one_and_the_repair_emits_what_is_miss
     checks = {check.check: check for check in examine(settings, now=utc_now())}
     assert not checks["publication"].ok
     assert not set(dead) - plan_repair(settings, now=utc_now()).missing, "the busy topic has hidden the dead one"
+    later = settings.model_copy(update={"outbox_days": 1})
+    overdue = plan_repair(later, now=utc_now() + timedelta(days=2))
+    assert not set(dead) - overdue.missing, (
+        "rows past their retention, which are kept while they are on no topic, are left out"
+    )
+    assert overdue.since["funds.outbox"] < dead[0], "the snapshot reads them"
     [funds] = [one for one in arrivals(settings, grace=timedelta(0)) if one.topic == "funds.transfer"]
     assert {row.id for row in funds.missing} == set(dead)
 
