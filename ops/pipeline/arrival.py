@@ -192,10 +192,24 @@ def _told(found: Collection[Arrival], grace: timedelta) -> str:
     """
     missing = [f"{one.topic} {len(one.missing)}, since {_time(one.missing[0].id):%Y-%m-%d %H:%M:%S%z}"
                for one in found if one.missing]  # fmt: skip
-    # Of a topic with so many repeats at its end nothing can be told from there.
-    arrived = [f"{one.topic} {one.judged or (one.unjudged and 'unknown')}" for one in found if not one.missing]
+    arrived = [f"{one.topic} {_arrived(one)}" for one in found if not one.missing]
     lines = [f"on no topic after {grace.total_seconds():.0f} s: {'; '.join(missing)}"] * bool(missing)
     return "; ".join([*lines, *([f"arrived: {', '.join(arrived)}"] * bool(arrived))])
+
+
+def _arrived(one: Arrival) -> str:
+    """Return how many rows have arrived, and how many lie further back than the records that were read, as on a busy topic.
+
+    >>> for judged, unjudged in ((7, 0), (0, 7), (500, 500), (0, 0)):
+    ...     print(_arrived(Arrival(topic="a", judged=judged, missing=(), unjudged=unjudged)))
+    7
+    unknown
+    500 (500 more unknown: payrelay reconcile)
+    0
+    """
+    if not one.unjudged:
+        return str(one.judged)
+    return f"{one.judged} ({one.unjudged} more unknown: payrelay reconcile)" if one.judged else "unknown"
 
 
 def _fix(settings: Settings, found: Collection[Arrival]) -> str:
