@@ -17,13 +17,15 @@ from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
 import requests
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 
+from connect.deadline import session
 from outbox.errors import NotReady, PayrelayError, UnknownName, Unreachable
 from outbox.retry import backoff_s
 
 CONNECT_TIMEOUT_S = 3.0
 READ_TIMEOUT_S = 30.0
+"""For a response as a whole."""
 FAILED_S = 5.0
 """A task that is FAILED this long after a restart has failed again."""
 BYTES_MAX = 16 * 1024 * 1024
@@ -90,8 +92,7 @@ class ConnectClient:
     def __init__(self, url: str, *, patience_s: float = 30.0) -> None:
         self.url = url.rstrip("/")
         self.patience_s = patience_s
-        self._session = requests.Session()
-        self._session.trust_env = False  # no proxy between us and the worker
+        self._session = session()  # no proxy between us and the worker
 
     def config(self, name: str) -> dict[str, str] | None:
         """Return a connector's configuration, references to secrets unresolved; None where there is no such connector."""
@@ -235,13 +236,14 @@ def _path(name: str, rest: str = "") -> str:
 
 def _read(answer: requests.Response) -> bytes:
     """Return an answer's content. Raises what requests raises, also for an answer that comes in drops."""
-    deadline, content = time.monotonic() + READ_TIMEOUT_S, b""
-    while piece := answer.raw.read1(64 * 1024, decode_content=True):
-        content += piece
-        if len(content) > BYTES_MAX:
-            raise _BrokenOff(f"its answer is longer than {BYTES_MAX} bytes")
-        if time.monotonic() > deadline:
-            raise requests.ReadTimeout
+    content = b""
+    try:
+        while piece := answer.raw.read1(64 * 1024, decode_content=True):
+            content += piece
+            if len(content) > BYTES_MAX:
+                raise _BrokenOff(f"its answer is longer than {BYTES_MAX} bytes")
+    except ReadTimeoutError as error:
+        raise requests.ReadTimeout from error
     length = answer.headers.get("content-length", "")
     if answer.raw.length_remaining and length:
         raise _BrokenOff(f"status {answer.status_code}, and its answer broke off")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from http.client import HTTPException
 
 import requests
 from sqlalchemy import text
+from urllib3.exceptions import HTTPError
 
+from connect.deadline import session
 from consumers.notification.queues import QUEUES
 from ops.health import reader_engine
 from ops.offsets.groups import members_of
@@ -67,9 +70,11 @@ def _reachable(host: str) -> str:
 
 
 def _answers(url: str) -> bool:
-    with requests.Session() as session:
-        session.trust_env = False
+    with session() as client:
         try:
-            return session.get(url, timeout=ANSWER_S, allow_redirects=False).ok
-        except requests.RequestException:
+            with client.get(
+                url, timeout=ANSWER_S, allow_redirects=False, stream=True
+            ) as answer:  # its body is not read
+                return answer.ok
+        except (requests.RequestException, HTTPError, HTTPException, OSError):
             return False

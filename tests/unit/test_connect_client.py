@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 import threading
+import time
 from collections.abc import Generator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from connect import client as connect_client
 from connect.client import ConnectClient
-from outbox.errors import PayrelayError
+from ops.pipeline import running
+from outbox.errors import PayrelayError, Unreachable
+from tests.misbehaving import listening
 
 
 class Strange(BaseHTTPRequestHandler):
@@ -51,3 +56,38 @@ def test_an_answer_that_is_none_of_kafka_connects(address: str, how: str) -> Non
     client = ConnectClient(f"{address}/{how}", patience_s=0.0)
     with pytest.raises(PayrelayError):
         client.status("payrelay-outbox")
+
+
+ENDLESS = {
+    "interim responses": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "a status line": (b"HTTP/1.1 200 OK", b"!"),
+    "headers": (b"HTTP/1.1 200 OK\r\nx: ", b"y"),
+    "a body": (b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n", b" "),
+}
+"""What comes first, and then piece by piece."""
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+def test_an_answer_that_goes_on_and_on_is_waited_for_no_longer_than_its_time(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connect_client, "READ_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(running, "ANSWER_S", 0.5)
+    first, piece = ENDLESS[what]
+
+    def answer(connection: socket.socket) -> None:
+        connection.recv(65_536)
+        connection.sendall(first)
+        gives_up = time.monotonic() + 5
+        while time.monotonic() < gives_up:
+            connection.sendall(piece)
+            time.sleep(0.05)
+
+    with listening(answer) as port:
+        began = time.monotonic()
+        with pytest.raises(Unreachable, match="took longer than"):
+            ConnectClient(f"http://127.0.0.1:{port}", patience_s=0.0).status("payrelay-outbox")
+        assert time.monotonic() - began < 3
+        began = time.monotonic()
+        assert running._answers(f"http://127.0.0.1:{port}/health") is (what == "a body")
+        assert time.monotonic() - began < 3
