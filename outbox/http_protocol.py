@@ -7,6 +7,7 @@ here is answered like every other error, and the connection is then closed.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from enum import Enum
 from functools import partial
@@ -57,6 +58,8 @@ HEAD_TOO_LARGE: Refusal = (
 OVERLOADED: Refusal = (503, "overloaded", "too many requests are in work; send it again in a second", "overload")
 
 App = Callable[..., Awaitable[None]]
+
+log = logging.getLogger(__name__)
 
 
 class Receiving(Enum):
@@ -344,7 +347,11 @@ def _sweep(connections: Connections, loop: asyncio.AbstractEventLoop) -> None:
     """Every connection whose deadline has passed is closed; looked at again for as long as there are connections."""
     now = loop.time()
     for connection in tuple(connections.open):
-        connection.expire(now)
+        try:
+            connection.expire(now)
+        except Exception:  # whatever is wrong with one connection, the others have their deadlines
+            log.exception("a connection could not be closed in time")
+            connections.remove(connection)
     connections.is_swept = bool(connections.open)
     if connections.is_swept:
         loop.call_later(SWEEP_S, _sweep, connections, loop)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from outbox.http_limits import Connections, Limits
+from outbox.http_protocol import SWEEP_S, _sweep
 
 
 class Held:
@@ -41,3 +44,33 @@ def test_who_waits_longest_makes_room_and_requests_in_work_never_do() -> None:
     for one in held:
         connections.remove(one)
     assert (connections.open, connections._waiting, connections._held, connections._holders) == (set(), {}, {}, {})
+
+
+class Looked(Held):
+    """A connection that knows when it was looked at, and may have something wrong with it."""
+
+    def __init__(self, *, broken: bool) -> None:
+        super().__init__()
+        self.broken = broken
+        self.looks: list[float] = []
+
+    def expire(self, now: float) -> None:
+        self.looks.append(now)
+        if self.broken:
+            raise RuntimeError("broken")
+
+
+def test_a_connection_that_cannot_be_closed_leaves_the_others_their_deadlines() -> None:
+    limits = Limits(connections=4, per_address=4, requests=2, head_s=1, body_s=1, idle_s=1)
+    connections, broken, sound = Connections(limits), Looked(broken=True), Looked(broken=False)
+    assert connections.admit(broken)
+    assert connections.admit(sound)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_soon(_sweep, connections, loop)
+        await asyncio.sleep(10 * SWEEP_S)
+
+    asyncio.run(main())
+    assert len(sound.looks) > 1, "nobody looks at deadlines any more"
+    assert len(broken.looks) == 1
