@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
+from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -29,8 +31,13 @@ REFUSED = tuple(
 
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
-LOOKUPS_MAX = 64
-"""Names that are being resolved at a time."""
+LOOKUPS_MAX = 256
+"""Names that are being resolved at a time. One whose name server is silent takes its thread for half a minute."""
+LOOKUPS_KEPT = 64
+"""Of those, for names that were resolved promptly the last time: the others cannot take them."""
+PROMPT_S = 1.0
+NAMES_MAX = 10_000
+"""Names that are known to be resolved promptly."""
 
 
 class ForbiddenAddress(OSError):
@@ -77,23 +84,49 @@ def check_url(url: str, *, allow_private: bool) -> URL:
 
 
 class Resolver(AbstractResolver):
-    """The system's resolver, in threads of its own: names that are slow to resolve hold up no database turn, and few others."""
+    """The system's resolver, in threads of its own: names that are slow to resolve hold up no database turn, and no other name."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(LOOKUPS_MAX, thread_name_prefix="lookup")
+        self._others = asyncio.Semaphore(LOOKUPS_MAX - LOOKUPS_KEPT)
+        self._prompt: dict[str, None] = {}
+        """Names that were resolved promptly the last time, the longest known first."""
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         """Return the host's addresses. Raises OSError."""
-        ask = partial(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM, 0, socket.AI_ADDRCONFIG)
+        is_prompt, loop = host in self._prompt, asyncio.get_running_loop()
+        if not is_prompt:
+            await self._others.acquire()
+
+        def ask() -> list[Any]:
+            began = time.monotonic()
+            try:
+                return socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, 0, socket.AI_ADDRCONFIG)
+            finally:  # whoever waited for it may have given up long ago
+                with suppress(RuntimeError):  # the loop has ended
+                    loop.call_soon_threadsafe(self._note, host, is_prompt, time.monotonic() - began)
+
+        # Shielded: cancelled in the queue, it would never give its place back.
+        places = await asyncio.shield(loop.run_in_executor(self._threads, ask))
         return [
             ResolveResult(
                 hostname=host, host=str(place[0]), port=int(place[1]), family=found, proto=protocol,
                 flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
             )
-            for found, _, protocol, _, place in await asyncio.get_running_loop().run_in_executor(self._threads, ask)
+            for found, _, protocol, _, place in places
         ]  # fmt: skip
+
+    def _note(self, host: str, was_prompt: bool, took_s: float) -> None:
+        """The look-up has ended: its place is free, and it is known how long it took."""
+        if not was_prompt:
+            self._others.release()
+        self._prompt.pop(host, None)
+        if took_s <= PROMPT_S:
+            self._prompt[host] = None
+            if len(self._prompt) > NAMES_MAX:
+                del self._prompt[next(iter(self._prompt))]
 
     async def close(self) -> None:
         """No look-up is waited for."""
