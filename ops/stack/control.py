@@ -102,7 +102,7 @@ def down(folder: StackFolder, *, wipe: bool = False) -> bool:
         place = PostgresPlace.of(folder)
         if place.mode == "nobody":
             _remove(place.data.parent)
-        _remove(folder.path)
+        _remove_stack(folder.path)
     return was_up
 
 
@@ -111,10 +111,22 @@ def _require_stack(folder: StackFolder) -> None:
         raise Refused(f"{folder.path} holds no {STATE}: no stack was made there, and nothing is removed")
 
 
+def _remove_stack(path: Path) -> None:
+    """The folder is gone; the file that shows whose it is goes last, so that what was cut off can be repeated. Raises as `_remove`."""
+    with contextlib.suppress(FileNotFoundError):
+        for item in list(path.iterdir()):
+            if item.name != STATE:
+                _remove(item)
+    _remove(path)
+
+
 def _remove(path: Path) -> None:
-    """The folder is gone. Raises NotReady where something in it cannot be removed."""
+    """The folder or file is gone. Raises NotReady where it, or something in it, cannot be removed."""
     try:
-        shutil.rmtree(path)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
     except FileNotFoundError:
         if path.exists():  # something else removed a file at the same time
             shutil.rmtree(path, ignore_errors=True)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from ops.cli.main import app
 from ops.stack.control import down
-from ops.stack.state import PartState, StackFolder
-from outbox.errors import PayrelayError, Refused
+from ops.stack.state import STATE, PartState, StackFolder
+from outbox.errors import NotReady, PayrelayError, Refused
 
 
 @pytest.fixture
@@ -65,6 +66,34 @@ def test_down_wipe_removes_only_a_folder_that_a_stack_was_made_in(precious: Path
     assert CliRunner().invoke(app, ["down", "--wipe", "--stack", "stack"]).exit_code == 0
     assert not stack.path.exists()
     assert not down(StackFolder(name="never-was"), wipe=True)
+
+
+@pytest.mark.usefixtures("home")
+def test_down_wipe_that_was_cut_off_can_be_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    stack, rmdir, left = StackFolder(name="stack"), os.rmdir, set[str]()
+
+    def make() -> list[str]:
+        """Folders lie before and behind the state file, in whatever order the file system lists them."""
+        stack.make()
+        (stack.path / STATE).rename(stack.path / "kept")
+        for number in range(20):
+            (stack.path / f"data-{number}").mkdir()
+            if number == 9:
+                (stack.path / "kept").rename(stack.path / STATE)
+        return [item.name for item in stack.path.iterdir() if item.is_dir() and item.name.startswith("data-")]
+
+    def fails_at_last(path: Any, *given: Any, **named: Any) -> None:
+        if Path(path).name in left:
+            raise OSError(16, "Device or resource busy")
+        rmdir(path, *given, **named)
+
+    left.add(make()[-1])
+    monkeypatch.setattr(os, "rmdir", fails_at_last)
+    with pytest.raises(NotReady, match="not wholly removed"):
+        down(stack, wipe=True)
+    left.clear()
+    assert not down(stack, wipe=True)
+    assert not stack.path.exists()
 
 
 @pytest.mark.usefixtures("home")
