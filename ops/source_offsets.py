@@ -11,7 +11,7 @@ from connect.apply import apply_connector
 from connect.client import ConnectClient
 from connect.source_offsets import Exported, position_of, shown
 from ops.health import reader_engine
-from ops.pipeline.repair import Repair, emit_missing, plan_repair
+from ops.pipeline.repair import Repair, emit_missing, plan_repair, resumed_after_failure
 from ops.pipeline.source import Standing, standing
 from outbox.errors import Refused
 from outbox.settings import SERVICES, Settings
@@ -64,14 +64,14 @@ def reset(
     """The connector reads on from the wanted position, or, without one, from the slot's; what was recorded is on its topic.
 
     Stopped, changed, resumed. Without a position the snapshot that it then takes is bounded to what may be missing. May be
-    repeated. Cut off, the connector is stopped, or its snapshot still bounded: payrelay connect resume, connect apply. Raises
-    Refused, with the connector running again and nothing changed, for a position that the slot has passed meanwhile.
+    repeated. Killed, it leaves the connector stopped, or its snapshot still bounded: payrelay connect resume, connect apply.
+    Raises Refused, with the connector running again and nothing changed, for a position that the slot has passed meanwhile.
     """
     client = ConnectClient(settings.connect_url)
     say("stopping the connector")
-    client.stop(settings.connector)
-    client.wait_stopped(settings.connector)
-    try:
+    with resumed_after_failure(client, settings):
+        client.stop(settings.connector)
+        client.wait_stopped(settings.connector)
         if wanted is not None:
             require_harmless(settings, standing(settings), wanted, at=clock())
             client.put_offsets(settings.connector, wanted.offsets)
@@ -79,11 +79,9 @@ def reset(
             repair = plan_reset(settings, at=clock())
             apply_connector(client, settings, since={table: str(bound) for table, bound in repair.since.items()})
             client.delete_offsets(settings.connector)
-    except BaseException:
-        client.resume(settings.connector)
-        raise
     if wanted is None:
         emit_missing(client, settings, repair, say=say)
     else:
-        client.resume(settings.connector)
+        with resumed_after_failure(client, settings):
+            client.resume(settings.connector)
         client.wait_running(settings.connector)

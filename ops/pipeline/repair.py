@@ -139,7 +139,7 @@ def repair_slot(settings: Settings, repair: Repair, *, say: Callable[[str], None
             say("making a new slot: open transactions are waited for")
             create_slot(owner, settings.slot + SPARE, temporary=True, within_s=settings.slot_wait_s)
             say("stopping the connector")
-            with _resumed_after_failure(client, settings):
+            with resumed_after_failure(client, settings):
                 client.stop(settings.connector)
                 client.wait_stopped(settings.connector)
                 apply_connector(client, settings, since=_bounds(repair))
@@ -157,8 +157,9 @@ def emit_missing(client: ConnectClient, settings: Settings, repair: Repair, *, s
     It is resumed with the snapshot bounded, then without the bound.
     """
     begun = datetime.now().astimezone()
-    apply_connector(client, settings, since=_bounds(repair))
-    client.resume(settings.connector)
+    with resumed_after_failure(client, settings):
+        apply_connector(client, settings, since=_bounds(repair))
+        client.resume(settings.connector)
     client.wait_running(settings.connector)
     since = datetime.now().astimezone() - MARGIN
     wait_published(settings, _all_topics(settings), repair.missing, since=since, within_s=REPAIR_S)
@@ -198,7 +199,7 @@ def _alone(engine: Engine) -> Generator[Connection]:
 
 
 @contextmanager
-def _resumed_after_failure(client: ConnectClient, settings: Settings) -> Generator[None]:
+def resumed_after_failure(client: ConnectClient, settings: Settings) -> Generator[None]:
     """Whatever goes wrong inside, the connector is told to go on."""
     try:
         yield
