@@ -224,7 +224,7 @@ class Supervisor:
             await self.gates[gate].wait()
         for attempt in range(1, 1_000_000):
             try:
-                await asyncio.to_thread(act)
+                await self._acted(name, needs[-1], act)
             except Exception as error:  # noqa: BLE001 - the parts it needs may be away: try again
                 _say(f"{name}: {error}")
                 self._waiting(name, f"waits for {name}: {error}".splitlines()[0])
@@ -233,6 +233,26 @@ class Supervisor:
             self._waiting(name, "")
             self.gates[name].set()
             return
+
+    async def _acted(self, name: str, server: str, act: Callable[[], None]) -> None:
+        """The act is done. However long it takes, as to migrate large tables does, the work of the server it asks counts as progress."""
+        acting = asyncio.create_task(asyncio.to_thread(act))
+        began = time.monotonic()
+        patience: Patience | None = None
+        part = next(part for part in self.parts if part.name == server)
+        try:
+            while not (await asyncio.wait({acting}, timeout=min(SHOW_S, READY_S / 10)))[0]:
+                now = time.monotonic()
+                if (pid := self.states[server].pid) is not None:
+                    work = await asyncio.to_thread(work_of, pid, self._log_path(part), begins_at=0, progress=None)
+                    patience = patience or Patience(READY_S, work, now=now)
+                    marks = patience.marks
+                    patience.look(work, now=now)
+                    self.progress[server] += patience.marks - marks
+                self._waiting(name, f"waits for {name}, under way for {now - began:.0f} s")
+            await acting
+        finally:
+            acting.cancel()
 
     def _waiting(self, gate: str, condition: str) -> None:
         """It is known why a gate is not open yet: the parts that wait for it say so."""
