@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
+from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException, WebDriverException
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
@@ -112,6 +112,10 @@ class Screen:
                 elements = self.browser.find_elements(By.CSS_SELECTOR, css)
                 return next((one for one in elements if one.is_displayed() and text in one.text), None)
             except (NoSuchElementException, StaleElementReferenceException):
+                return None
+            except WebDriverException as error:  # an element that went while it was looked at
+                if "does not belong to the document" not in str(error):
+                    raise
                 return None
 
         return self.eventually(found, what=f"{css} with {text!r}")

@@ -78,6 +78,7 @@ notify_lane = Table(
     Column("freed_at", DateTime(timezone=True)),
     Column("paused_at", DateTime(timezone=True)),
     Column("resumed_at", DateTime(timezone=True)),
+    Column("pace", Text),
 )
 
 notify_wake = Table(

@@ -24,7 +24,7 @@ from selenium.webdriver.support.ui import Select
 from sqlalchemy import text
 
 from consumers.notification.acts import STEP
-from consumers.notification.records import register_receiver, resume, write
+from consumers.notification.records import pause, register_receiver, resume, write
 from ops.notify import pause_receiver
 from ops.notify_acts import new_id
 from ops.notify_receivers import receivers
@@ -381,6 +381,9 @@ def test_pages_fit_screens_of_1280_and_390_pixels_with_identifiers_as_long_as_th
     receiver.told = 503, "not now"
     with running(settings, desk):
         eventually(lambda: desk.record().status == "FAILED", what="given up")
+    assert desk.resend([desk.record().event_id])
+    with desk.engine.begin() as connection:
+        pause(connection, desk.queue.queue, desk.merchant(), reason="a word of it " * 8, actor=f"olga.{'o' * 25}")
     screen.sign_in("olga")
     paths = [
         "/",

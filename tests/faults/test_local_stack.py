@@ -132,7 +132,7 @@ def test_status_of_a_stack_that_never_was_and_an_unknown_log(tmp_path: Path) -> 
     status = payrelay("status", "-o", "json")
     assert (status.returncode, status.stdout.strip()) == (1, "[]")
     logs = payrelay("logs", "nonsense")
-    assert logs.returncode == 1
+    assert logs.returncode == 2
     assert "the stack was never up" in logs.stderr
     assert payrelay("worker", "nonsense").returncode == 2
     connect = payrelay("connect", "status")

@@ -96,7 +96,7 @@ def test_a_condition_that_takes_too_long_is_not_a_database_that_is_away(
 READING_KAFKA = [
     ("topics", "list"), ("timeline", "no-such-order"), ("offsets", "list"), ("offsets", "describe", "accounting"),
     ("offsets", "reset", "accounting", "--to-earliest"), ("replay", "redeliver", "--consumer", "accounting", "--event", NOBODY),
-    ("replay", "rebuild", "accounting"), ("replay", "checkpoint", "accounting"), ("topics", "apply"),
+    ("replay", "rebuild", "accounting"), ("topics", "apply"),
 ]  # fmt: skip
 
 

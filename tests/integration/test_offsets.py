@@ -370,7 +370,7 @@ def test_peek_tells_transactions_and_looks_past_what_was_compacted(foreign: Fore
 def test_a_share_group_is_in_the_list(foreign: Foreign, offsets: Command) -> None:
     foreign.make(1)
     group = f"{foreign.group}-shared"
-    command = [java(), "-XX:TieredStopAtLevel=1", "-cp", installed_programs(CHECKOUT).class_path(),
+    command = [java(), "-XX:TieredStopAtLevel=1", "-cp", installed_programs(CHECKOUT).class_path(Path.cwd()),
                "org.apache.kafka.tools.consumer.ConsoleShareConsumer", "--bootstrap-server", foreign.settings.kafka_bootstrap,
                "--topic", foreign.topic, "--group", group]  # fmt: skip
     process = subprocess.Popen(tied(command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -48,6 +48,7 @@ from schemas.bank import BankNotification, PaymentLink
 from schemas.events import Event
 from tests.factories import balance_paid, balance_requested, bank_executed, deposited, failed, settled, suspense
 from tests.integration.test_delivery import record_of
+from tests.notifier import SECRET
 from tests.pipeline import engine_of
 
 NOW = datetime(2126, 11, 23, 12, 0, tzinfo=UTC)
@@ -105,7 +106,7 @@ class House:
         self.offsets = dict.fromkeys(PROCESSORS, 0)
         limits = Limits(single_fen=10**9, daily_fen=10**12, monthly_fen=10**12)
         with self.engines["payments"].begin() as connection:
-            register_merchant(connection, f"{self.name}M", api_key=f"{self.name}M", secret="", fee_rate_bp=60)
+            register_merchant(connection, f"{self.name}M", api_key=f"{self.name}M", secret=SECRET, fee_rate_bp=60)
             open_account(connection, f"{self.name}U", bank_account_no=f"{self.name}A", limits=limits)
         with self.engines["bank"].begin() as connection:
             open_bank_account(connection, f"{self.name}A", balance_fen=10**12, currency="CNY")
@@ -186,7 +187,7 @@ class House:
             balance_requested(payment_no=f"{prefix}R{number}", payer_no=f"{self.name}U", amount_fen=100)
             for number in numbers
         ]
-        answers: list[Event] = [balance_paid(payment_no=payment_no) for payment_no in asked]
+        answers: list[Event] = [balance_paid(payment_no=payment_no, amount_fen=500) for payment_no in asked]
         self._deliver("accounting", [*ledger, *booked])
         self._deliver("funds", [*ledger, *requests])
         self._deliver("points", ledger)

@@ -267,7 +267,7 @@ def test_what_goes_wrong_is_in_the_report_and_in_status_and_the_rest_of_the_roun
     assert "PAYRELAY_DATABASE_URL is not set" in report.errors["owner"]
     assert NOTIFICATIONS in report.purged
     spare_stack.make()
-    spare_stack.write_states([PartState(name="postgres")], started_at=0.0)
+    spare_stack.write_states([PartState(name="postgres")], started_at=0.0, progress={}, waits="")
     for errors, state in ((report.errors, "failed"), ({}, "done")):
         spare_stack.write(REPORT, asdict(report) | {"errors": errors})
         result = CliRunner().invoke(app, ["status", "--stack", spare_stack.name, "-o", "json"])

@@ -531,9 +531,13 @@ def test_twenty_of_them_as_processes_leave_a_line_and_a_code(tmp_path: Path) -> 
 
 
 def test_ctrl_c_while_commands_are_imported_leaves_nothing_behind(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [*PAYRELAY, "status"], cwd=ROOT, env=environment(tmp_path), text=True, stderr=subprocess.PIPE
-    ) as process:
+    with (
+        listening(hanging) as port,  # so that it has not ended by itself, however late the signal is
+        subprocess.Popen(
+            [*PAYRELAY, "connect", "status"], cwd=ROOT, text=True, stderr=subprocess.PIPE,
+            env=environment(tmp_path, PAYRELAY_CONNECT_URL=f"http://127.0.0.1:{port}"),
+        ) as process,
+    ):  # fmt: skip
         maps = Path(f"/proc/{process.pid}/maps")
         eventually(lambda: "_pydantic_core" in maps.read_text(), what="imports have begun")
         process.send_signal(signal.SIGINT)
