@@ -15,6 +15,7 @@ import typer
 from typer.testing import CliRunner
 
 from ops.cli.main import app
+from ops.tools import KAFKA, POSTGRES
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ["schemas", "outbox", "producers", "consumers", "connect", "ops", "benchmarks"]
@@ -118,6 +119,17 @@ def test_every_on_conflict_names_its_conflict() -> None:
         for match in bare.finditer(content)
     ]
     assert not found
+
+
+def test_pages_run_programs_of_others_in_the_servers_version() -> None:
+    """By `payrelay tool`: an older pg_dump or pg_basebackup on the PATH refuses a newer server."""
+    bare = re.compile(rf"(?<!payrelay tool )\b({'|'.join((*POSTGRES, *KAFKA))}) +-")
+    found = {
+        f"{page.relative_to(ROOT)}: {match[0]}"
+        for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+        for match in bare.finditer(page.read_text())
+    }
+    assert found == set()
 
 
 def test_generated_reference_pages_are_in_step() -> None:

@@ -20,6 +20,7 @@ from ops.replay import redeliver_events
 from ops.stack.control import down, stop, up
 from ops.stack.parts import PostgresPlace
 from ops.stack.state import StackFolder
+from ops.tools import POSTGRES
 from outbox.clock import utc_now
 from outbox.migrate import ensure_publication
 from outbox.publication import PUBLICATION
@@ -68,7 +69,7 @@ def follow_page(request: pytest.FixtureRequest, commands: Path, tmp_path: Path) 
 
 def terminal_on(folder: StackFolder, commands: Path, backups: Path) -> Terminal:
     """Return an operator's terminal; programs of PostgreSQL are an old version's, as a distribution may have them."""
-    for name in ("psql", "pg_dump"):
+    for name in POSTGRES:
         old = backups / name
         old.write_text(
             f"#!/bin/sh\necho '{name} (PostgreSQL) 15.14'\necho 'aborting because of server version mismatch' >&2\nexit 1\n"
