@@ -35,7 +35,7 @@ def apply_connector(
     if not changes:
         return []
     if problems := client.validate({**wanted, "name": settings.connector}):
-        raise ConnectError("the configuration does not hold:\n  " + "\n  ".join(problems))
+        raise ConnectError("the configuration does not hold:", details=problems)
     if execute:
         client.put_config(settings.connector, wanted)
     return changes

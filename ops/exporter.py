@@ -32,7 +32,7 @@ from ops.parked import Filter, counts
 from ops.pipeline.positions import consumer_positions, lag_ages
 from outbox.clock import utc_now
 from outbox.condition import Condition
-from outbox.errors import Refused
+from outbox.errors import Misused
 from outbox.metrics import serve_metrics
 from outbox.publication import PUBLISHED_TABLES, published_tables
 from outbox.settings import SERVICES, Environment, Settings
@@ -196,7 +196,7 @@ def run(settings: Settings) -> None:
         stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
     if not settings.metrics_port:
-        raise Refused("PAYRELAY_METRICS_PORT is not set: the exporter has nothing else to do than to serve it")
+        raise Misused("PAYRELAY_METRICS_PORT is not set: the exporter has nothing else to do than to serve it")
     ending = threading.Event()
 
     def end(*_: Any) -> None:

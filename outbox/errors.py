@@ -12,14 +12,19 @@ PayrelayError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class PayrelayError(Exception):
     """Something went wrong."""
 
     exit_code = 1
 
-    def __init__(self, message: str | None = None) -> None:
-        super().__init__(message or (type(self).__doc__ or "").splitlines()[0])
+    def __init__(self, message: str | None = None, *, details: Sequence[str] = ()) -> None:
+        self.message = message or (type(self).__doc__ or "").splitlines()[0]
+        self.details = tuple(details)
+        """Lines below the message, e.g. the end of a log. A line end within one of them, or in the message, is text of somebody's."""
+        super().__init__("\n".join((self.message, *self.details)))
 
 
 class NotInTransaction(PayrelayError):

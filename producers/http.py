@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -27,7 +28,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
 from outbox.database import engine_for
-from outbox.errors import AheadOfClock, Refused
+from outbox.errors import AheadOfClock, Misused, Refused
 from outbox.http_limits import Connections, limits_of
 from outbox.http_protocol import server_config
 from outbox.metrics import SECONDS, serve_metrics
@@ -182,7 +183,7 @@ class Database:
 def usable_secret(name: str, secret: SecretStr) -> str:
     """Return a signing secret; raises Refused naming the setting if none can be signed with."""
     if not can_sign(secret.get_secret_value()):
-        raise Refused(f"{name} must be set to whsec_ and 24 to 64 bytes in base64")
+        raise Misused(f"{name} must be set to whsec_ and 24 to 64 bytes in base64")
     return secret.get_secret_value()
 
 
@@ -214,13 +215,24 @@ class Server(uvicorn.Server):
         yield
 
 
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Return listening sockets, one for each address that the host has. Raises Refused where one is not to be had."""
+    try:
+        places = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        return [socket.create_server(place[:2], family=family) for family, _, _, _, place in dict.fromkeys(places)]
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise Refused(f"no service at {host}:{port} ({why}): PAYRELAY_HOST and the services' ports") from error
+
+
 def serve(apps: Sequence[tuple[Starlette, str, int]], settings: Settings) -> None:
     """Serve applications at their hosts and ports in one process, until SIGTERM or Ctrl-C; open requests are answered.
 
-    The process's metrics are at an address of their own, not at a public one.
+    The process's metrics are at an address of their own, not at a public one. Raises Refused where an address is not to be had.
     """
 
     connections = Connections(limits_of(settings))
+    sockets = [listen(host, port) for _, host, port in apps]
 
     async def until_told() -> None:
         servers = [
@@ -236,7 +248,7 @@ def serve(apps: Sequence[tuple[Starlette, str, int]], settings: Settings) -> Non
 
         for signum in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(signum, end)
-        await asyncio.gather(*(server.serve() for server in servers))
+        await asyncio.gather(*(server.serve(own) for server, own in zip(servers, sockets, strict=True)))
 
     serve_metrics(settings)
     sys.setswitchinterval(SWITCH_S)

@@ -44,7 +44,7 @@ from consumers.notification.responses import HEADER_BYTES_MAX, HEADERS_MAX, Boun
 from outbox.clock import DatabaseClock, utc_now
 from outbox.condition import Condition
 from outbox.database import engine_for
-from outbox.errors import Refused
+from outbox.errors import Misused
 from outbox.metrics import serve_metrics
 from outbox.retry import backoff_s
 from outbox.settings import Environment, Settings
@@ -386,7 +386,7 @@ def platform_as_receiver(settings: Settings) -> Callable[[Connection], None]:
     """Return what makes the platform the bank's receiver, at the address and with the secret that the settings name."""
     secret = settings.bank_notify_secret.get_secret_value()
     if not is_secret(secret):
-        raise Refused("PAYRELAY_BANK_NOTIFY_SECRET must be set to whsec_ and 24 to 64 bytes in base64")
+        raise Misused("PAYRELAY_BANK_NOTIFY_SECRET must be set to whsec_ and 24 to 64 bytes in base64")
     url = f"{settings.payments_url}/bank/notifications"
     return lambda connection: register_receiver(connection, PLATFORM, url=url, secret=secret)
 

@@ -26,13 +26,13 @@ def console(context: typer.Context) -> None:
     if context.invoked_subcommand:
         return
     settings = current_settings()
-    listening = listen(settings)
-    users, passwords = users_of(settings, local_folder())
-    for name, password in passwords.items():
-        say(f"made for {name}, and shown only now: {password}")
-    host, port = listening.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    serve(settings, users, listening, lambda: say(f"the console is at http://{shown}:{port}"))
+    with listen(settings) as listening:  # before passwords are made, which are shown only once
+        users, passwords = users_of(settings, local_folder())
+        for name, password in passwords.items():
+            say(f"made for {name}, and shown only now: {password}")
+        host, port = listening.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        serve(settings, users, listening, lambda: say(f"the console is at http://{shown}:{port}"))
 
 
 @app.command()

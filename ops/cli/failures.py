@@ -35,6 +35,8 @@ class Failure:
 
     message: str
     exit_code: int
+    details: tuple[str, ...] = ()
+    """Lines below it: an error's own, never made of a line end in somebody's text."""
 
 
 def require_text(arguments: Sequence[str]) -> None:
@@ -47,7 +49,7 @@ def require_text(arguments: Sequence[str]) -> None:
 def explained(error: BaseException) -> Failure:
     """Return what an error is to an operator. Pure."""
     if isinstance(error, PayrelayError):
-        return Failure(str(error), error.exit_code)
+        return Failure(error.message, error.exit_code, error.details)
     for explain in (_of_usage, _of_settings, _of_postgres, _of_kafka, _of_requests, _of_the_system):
         if (failure := explain(error)) is not None:
             return failure

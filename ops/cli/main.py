@@ -43,9 +43,8 @@ def main() -> None:
         failure = explained(error)
         if shown := traceback_of(error):
             sys.stderr.write(shown)
-        first, *more = failure.message.split("\n")
-        say(f"payrelay: {first}")
-        for line in more:
+        say(f"payrelay: {failure.message}")
+        for line in failure.details:
             say(f"  {line}")
         code = failure.exit_code
     sys.exit(code)

@@ -23,7 +23,7 @@ CODES = (
     "| 130 | Ctrl-C |",
     "",
     "A filter that matches nothing, as `notify list --merchant`, is no unknown name: an empty list, and 0.",
-    "However a command ends, it says why in one line on standard error. `PAYRELAY_TRACEBACK=1` shows the traceback too.",
+    "However a command ends, it says why in one line on standard error; a list that belongs to it, as the end of a log or the members of a group, follows indented. `PAYRELAY_TRACEBACK=1` shows the traceback too.",
 )
 OUTPUT = (
     "",

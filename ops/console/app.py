@@ -21,7 +21,7 @@ from ops.console.edge import STATIC, Console, Headers, SignInFirst, go, page
 from ops.console.runner import Runner
 from ops.console.users import User
 from ops.notify import SERVICES
-from outbox.errors import Refused
+from outbox.errors import Misused, Refused
 from outbox.http_limits import Connections, limits_of
 from outbox.http_protocol import server_config
 from outbox.settings import READER, Settings
@@ -106,7 +106,7 @@ def listen(settings: Settings) -> socket.socket:
     except ValueError:
         loopback = settings.console_host == "localhost"
     if not loopback and not settings.console_https:
-        raise Refused(
+        raise Misused(
             "the console speaks HTTP and listens beyond this machine only behind a proxy that speaks HTTPS: "
             "set PAYRELAY_CONSOLE_HTTPS=true where there is one"
         )

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from ops.console.passwords import generated, hashed, matches
 from ops.stack.state import StackFolder
-from outbox.errors import Refused
+from outbox.errors import Misused
 from outbox.settings import Settings
 
 FILE = "console.json"
@@ -44,7 +44,7 @@ def parse_users(given: Mapping[str, str]) -> dict[str, User]:
             users[name] = User(name=name, role=Role(role), password_hash=password_hash)
             matches("", password_hash)
         except ValueError:
-            raise Refused(
+            raise Misused(
                 f"PAYRELAY_CONSOLE_USERS__{name.upper()} must be viewer or operator, a colon and a hash: "
                 "payrelay console user makes one"
             ) from None
@@ -60,7 +60,7 @@ def users_of(settings: Settings, folder: StackFolder | None) -> tuple[dict[str, 
     if settings.console_users:
         return parse_users({name: said.get_secret_value() for name, said in settings.console_users.items()}), {}
     if folder is None:
-        raise Refused("nobody may sign in: set PAYRELAY_CONSOLE_USERS__NAME as payrelay console user NAME prints it")
+        raise Misused("nobody may sign in: set PAYRELAY_CONSOLE_USERS__NAME as payrelay console user NAME prints it")
     if kept := folder.read(FILE):
         return parse_users(kept), {}
     passwords = {role.value: generated() for role in Role}

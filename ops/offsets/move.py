@@ -34,7 +34,8 @@ def require_inactive(settings: Settings, name: str, *, how: str, within: timedel
     deadline = time.monotonic() + within.total_seconds()
     while (one := group(settings, name)).is_active:
         if time.monotonic() >= deadline:
-            raise Refused(f"{name} is active, its members would go on from where they are:\n{members(one)}\n{how}")
+            told = f"{name} is active, its members would go on from where they are:"
+            raise Refused(told, details=[*members(one), how])
         time.sleep(POLL_S)
 
 

@@ -148,9 +148,9 @@ def _rest(counts: Mapping[str, int], text: str) -> str:
     )
 
 
-def members(one: Group) -> str:
+def members(one: Group) -> list[str]:
     """Return a line for each member: what it is, where it runs, and how many partitions it has."""
     lines = [
-        f"  {member.client}  on {member.host}  {len(member.places)} partitions  {member.id}" for member in one.members
+        f"{member.client}  on {member.host}  {len(member.places)} partitions  {member.id}" for member in one.members
     ]
-    return "\n".join(lines) or f"  none yet: {one.state}"
+    return lines or [f"none yet: {one.state}"]

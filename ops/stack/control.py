@@ -69,7 +69,8 @@ def up(
         if any(state.state == "failed" and state.name in trying for state in states):
             break  # and not only still, from before
         time.sleep(POLL_S)
-    raise NotReady(_why(folder))
+    told, *details = _why(folder)
+    raise NotReady(told, details=details)
 
 
 def _require_usable_paths(folder: StackFolder) -> None:
@@ -277,9 +278,11 @@ def _start_supervisor(folder: StackFolder, *, infrastructure: bool, with_parent:
     deadline = time.monotonic() + UP_S
     while not folder.read(STATE):
         if process.poll() is not None:
-            raise NotReady(_end_of_supervisor(folder))
+            told, *details = _end_of_supervisor(folder)
+            raise NotReady(told, details=details)
         if time.monotonic() > deadline:
-            raise NotReady(f"the supervisor has written no state within {UP_S:.0f} s: {_log_end(folder)}")
+            told, *details = _log_end(folder)
+            raise NotReady(f"the supervisor has written no state within {UP_S:.0f} s: {told}", details=details)
         time.sleep(POLL_S)
 
 
@@ -298,23 +301,28 @@ def _heart_beats(folder: StackFolder, since: float) -> bool:
     return beat_at is not None and beat_at.timestamp() > since
 
 
-def _why(folder: StackFolder) -> str:
+def _why(folder: StackFolder) -> list[str]:
+    """Return why not everything is up: a line, and lines below it."""
     content = folder.read(STATE)
     if "error" in content or not folder.is_up():
         return _end_of_supervisor(folder)
     lines = [
-        f"  {state.name}: {state.state} {state.condition} {state.last_exit}".rstrip()
-        + f"\n{_tail(log_path(folder, state.name))}"
+        line
         for state in folder.states()
         if state.state != "running"
+        for line in (
+            f"{state.name}: {state.state} {state.condition} {state.last_exit}".rstrip(),
+            *_tail(log_path(folder, state.name)),
+        )
     ]
-    return "not everything is up; payrelay status and payrelay logs PART tell more:\n" + (
-        "\n".join(lines) or f"  the connector has written no heartbeat: {content.get('waits') or 'payrelay doctor'}"
-    )
+    return [
+        "not everything is up; payrelay status and payrelay logs PART tell more:",
+        *(lines or [f"the connector has written no heartbeat: {content.get('waits') or 'payrelay doctor'}"]),
+    ]
 
 
-def _end_of_supervisor(folder: StackFolder) -> str:
-    """Return why the supervisor is gone, as far as that can be known."""
+def _end_of_supervisor(folder: StackFolder) -> list[str]:
+    """Return why the supervisor is gone, as far as that can be known: a line, and lines below it."""
     error = folder.read(STATE).get("error")
     process = _started.get(folder.path)
     code = None
@@ -322,23 +330,24 @@ def _end_of_supervisor(folder: StackFolder) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = process.wait(5)  # the lock goes a moment before the process
     if error:
-        return f"the supervisor ended: {error}"
+        return [f"the supervisor ended: {error}"]
     if code is not None and code < 0:
         how = f"{signal.Signals(-code).name} ended it"
     elif code is not None:
         how = f"exit code {code}"
     else:
         how = "another command had started it, and it left no reason"
-    return f"the supervisor ended: {how}; {_log_end(folder)}"
+    told, *details = _log_end(folder)
+    return [f"the supervisor ended: {how}; {told}", *details]
 
 
-def _log_end(folder: StackFolder) -> str:
+def _log_end(folder: StackFolder) -> list[str]:
     path = log_path(folder, "supervisor")
-    return f"its log ends with\n{tail}" if (tail := _tail(path)) else f"its log is empty: {path}"
+    return ["its log ends with", *tail] if (tail := _tail(path)) else [f"its log is empty: {path}"]
 
 
-def _tail(path: Path, lines: int = 5) -> str:
+def _tail(path: Path, lines: int = 5) -> list[str]:
     try:
-        return "\n".join(f"    {line[:300]}" for line in path.read_text(errors="replace").splitlines()[-lines:])
+        return [f"  {line[:300]}" for line in path.read_text(errors="replace").splitlines()[-lines:]]
     except FileNotFoundError:
-        return ""
+        return []

@@ -22,6 +22,7 @@ import typer
 
 from ops.cli import main as edge
 from ops.cli.output import Format
+from outbox.errors import Refused
 from tests.misbehaving import garbage, hanging, http, listening
 from tests.waiting import eventually
 
@@ -215,6 +216,7 @@ MEANT_WRONGLY: list[tuple[list[str], int, str]] = [
     (["replay", "redeliver", "--consumer", "accounting", "--from", "2026-11-25", "--tz", "Europe"], 2, "no zone 'Europe'"),
     (["replay", "redeliver", "--consumer", "nobody"], 2, "consumer 'nobody'"),
     (["replay", "redeliver", "--consumer", "accounting", "--topic", "nothing"], 2, "does not read nothing"),
+    (["replay", "redeliver", "--consumer", "accounting", "--topic", "x\npayrelay: all is well"], 2, "does not read x\\npayrelay"),
     (["replay", "rebuild", "nobody"], 2, "consumer 'nobody'"),
     (["replay", "checkpoint", "nobody"], 2, "consumer 'nobody'"),
     (["replay", "rebuild", "accounting", "--correct", "--switch"], 2, "one of them"),
@@ -449,6 +451,39 @@ def test_a_setting_that_cannot_work_is_refused_by_its_name(run: Run, name: str, 
         assert not (name.startswith("DSN__") and value) or value not in ended.err, "it may hold a password"
 
 
+SECRET = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz"
+SECRETS = {"PAYRELAY_BANK_NOTIFY_SECRET": SECRET, "PAYRELAY_BANK_LINK_SECRET": SECRET}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given"),
+    [
+        (["serve", "payments"], {"PAYRELAY_BANK_NOTIFY_SECRET": ""}),
+        (["serve", "bank"], {"PAYRELAY_BANK_LINK_SECRET": "whsec_short"}),
+        (["exporter"], {}),
+        (["console"], {}),
+        (["console"], {"PAYRELAY_CONSOLE_USERS": '{"ann": "nobody"}'}),
+        (["console"], {"PAYRELAY_CONSOLE_HOST": "0.0.0.0"}),
+    ],
+)
+def test_what_serves_refuses_a_setting_that_cannot_work(run: Run, arguments: list[str], given: dict[str, str]) -> None:
+    ended = run(*arguments, **{**addresses(1), **SECRETS, "PAYRELAY_CONSOLE_PORT": "0", **given})
+    assert ended.is_told([2]), ended
+    assert "PAYRELAY_" in ended.err
+
+
+@pytest.mark.parametrize("command", [["serve", "payments"], ["console"], ["exporter"]])
+def test_an_address_that_is_taken_is_a_line(run: Run, command: list[str]) -> None:
+    with listening(hanging) as port:
+        taken = {f"PAYRELAY_{name}_PORT": str(port) for name in ("PAYMENTS", "CONSOLE", "METRICS")}
+        if command[0] != "exporter":
+            del taken["PAYRELAY_METRICS_PORT"]
+        ended = run(*command, **{**addresses(1), **SECRETS, **taken})
+    assert ended.is_told([1]), ended
+    assert str(port) in ended.err
+    assert "PAYRELAY_" in ended.err
+
+
 # ---- real processes -------------------------------------------------------------------------------------------------
 
 PAYRELAY = [sys.executable, "-c", "from ops.cli.main import main; main()"]
@@ -574,6 +609,20 @@ def test_a_full_disk_under_standard_output_is_a_line(tmp_path: Path) -> None:
         )
     assert Ended(done.returncode, "", done.stderr, "").is_told([1]), done
     assert "No space left" in done.stderr
+
+
+def test_lines_below_a_message_are_the_errors_own(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client's id, a group's name or a topic's may hold a line end: it makes no line."""
+
+    def refuses(*_: object, **__: object) -> None:
+        raise Refused("g\npayrelay: done is active:", details=["c1\npayrelay: moved  on h", "how to stop it"])
+
+    monkeypatch.setattr("ops.topics.topic_states", refuses)
+    ended = run("topics", "list", **addresses(1))
+    assert (ended.code, ended.err.splitlines()) == (
+        1,
+        ["payrelay: g\\npayrelay: done is active:", "  c1\\npayrelay: moved  on h", "  how to stop it"],
+    )
 
 
 def test_the_traceback_is_to_be_had(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
