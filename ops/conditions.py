@@ -13,7 +13,7 @@ import re
 import psycopg
 from sqlalchemy import Connection, Engine, text
 
-from outbox.errors import Refused, Unreachable
+from outbox.errors import Refused, Unreachable, message_of
 
 OURS_FROM = 16_384
 """PostgreSQL's own objects have smaller ids: FirstNormalObjectId in src/include/access/transam.h."""
@@ -65,10 +65,10 @@ def _parsed(connection: Connection, table: str, condition: str) -> str:
             f"CREATE TEMPORARY VIEW {VIEW} AS SELECT id FROM {table} WHERE ({condition}\n)",  # noqa: S608 - never run
             prepare=True,
         )
-    except psycopg.OperationalError as error:
-        raise Unreachable(f"PostgreSQL does not answer: {str(error).splitlines()[0]}") from error
     except psycopg.Error as error:
-        raise Refused(f"the condition does not hold as SQL: {str(error).splitlines()[0]}") from error
+        if error.sqlstate is None or error.sqlstate.startswith(("08", "57P")):
+            raise Unreachable(f"PostgreSQL does not answer: {message_of(error)}") from error
+        raise Refused(f"the condition does not hold as SQL: {message_of(error)}") from error
     found = text("SELECT ev_action FROM pg_rewrite WHERE ev_class = CAST(:view AS regclass)")
     return str(connection.execute(found, {"view": f"pg_temp.{VIEW}"}).scalar_one())
 

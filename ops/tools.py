@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from psycopg.pq import Conninfo
 from sqlalchemy import text
 
 from ops.stack.programs import JVM_ENVIRONMENT, Programs, java, postgres_bin
@@ -82,17 +83,14 @@ def server_version(settings: Settings) -> int:
 
 
 def owner_environment(settings: Settings) -> dict[str, str]:
-    """Return the owner's address and password, as PostgreSQL's programs take them; a password is on no command line."""
-    url = driver_url(settings.database_url.get_secret_value())
-    given = {
-        "PGHOST": url.host,
-        "PGPORT": url.port,
-        "PGUSER": url.username,
-        "PGPASSWORD": url.password,
-        "PGDATABASE": url.database,
-    }
-    return {name: str(value) for name, value in given.items() if value is not None}
+    """Return the owner's DSN, TLS and all, as PostgreSQL's programs take it: a password is on no command line."""
+    url = driver_url(settings.database_url.get_secret_value()).set(drivername="postgresql")
+    options = Conninfo.parse(url.render_as_string(hide_password=False).encode())
+    return {one.envvar.decode(): one.val.decode() for one in options if one.envvar and one.val is not None}
 
 
 def _run(command: Sequence[str], *, environment: Mapping[str, str]) -> int:
-    return subprocess.run(command, env={**os.environ, **environment}, check=False).returncode
+    inherited = {
+        name: value for name, value in os.environ.items() if name != "PGSERVICE"
+    }  # it would name another server
+    return subprocess.run(command, env={**inherited, **environment}, check=False).returncode

@@ -14,7 +14,7 @@ from ops.cli.options import DAY_S, decimal
 from ops.cli.output import Format, Output, confirm, print_rows, say
 from ops.cli.pipeline import FORMATS, Zone, current_settings, span
 from outbox.clock import utc_now
-from outbox.errors import Refused
+from outbox.errors import Refused, UnknownName
 from outbox.settings import Settings
 
 if TYPE_CHECKING:
@@ -221,6 +221,10 @@ def snapshot(
         raise typer.BadParameter("say which rows: --where, --since, --to, --order or --event")
     settings = current_settings()
     found = find_rows(settings, service or SERVICES, wanted)
+    if missing := sorted(wanted.events.difference(*found.values())):
+        raise UnknownName(
+            f"{len(missing)} of these events are in no outbox that is looked at, the first is {missing[0]}"
+        )
     rows = [
         {"outbox": f"{name}.outbox", "rows": len(ids), "first": ids[0], "last": ids[-1]} for name, ids in found.items()
     ]

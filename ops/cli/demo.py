@@ -78,8 +78,8 @@ def _running(stack: str, *, keep: bool) -> Generator[Settings]:
         yield given
         return
     signal.signal(signal.SIGTERM, _interrupt)
+    folder = this_stack(stack)  # a name that is none is refused before anything is fetched
     setup()
-    folder = this_stack(stack)
     was_up = folder.is_up()
     _require_all_wanted(folder, was_up=was_up)
     try:

@@ -13,9 +13,10 @@ from typing import Annotated, Any
 import typer
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
 from ops.cli.options import whole
-from ops.cli.output import Format, Output, errors, print_line, print_rows, reader_has_gone, say
+from ops.cli.output import Format, Output, errors, legible, print_line, print_rows, reader_has_gone, say
 from ops.stack.state import PartState, StackFolder, file_stem, part_of
 from outbox.errors import Refused, UnknownName
 from outbox.settings import Environment
@@ -59,14 +60,15 @@ def up(
     """Start the local stack; parts that have failed or were stopped are started. Leaves one supervisor process, the parent of all parts."""
     from ops.stack.control import up as start
 
+    folder = this_stack(stack)  # a name that is none is refused before anything is fetched
     setup()
-    folder = this_stack(stack)
     live = Live(console=errors, transient=True, refresh_per_second=8) if errors.is_terminal else nullcontext()
     with live as screen:
 
         def watch(states: list[PartState]) -> None:
             if screen is not None:
-                screen.update("\n".join(f"{state.name} {state.state} {state.condition}".rstrip() for state in states))
+                lines = (legible(f"{state.name} {state.state} {state.condition}".rstrip()) for state in states)
+                screen.update(Text("\n".join(lines)))  # text: a server's words are no markup
 
         started = start(folder, infrastructure=infrastructure, watch=watch)
     say("the stack is up" if started else "the stack was up already")
@@ -76,8 +78,11 @@ def down(stack: Stack = "", wipe: Annotated[bool, typer.Option("--wipe", help="r
     """Stop the local stack. Data stays, unless --wipe is given."""
     from ops.stack.control import down as stop
 
-    was_up = stop(this_stack(stack), wipe=wipe)
-    say(("the stack is down" if was_up else "nothing was running") + (", its data removed" if wipe else ""))
+    folder = this_stack(stack)
+    there = folder.path.exists()
+    was_up = stop(folder, wipe=wipe)
+    wiped = (", its data removed" if there else f", and stack {folder.name} has no data") if wipe else ""
+    say(("the stack is down" if was_up else "nothing was running") + wiped)
 
 
 Parts = Annotated[list[str], typer.Argument(metavar="PART...", help="as status shows them, e.g. worker:accounting")]

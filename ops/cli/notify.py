@@ -13,6 +13,7 @@ from consumers.notification.search import STATUSES, Filter
 from ops.cli.options import whole
 from ops.cli.output import Execute, Format, Output, Yes, confirm, print_json, print_rows, say
 from ops.cli.pipeline import FORMATS, current_settings, zoned
+from outbox.errors import UnknownName
 from outbox.settings import Settings
 
 app = typer.Typer(help="Notifications: what merchants are told, and the platform by the bank.", no_args_is_help=True)
@@ -121,6 +122,8 @@ def resend(
     with reader_engine(settings).connect() as connection:
         chosen = records(connection, wanted, limit=limit)
         total = sum(one.records for one in counts(connection, wanted))
+    if identity and not chosen:
+        raise UnknownName(f"no notification {identity} of these: payrelay notify list")
     if not execute:
         print_rows([asdict(row) for row in chosen], output, columns=tuple(RecordRow.__dataclass_fields__), less=LESS)
         say(f"{len(chosen)} of {total} notifications would be sent again; nothing was done: --execute sends them")

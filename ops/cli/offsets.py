@@ -28,7 +28,7 @@ from ops.cli.output import (
     say,
 )
 from ops.cli.pipeline import current_settings, local_folder
-from ops.quoting import quoted
+from ops.quoting import positional, quoted
 from outbox.clock import utc_now, zone_of
 from outbox.settings import Settings
 from schemas.numeric import WHOLE_MAX
@@ -294,7 +294,7 @@ def delete(
     else:
         delete_group(settings, group, undo=path)
         say(f"{group} is no more")
-    say(f"payrelay offsets undo {quoted(group)} brings the offsets back ({path})")
+    say(f"payrelay offsets undo {positional(group)} brings the offsets back ({path})")
 
 
 @app.command()
@@ -375,10 +375,10 @@ def _plan_and_move(settings: Settings, group: str, asked: Asked, scope: Scope | 
 def _tell_outcome(group: str, made: Plan, undo_path: Path, differences: list[Any]) -> None:
     if without := len(made.moves) - len(made.seen):
         say(
-            f"{without} partitions had no position, and undo leaves them: payrelay offsets delete {quoted(group)} forgets them"
+            f"{without} partitions had no position, and undo leaves them: payrelay offsets delete {positional(group)} forgets them"
         )
     if made.seen:
-        say(f"payrelay offsets undo {quoted(group)} moves it back ({undo_path})")
+        say(f"payrelay offsets undo {positional(group)} moves it back ({undo_path})")
     if differences:
         for one in differences:
             say(f"{one.place[0]}/{one.place[1]}: {one.where} was to be {one.wanted}, and is {one.found}")

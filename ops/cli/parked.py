@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ import typer
 from ops.cli.options import whole
 from ops.cli.output import Execute, Format, Output, Yes, confirm, print_json, print_rows, say
 from ops.cli.pipeline import FORMATS, current_settings, zoned
+from outbox.errors import UnknownName
 from outbox.settings import Settings
 
 app = typer.Typer(help="Events that a consumer could not apply, and what waits behind them.", no_args_is_help=True)
@@ -97,6 +99,7 @@ def retry(
     )
     with reader_engine(settings).connect() as connection:
         chosen = queues(connection, wanted, limit=limit)
+    _require_there(identity, chosen)
     say(f"{sum(queue.events for queue in chosen)} parked events to retry, in {len(chosen)} queues")
     if not execute:
         rows = [asdict(queue) | {"key": queue.legible_key} for queue in chosen]
@@ -153,6 +156,7 @@ def skip(
     with reader_engine(settings).connect() as connection:
         chosen = parked_events(connection, wanted, limit=limit)
         behind = sum(queue.events for queue in queues(connection, wanted, limit=limit)) - len(chosen)
+    _require_there(identity, chosen)
     print_rows([asdict(row) for row in chosen], output, columns=tuple(ParkedRow.__dataclass_fields__), less=LESS)
     if not execute:
         say(f"{len(chosen)} parked events would be skipped; nothing was done: --execute skips them")
@@ -163,6 +167,12 @@ def skip(
     say(f"{skipped} skipped, kept in parked_audit")
     if behind > 0:
         say(f"{behind} other events of the same keys are parked: payrelay parked retry")
+
+
+def _require_there(identity: str, chosen: Sequence[object]) -> None:
+    """An id that was typed is an event's. Raises UnknownName: a filter may match nothing, a name may not."""
+    if identity and not chosen:
+        raise UnknownName(f"no event {identity} of these is parked: payrelay parked list --events")
 
 
 def _filter(settings: Settings, *, begin: datetime | None, end: datetime | None, **given: str) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ops.offsets.files import write_undo
 from ops.offsets.groups import commit, committed, delete
-from ops.quoting import quoted
+from ops.quoting import positional, quoted
 from ops.stack.programs import JVM_ENVIRONMENT, Programs, java
 from outbox.errors import NotReady, PayrelayError, Refused
 from outbox.settings import Settings
@@ -45,7 +45,7 @@ def delete_topic(settings: Settings, name: str, topic: str, *, programs: Program
             commit(settings, name, {place: offset for place, offset in found.items() if place[0] != topic})
         except PayrelayError as error:
             raise type(error)(
-                f"{name} is deleted, and its other offsets are not back: payrelay offsets undo {quoted(name)} {quoted(undo)} --execute: {error}"
+                f"{name} is deleted, and its other offsets are not back: payrelay offsets undo --execute {positional(name)} {quoted(undo)}: {error}"
             ) from error
         how = "the group was deleted, and its other offsets were committed again"
     if left := sorted(place for place in committed(settings, name) if place[0] == topic):

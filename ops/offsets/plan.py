@@ -167,6 +167,8 @@ def plan(settings: Settings, view: View, wish: Wish, *, count_limit: int) -> Pla
     Raises Refused where the wish leads nowhere; Unreachable.
     """
     targets = [(one, found) for one in view.standings if (found := target(wish, one)) is not None]
+    if not targets and not view.group.exists:
+        raise UnknownName(f"there is no group {view.group.name!r}, and no --topic is named: payrelay offsets list")
     if not targets:
         raise Refused(
             f"nothing to move: {view.group.name} has no partition that this says something of; name a --topic"

@@ -7,7 +7,7 @@ from enum import StrEnum
 from uuid import UUID
 
 from consumers.notification.queues import QUEUES
-from ops.quoting import quoted
+from ops.quoting import positional, quoted
 
 
 class Kind(StrEnum):
@@ -86,7 +86,7 @@ def mend_of(finding: Finding) -> str:
             queue = next((queue for queue, service in QUEUES.items() if service == finding.service), "merchant")
             return f"the notifier sends it: payrelay status, payrelay logs worker:notifier:{queue}"
         case _:
-            return "by hand: payrelay timeline " + quoted(finding.order_no or finding.business_no)
+            return "by hand: payrelay timeline " + positional(finding.order_no or finding.business_no)
 
 
 CORRECTABLE = ("accounting", "funds", "points")

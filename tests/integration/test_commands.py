@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url
 
 from ops.cli import main as edge
 from outbox.settings import Settings
@@ -44,6 +45,12 @@ def run(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     ("notify", "show", NOBODY),
     ("notify", "pause", "M1", "--queue", "nobody", "--reason", "r"),
     ("parked", "show", "accounting:987654321"),
+    ("notify", "resend", NOBODY, "--reason", "r"),
+    ("notify", "resend", NOBODY, "--reason", "r", "--execute", "--yes"),
+    ("parked", "retry", "accounting:987654321"),
+    ("parked", "skip", "accounting:987654321", "--reason", "r", "--execute", "--yes"),
+    ("connect", "snapshot", "--event", NOBODY),
+    ("offsets", "reset", "nobody", "--to-earliest"),
     ("replay", "redeliver", "--consumer", "nobody"),
     ("replay", "rebuild", "nobody"),
     ("replay", "drop", "nobody"),
@@ -112,6 +119,30 @@ def test_kafka_away_beside_a_database_that_answers_is_exit_code_3(
             code, _, said = run(*arguments)
             assert (code, "Kafka" in said, "unexpected" in said) == (3, True, False), (arguments, code, said)
             assert said.count("\n") == 1, said
+
+
+def test_a_condition_that_postgresql_refuses_is_not_a_database_that_is_away(run: Run) -> None:
+    code, _, said = run("connect", "snapshot", "--where", "1" + "+1" * 50_000 + " > 0")
+    assert (code, said.count("\n")) == (1, 1), said[:300]
+    assert "stack depth limit exceeded" in said
+    assert "does not answer" not in said
+
+
+def test_programs_get_the_whole_dsn(
+    run: Run, settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A host among the parameters, TLS too; and no service of the operator's own that names another server."""
+    url = make_url(settings.database_url.get_secret_value())
+    moved = url.set(host=None, port=None, query={"host": url.host or "", "port": str(url.port), "sslmode": "prefer"})
+    monkeypatch.setenv("PAYRELAY_DATABASE_URL", moved.render_as_string(hide_password=False))
+    services = tmp_path / "services"
+    services.write_text("[another]\nhost=127.0.0.1\nport=1\ndbname=another\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(services))
+    monkeypatch.setenv("PGSERVICE", "another")
+    dumped = tmp_path / "shop.sql"
+    code, _, said = run("tool", "pg_dump", "--schema=shop", f"--file={dumped}")
+    assert (code, said) == (0, ""), said
+    assert "CREATE SCHEMA shop" in dumped.read_text()
 
 
 def test_an_old_program_on_the_path_is_not_taken_for_the_servers(

@@ -267,7 +267,7 @@ def test_cut_off_while_the_other_offsets_are_not_back_it_says_how_they_come_back
         cut.setattr("ops.offsets.delete.commit", away)
         failed = offsets("delete", foreign.group, "--topic", other, *YES)
     assert (failed.code, foreign.committed()) == (3, {})
-    assert f"payrelay offsets undo {foreign.group}" in failed.said
+    assert f"payrelay offsets undo --execute {foreign.group} " in failed.said
     assert offsets("undo", foreign.group, *YES).code == 0
     assert (foreign.committed(), foreign.committed(topic=other)) == ({0: 4, 1: 6}, {0: 2})
 

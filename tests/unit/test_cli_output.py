@@ -7,6 +7,8 @@ import io
 import json
 import re
 import shlex
+import subprocess
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +23,7 @@ from ops.cli import output
 from ops.cli.main import app
 from ops.cli.output import Format, print_json, print_rows, say
 from ops.offsets.files import as_csv, from_csv
+from ops.quoting import quoted
 from ops.reconcile.findings import Finding, Kind
 from ops.stack.state import PartState, StackFolder
 
@@ -166,6 +169,42 @@ def test_status_shows_every_name_whole(width: int, tmp_path: Path, monkeypatch: 
     assert f"left out at {width} columns: metrics_port" in err, "and says what is not shown"
 
 
+def test_what_a_starting_part_says_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=100, emoji=False)
+    said = "redo of [/base/5] [bold]x\x1b[2J"
+
+    def starts(*_: object, watch: Callable[[list[PartState]], None], **__: object) -> bool:
+        watch([PartState(name="postgres", state="starting", condition=said)])
+        return True
+
+    monkeypatch.setenv("PAYRELAY_HOME", str(tmp_path))
+    monkeypatch.setattr("ops.cli.local.errors", terminal)
+    monkeypatch.setattr("ops.cli.local.setup", lambda: None)
+    monkeypatch.setattr("ops.stack.control.up", starts)
+    result = CliRunner().invoke(app, ["up"])
+    assert result.exit_code == 0, result.exception
+    assert "postgres starting redo of [/base/5] [bold]x\\x1b[2J" in screen.getvalue()
+
+
+@pytest.mark.parametrize("command", [["up", "--stack", "A B"], ["demo", "--stack", "A B"]])
+def test_a_stacks_name_is_looked_at_before_anything_is_fetched(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+    monkeypatch.delenv("PAYRELAY_KAFKA_BOOTSTRAP", raising=False)
+    for name in ("local", "demo"):
+        monkeypatch.setattr(f"ops.cli.{name}.setup", lambda: fetched.append("all"))
+    assert "names no stack" in str(CliRunner().invoke(app, command).exception)
+    assert fetched == []
+
+
+def test_data_that_was_not_there_is_not_said_to_be_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PAYRELAY_HOME", str(tmp_path))
+    said = CliRunner().invoke(app, ["down", "--wipe", "--stack", "typo"]).stderr
+    assert said == "nothing was running, and stack typo has no data\n"
+
+
 HOSTILE = "O 1; rm -rf $HOME `x` 'y'"
 
 
@@ -176,6 +215,19 @@ def test_a_suggested_command_is_what_it_says_whatever_the_names(kind: Kind) -> N
         place="", found="it is FAILED",
     )  # fmt: skip
     assert HOSTILE in shlex.split(finding.mend.removeprefix("by hand: "))
+
+
+@pytest.mark.parametrize("name", ["a b", "a\x1b[2J'\\", "a\nb", "x\u202ey", "a\xa0b", "\x9b31m", "é\u3000\n"])
+def test_a_shell_reads_a_quoted_name_as_it_is(name: str) -> None:
+    done = subprocess.run(
+        ["/bin/bash", "-c", f"printf %s {quoted(name)}"], env={"LC_ALL": "C.UTF-8"}, capture_output=True, check=True
+    )
+    assert done.stdout.decode() == name
+
+
+def test_a_number_that_looks_like_an_option_is_suggested_as_what_it_is() -> None:
+    finding = Finding(kind=Kind.CONTRADICTED, service="payments", order_no="--help")
+    assert shlex.split(finding.mend.removeprefix("by hand: ")) == ["payrelay", "timeline", "--", "--help"]
 
 
 @pytest.mark.parametrize("group", ["topics", "connect"])
