@@ -304,7 +304,11 @@ class Examination:
                 for service in SERVICES
             }
         parked = {service: count for service, count in counts.items() if count}
-        fix = "payrelay parked retry --execute; of what stays: payrelay parked skip ID --reason WHY" if parked else ""
+        fix = (
+            "payrelay parked retry --execute --yes  # of what stays: payrelay parked skip ID --reason WHY"
+            if parked
+            else ""
+        )
         return Check(check="parked", ok=not parked, found=str(parked or 0), mend=fix)
 
 

@@ -212,7 +212,7 @@ def require_merchant(connection: Connection, queue: str, merchant_no: str) -> No
     """The queue has, or may have, something for this merchant; raises Refused otherwise."""
     rule_of(connection, queue)
     if not connection.execute(_KNOWN, {"queue": queue, "merchant_no": merchant_no}).scalar_one():
-        raise Refused(
+        raise UnknownName(
             f"no merchant {merchant_no!r}: it has no receiver, and no notification in queue {queue}; payrelay notify list shows some"
         )
 

@@ -47,7 +47,7 @@ def ours(settings: Settings, group: str) -> Ours | None:
             _is_nobodys(settings, group)
         return None
     if READER not in settings.dsn:
-        raise Misused(
+        raise Refused(
             f"{group!r} is a consumer of ours: its position is in the database, and Kafka's is only the mirror. "
             f"Set PAYRELAY_DSN__{READER.upper()} and PAYRELAY_DSN__{processor.service.upper()}; "
             "if it is not ours, set PAYRELAY_GROUP_PREFIX to what ours begin with"

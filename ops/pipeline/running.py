@@ -40,7 +40,9 @@ def idle_processors(settings: Settings) -> list[str]:
 def idle_queues(settings: Settings) -> list[str]:
     """Return the notification queues that no notifier serves: those without a session of it in the database."""
     with reader_engine(settings).connect() as connection:
-        names = set(connection.execute(text("SELECT application_name FROM pg_stat_activity")).scalars())
+        # Of this database: another one of the same server may belong to another payrelay.
+        sessions = text("SELECT application_name FROM pg_stat_activity WHERE datname = current_database()")
+        names = set(connection.execute(sessions).scalars())
     return [queue for queue in QUEUES if f"payrelay notifier {queue}" not in names]
 
 

@@ -7,14 +7,19 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 import pytest
-from sqlalchemy import text
+from pydantic import SecretStr
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
 
 import ops.topics
+from consumers.notification.queues import QUEUES
+from ops.pipeline.running import idle_queues
 from ops.reconcile.findings import Finding, Kind
 from ops.reconcile.mend import Step, carry_out
 from ops.upkeep import upkeep
 from outbox.clock import utc_now
-from outbox.settings import Settings
+from outbox.database import driver_url
+from outbox.settings import READER, Settings
 from tests.pipeline import engine_of, fresh_id
 
 
@@ -80,3 +85,15 @@ def test_reconcile_fix_goes_on_after_a_deadlock(settings: Settings, prefix: str,
         [mended] = carry_out(settings, [step], actor="test", within_s=1.0)
     assert (mended.done, len(mended.failed)) == (done, 2 - done)
     assert all("deadlock" in why for why in mended.failed.values())
+
+
+def test_a_notifier_of_another_database_serves_none_of_ours(settings: Settings) -> None:
+    """Two payrelays on one server: staging's notifiers are not production's."""
+    [queue, *_] = QUEUES
+    ours = driver_url(settings.dsn_of(READER))
+    there = SecretStr(ours.set(drivername="postgresql", database="postgres").render_as_string(hide_password=False))
+    elsewhere = settings.model_copy(update={"dsn": {**settings.dsn, READER: there}})
+    how = {"application_name": f"payrelay notifier {queue}"}
+    with create_engine(ours, poolclass=NullPool, connect_args=how).connect():
+        assert queue not in idle_queues(settings)
+        assert queue in idle_queues(elsewhere)
