@@ -47,7 +47,10 @@ class Page:
         printed = result.output.splitlines()
         code = result.exit_code
         if isinstance(result.exception, PayrelayError):
-            printed += f"payrelay: {result.exception}".splitlines()
+            printed += [
+                f"payrelay: {result.exception.message}",
+                *(f"  {line}" for line in result.exception.details),
+            ]
             code = result.exception.exit_code
         shown = [line.rstrip() for line in printed if re.search(only, line)]
         command = " ".join(f"'{word}'" if re.search(r"[ {]", word) else word for word in words)
