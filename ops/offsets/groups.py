@@ -54,7 +54,7 @@ class Group:
 
 def groups(settings: Settings) -> list[Group]:
     """Return every group of the cluster by name, also those that are none of consumers. Raises Unreachable."""
-    admin = _admin(settings)
+    admin = admin_client(settings)
     with asking(settings):
         listed = admin.list_consumer_groups(request_timeout=TIMEOUT_S).result(TIMEOUT_S)
         if listed.errors:
@@ -115,7 +115,7 @@ def _all_groups(admin: Any) -> list[Any]:
 
 def group(settings: Settings, name: str) -> Group:
     """Return a group; one that has never been is DEAD, and has no members. Raises Unreachable."""
-    admin = _admin(settings)
+    admin = admin_client(settings)
     with asking(settings):
         try:
             return _described(admin, [name])[name]
@@ -127,7 +127,7 @@ def group(settings: Settings, name: str) -> Group:
 
 def members_of(settings: Settings, names: list[str]) -> dict[str, int]:
     """Return how many members each group has; one that has never been has none. Raises Unreachable."""
-    admin = _admin(settings)
+    admin = admin_client(settings)
     with asking(settings):
         return {name: len(group.members) for name, group in _described(admin, names).items()}
 
@@ -154,7 +154,7 @@ def _described(admin: Any, names: list[str]) -> dict[str, Group]:
 def committed(settings: Settings, name: str) -> dict[Place, int]:
     """Return every offset that is committed for a group. Raises Unreachable."""
     asked = ConsumerGroupTopicPartitions(name)
-    admin = _admin(settings)
+    admin = admin_client(settings)
     with asking(settings):
         futures = admin.list_consumer_group_offsets([asked], request_timeout=TIMEOUT_S)
         found = futures[name].result(TIMEOUT_S).topic_partitions
@@ -169,7 +169,7 @@ def commit(settings: Settings, name: str, offsets: Mapping[Place, int]) -> None:
     if not offsets:
         return
     asked = ConsumerGroupTopicPartitions(name, [TopicPartition(*place, offset) for place, offset in offsets.items()])
-    admin = _admin(settings)
+    admin = admin_client(settings)
     with asking(settings):
         futures = admin.alter_consumer_group_offsets([asked], request_timeout=TIMEOUT_S)
         for one in futures[name].result(TIMEOUT_S).topic_partitions:
@@ -179,7 +179,7 @@ def commit(settings: Settings, name: str, offsets: Mapping[Place, int]) -> None:
 
 def delete(settings: Settings, name: str) -> None:
     """The group is no more, and none of its offsets. Raises Refused where it has members or has never been, or Unreachable."""
-    admin = _admin(settings)
+    admin = admin_client(settings)
     with asking(settings):
         admin.delete_consumer_groups([name], request_timeout=TIMEOUT_S)[name].result(TIMEOUT_S)
 
@@ -189,7 +189,7 @@ def topic_ids(settings: Settings, topics: list[str]) -> dict[str, str]:
     if not topics:
         return {}
     ids = {}
-    admin = _admin(settings)
+    admin = admin_client(settings)
     with asking(settings):
         described = admin.describe_topics(TopicCollection(topics), request_timeout=TIMEOUT_S)
         for name, future in described.items():
@@ -203,17 +203,7 @@ def topic_ids(settings: Settings, topics: list[str]) -> dict[str, str]:
 
 def cluster_id(settings: Settings) -> str:
     """Return the cluster's id. Raises Unreachable."""
-    admin = _admin(settings)
+    admin = admin_client(settings)
     with asking(settings):
         described = admin.describe_cluster(request_timeout=TIMEOUT_S).result(TIMEOUT_S)
     return str(described.cluster_id)
-
-
-_clients: dict[str, Any] = {}
-"""By bootstrap servers; kept, since a client that is dropped answers its futures "Handle is terminating"."""
-
-
-def _admin(settings: Settings) -> Any:
-    if settings.kafka_bootstrap not in _clients:
-        _clients[settings.kafka_bootstrap] = admin_client(settings)
-    return _clients[settings.kafka_bootstrap]

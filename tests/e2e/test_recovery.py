@@ -156,58 +156,6 @@ VOUCHERS = """
     WHERE kind = 'settlement' AND account LIKE 'merchant_payable:' || :like"""
 
 
-def test_a_database_was_restored_from_an_older_backup(
-    folder: StackFolder, follow_page: Follow, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A consumer's, a service's that others follow, and at last the whole: what was recorded after that copy stays lost to it."""
-    monkeypatch.setenv("DATA", str(PostgresPlace.of(folder).data))
-    with shopping(folder, "backup") as shop, shopping(folder, "gone") as gone:
-
-        def day() -> None:
-            shop.pay(10)
-            shop.holds()
-
-        def answered() -> None:
-            eventually(lambda: shop.proof().parked, what="funds has answered again")
-            eventually(lambda: not shop.proof().lost, what="funds has caught up")
-
-        def afterwards() -> None:
-            gone.pay(6)
-            gone.holds()
-            with engine_of(shop.settings, "owner").execution_options(isolation_level="AUTOCOMMIT").connect() as owner:
-                owner.execute(text("SELECT pg_switch_wal()"))
-                end = owner.execute(text("SELECT CAST(pg_current_wal_lsn() - '0/0' AS bigint)")).scalar_one()
-            eventually(
-                lambda: (standing(shop.settings).noted_lsn or 0) >= end, within_s=60, what="Connect has noted it"
-            )
-
-        def unpublished() -> None:
-            shop.pay(6)
-            eventually(looks_well, within_s=60, what="the connector streams, by all that it says of itself")
-            missing = sorted(plan_repair(shop.settings, now=utc_now()).missing)
-            passed_over = redeliver_events(shop.settings, "bank_notification", missing, execute=False)
-            assert passed_over.applied, "what was paid now is nowhere"
-            assert not passed_over.waiting, "nothing will bring them"
-
-        def looks_well() -> bool:
-            checks = {check.check: check.ok for check in examine(shop.settings, now=utc_now())}
-            return all(checks[name] for name in ("heartbeat", "slot", "publication", "connector"))
-
-        follow_page(
-            "recover-backup",
-            folder,
-            history=day,
-            day=day,
-            meanwhile=lambda: shop.pay(6),
-            before=shop.holds,
-            settled=shop.holds,
-            answered=answered,
-            afterwards=afterwards,
-            unpublished=unpublished,
-        )
-        shop.holds()
-
-
 def test_a_topic_was_deleted(embedded: None, spare_stack: StackFolder, follow_page: Follow) -> None:
     """On another stack: with its old topic gone, nobody can rebuild this one's history from its beginning."""
     folder = spare_stack
@@ -278,3 +226,55 @@ def reverse_by_mistake(shop: Shopping) -> None:
         how: Any = {"reason": "taken for another", "actor": "test", "at": utc_now()}
         reverse_voucher(connection, number, **how)
         correct_voucher(connection, number, find_voucher(connection, number).entries, **how)
+
+
+def test_a_database_was_restored_from_an_older_backup(
+    folder: StackFolder, follow_page: Follow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A consumer's, a service's that others follow, and at last the whole: what was recorded after that copy stays lost to it."""
+    monkeypatch.setenv("DATA", str(PostgresPlace.of(folder).data))
+    with shopping(folder, "backup") as shop, shopping(folder, "gone") as gone:
+
+        def day() -> None:
+            shop.pay(10)
+            shop.holds()
+
+        def answered() -> None:
+            eventually(lambda: shop.proof().parked, what="funds has answered again")
+            eventually(lambda: not shop.proof().lost, what="funds has caught up")
+
+        def afterwards() -> None:
+            gone.pay(6)
+            gone.holds()
+            with engine_of(shop.settings, "owner").execution_options(isolation_level="AUTOCOMMIT").connect() as owner:
+                owner.execute(text("SELECT pg_switch_wal()"))
+                end = owner.execute(text("SELECT CAST(pg_current_wal_lsn() - '0/0' AS bigint)")).scalar_one()
+            eventually(
+                lambda: (standing(shop.settings).noted_lsn or 0) >= end, within_s=60, what="Connect has noted it"
+            )
+
+        def unpublished() -> None:
+            shop.pay(6)
+            eventually(looks_well, within_s=60, what="the connector streams, by all that it says of itself")
+            missing = sorted(plan_repair(shop.settings, now=utc_now()).missing)
+            passed_over = redeliver_events(shop.settings, "bank_notification", missing, execute=False)
+            assert passed_over.applied, "what was paid now is nowhere"
+            assert not passed_over.waiting, "nothing will bring them"
+
+        def looks_well() -> bool:
+            checks = {check.check: check.ok for check in examine(shop.settings, now=utc_now())}
+            return all(checks[name] for name in ("heartbeat", "slot", "publication", "connector"))
+
+        follow_page(
+            "recover-backup",
+            folder,
+            history=day,
+            day=day,
+            meanwhile=lambda: shop.pay(6),
+            before=shop.holds,
+            settled=shop.holds,
+            answered=answered,
+            afterwards=afterwards,
+            unpublished=unpublished,
+        )
+        shop.holds()
