@@ -180,7 +180,7 @@ class Examination:
         with reader_engine(self.settings).connect() as connection:
             beat_at = beat_of(connection)
         limit_s = max(5.0, BEATS_MAX * self.settings.heartbeat_interval_ms / 1000)
-        age_s = None if beat_at is None else (self.now - beat_at).total_seconds()
+        age_s = None if beat_at is None else max(0.0, (self.now - beat_at).total_seconds())
         found = "none yet" if age_s is None else f"{age_s:.1f} s old, limit {limit_s:.0f} s"
         ok = age_s is not None and age_s <= limit_s
         return Check(check="heartbeat", ok=ok, found=found, mend="" if ok else self._streaming_fix())

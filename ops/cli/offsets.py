@@ -196,7 +196,9 @@ def reset(
 @app.command()
 def undo(
     group: GroupName,
-    file: Annotated[Path | None, typer.Argument(help="an undo file; the group's last one without it")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(exists=True, dir_okay=False, help="an undo file; the group's last one without it")
+    ] = None,
     execute: Execute = False,
     yes: Yes = False,
     stop_workers: StopWorkers = False,

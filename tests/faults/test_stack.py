@@ -147,7 +147,7 @@ def test_processors_with_nothing_to_do_are_not_shown_as_running_while_postgresql
     finally:
         start(folder, ["postgres"])
     eventually(
-        lambda: {shown(folder)[name] for name in processors} == {"running"}, within_s=30, what="all is well again"
+        lambda: {shown(folder)[name] for name in processors} == {"running"}, within_s=60, what="all is well again"
     )
     assert pid_of(folder, "worker:funds") == pid, "it waited, and did not end"
     assert not (Path(tempfile.gettempdir()) / f"payrelay-faust-{pid}").exists(), "a folder that nobody removes"

@@ -229,6 +229,7 @@ MEANT_WRONGLY: list[tuple[list[str], int, str]] = [
     (["offsets", "reset", "g"], 2, "say once where to"),
     *[(["offsets", "reset", "g", "--from-file", file], 2, file) for file in ("/nope/x.csv", ".")],
     *[(["connect", "offsets", "reset", "--from-file", file], 2, "") for file in FILES],
+    *[(["offsets", "undo", "g", file], 2, "") for file in FILES],
     (["ledger", "correct", "1", "--reason", "r", "--debit", "suspense=99999999999999999999", "--credit", "suspense=1"], 2, "whole number from 1 to"),
     (["ledger", "correct", "1", "--reason", "r", "--debit", "suspense=" + "9" * 5_000, "--credit", "suspense=1"], 2, "not ACCOUNT=FEN"),
     (["ledger", "correct", "1", "--reason", "r", "--debit", "suspense=-1", "--credit", "suspense=1"], 2, "not ACCOUNT=FEN"),
