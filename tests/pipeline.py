@@ -136,7 +136,7 @@ class Pipeline:
         self.workers.append(worker)
         return worker
 
-    def ready(self, worker: Worker, within_s: float = 30.0) -> Worker:
+    def ready(self, worker: Worker, within_s: float = 60.0) -> Worker:
         eventually(
             lambda: worker.condition() or worker.process.poll() is not None, within_s=within_s, what="worker ready"
         )

@@ -156,35 +156,6 @@ VOUCHERS = """
     WHERE kind = 'settlement' AND account LIKE 'merchant_payable:' || :like"""
 
 
-def test_a_topic_was_deleted(embedded: None, spare_stack: StackFolder, follow_page: Follow) -> None:
-    """On another stack: with its old topic gone, nobody can rebuild this one's history from its beginning."""
-    folder = spare_stack
-    up(folder, with_parent=True)
-    with shopping(folder, "topic") as shop:
-
-        def history() -> None:
-            shop.pay(6)
-            shop.holds()
-
-        def unread() -> None:
-            shop.pay(8)
-            published(shop)
-
-        def meanwhile() -> None:
-            shop.pay(4)
-            eventually(lambda: shop.count(VOUCHERS) > 6, within_s=90, what="what is recorded now flows")
-
-        follow_page(
-            "recover-topic",
-            folder,
-            history=history,
-            unread=unread,
-            deleted=lambda: shop.pay(4),
-            meanwhile=meanwhile,
-            settled=shop.holds,
-        )
-
-
 def test_a_handler_had_a_bug_for_an_hour(folder: StackFolder, follow_page: Follow, tmp_path: Path) -> None:
     with shopping(folder, "bug") as shop, ThreadPoolExecutor(1) as beside:
         paying: list[Future[object]] = []
@@ -228,10 +199,40 @@ def reverse_by_mistake(shop: Shopping) -> None:
         correct_voucher(connection, number, find_voucher(connection, number).entries, **how)
 
 
+def test_a_topic_was_deleted(folder: StackFolder, follow_page: Follow) -> None:
+    """After this, nobody can rebuild the stack's history from its beginning: the old topic is gone."""
+    with shopping(folder, "topic") as shop:
+
+        def history() -> None:
+            shop.pay(6)
+            shop.holds()
+
+        def unread() -> None:
+            shop.pay(8)
+            published(shop)
+
+        def meanwhile() -> None:
+            shop.pay(4)
+            eventually(lambda: shop.count(VOUCHERS) > 6, within_s=90, what="what is recorded now flows")
+
+        follow_page(
+            "recover-topic",
+            folder,
+            history=history,
+            unread=unread,
+            deleted=lambda: shop.pay(4),
+            meanwhile=meanwhile,
+            settled=shop.holds,
+        )
+
+
 def test_a_database_was_restored_from_an_older_backup(
     folder: StackFolder, follow_page: Follow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A consumer's, a service's that others follow, and at last the whole: what was recorded after that copy stays lost to it."""
+    """A consumer's, a service's that others follow, and at last the whole: what was recorded after that copy stays lost to it.
+
+    The last in this file: the ledger names those payments ever after.
+    """
     monkeypatch.setenv("DATA", str(PostgresPlace.of(folder).data))
     with shopping(folder, "backup") as shop, shopping(folder, "gone") as gone:
 
