@@ -405,12 +405,14 @@ def test_a_connector_restarted_in_the_middle_goes_on_and_live_events_flow(settin
 
 
 def deposited_long_ago(settings: Settings, prefix: str, count: int) -> list[UUID]:
-    """Deposits are in the outbox of funds as of forty minutes ago."""
+    """Deposits are in the outbox of funds as of forty minutes ago, or of its last event: a dead topic has no later ones."""
     ids = []
     with engine_of(settings, "owner").begin() as owner:
+        last = owner.execute(text("SELECT max(created_at) FROM funds.outbox WHERE topic = 'funds.transfer'")).scalar()
+        long_ago = utc_now() - timedelta(minutes=40)
+        at = max(long_ago, last) if last else long_ago
         for number in range(count):
             event = deposited(deposit_no=f"{prefix}D{number}", payer_no=f"{prefix}U")
-            at = utc_now() - timedelta(minutes=40)
             ids.append(UUID(int=first_id_at(at).int | 7 << 76 | 2 << 62 | uuid4().int & (1 << 62) - 1))
             owner.execute(
                 text("""INSERT INTO funds.outbox (id, topic, key, version, type, correlation, payload, created_at)
