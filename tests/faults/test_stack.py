@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import text
+from typer.testing import CliRunner
 
+from ops.cli.main import app
 from ops.demo.run import run_demo
 from ops.doctor import examine
 from ops.health import last_heartbeat, slot_state
@@ -129,7 +131,8 @@ def payrelay(folder: StackFolder, *arguments: str) -> subprocess.CompletedProces
 
 def shown(folder: StackFolder) -> dict[str, str]:
     """Return each part's state as `payrelay status` shows it."""
-    return {row["name"]: row["state"] for row in json.loads(payrelay(folder, "status", "-o", "json").stdout)}
+    result = CliRunner().invoke(app, ["status", "--stack", folder.name, "-o", "json"])
+    return {row["name"]: row["state"] for row in json.loads(result.stdout)}
 
 
 def test_processors_with_nothing_to_do_are_not_shown_as_running_while_postgresql_is_stopped(stack: Stack) -> None:

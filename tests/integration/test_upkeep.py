@@ -198,7 +198,7 @@ def test_a_round_drops_two_days_of_a_table_and_catching_up_shows_the_rest_first(
     assert attached(settings, "bank", "outbox")[:3] == outbox[2:]
     assert CliRunner().invoke(app, ["upkeep", "--execute"]).exit_code == 2
     result = CliRunner().invoke(app, ["upkeep", "--catch-up", "--execute", "--yes"])
-    assert result.exit_code == 0
+    assert result.exit_code == 0, result.output
     assert not {*outbox, *inbox} & {*attached(settings, "bank", "outbox"), *attached(settings, "bank", "inbox")}
 
 
