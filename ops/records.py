@@ -247,13 +247,13 @@ def append_times(settings: Settings, offsets: Collection[tuple[Place, int]]) -> 
     if not left:
         return times
     with _looking(settings, **FEW, **{"enable.partition.eof": True}) as consumer:
-        deadline = time.monotonic() + TIMEOUT_S
         while left:
             asked = dict(sorted(left))  # of each partition one
             left -= set(asked.items())
             consumer.assign([TopicPartition(*place, offset) for place, offset in asked.items()])
+            answered = time.monotonic()
             while asked:
-                if time.monotonic() > deadline:
+                if time.monotonic() - answered > TIMEOUT_S:
                     raise Unreachable(f"no record in {TIMEOUT_S:.0f} s of {len(asked)} partitions")
                 record = consumer.poll(0.1)
                 if record is None:
@@ -261,11 +261,13 @@ def append_times(settings: Settings, offsets: Collection[tuple[Place, int]]) -> 
                 place = (record.topic(), record.partition())
                 if record.error() is not None and record.error().code() == KafkaError._PARTITION_EOF:
                     asked.pop(place, None)
+                    answered = time.monotonic()
                     continue
                 if record.error():
                     raise KafkaException(record.error())
                 if place in asked and record.offset() >= asked[place]:
-                    offset = asked.pop(place)
+                    offset, answered = asked.pop(place), time.monotonic()
+                    consumer.pause([TopicPartition(*place)])  # what follows is not wanted
                     if (at := appended_at(record)) is not None:
                         times[place, offset] = at
     return times

@@ -48,7 +48,7 @@ _SUSPENSE = """
 
 @dataclass(kw_only=True)
 class RandomRun:
-    """One run on a stack of its own."""
+    """One run on a stack that nothing else uses meanwhile."""
 
     seed: int
     events: int

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from confluent_kafka import TopicPartition
@@ -20,10 +21,13 @@ from ops.stack.control import stop
 from ops.topics import admin_client
 from outbox.database import driver_url
 from outbox.errors import Refused
+from outbox.inbox import Log, begin_log
 from outbox.migrate import ensure_slot
+from outbox.parking import Cause, Parked, park
 from outbox.settings import Settings
+from schemas.codec import encode
 from schemas.topics import BANK_TRANSACTION
-from tests.pipeline import Pipeline, engine_of, environment
+from tests.pipeline import Pipeline, engine_of, environment, headers_of
 from tests.providers import Stack
 from tests.waiting import eventually
 from tests.warm import warm_commands
@@ -150,6 +154,27 @@ def test_a_position_outside_its_log_is_found_and_its_hint_brings_it_in(pipeline:
     hint = operator.run(row["mend"])
     assert hint.returncode == 0, (row["mend"], hint.stderr[-1000:])
     assert operator.doctor()["positions"]["ok"]
+
+
+def test_a_parked_event_is_found_and_its_hint_applies_it_now_that_its_handler_is_right(
+    pipeline: Pipeline, commands: Path
+) -> None:
+    [event] = pipeline.events(1)
+    headers = {name: value.decode() for name, value in headers_of(event)}
+    log = Log(cluster_id="c", topic=pipeline.topic, topic_id=f"{pipeline.topic}-id", partition=0)
+    parked = Parked(
+        offset=0, event_id=UUID(headers["ce_id"]), key=event.key.encode(), type=event.type, version=1, headers=headers,
+        value=encode(event).encode(), cause=Cause.REJECTED, error="ValueError: a handler with a bug",
+    )  # fmt: skip
+    with engine_of(pipeline.settings, "accounting").begin() as connection:
+        begin_log(connection, pipeline.consumer, log, next_offset=1)
+        park(connection, pipeline.consumer, {log: [parked]})
+    assert pipeline.parked() == 1
+    operator = Operator(commands, environment(pipeline.settings))
+    row = operator.doctor()["parked"]
+    assert not row["ok"]
+    operator.run(row["mend"])  # other tests leave events that nothing can apply
+    assert (pipeline.parked(), pipeline.posted()) == (0, 1)
 
 
 def test_a_slot_of_another_database_is_none_of_ours(settings: Settings) -> None:

@@ -136,7 +136,7 @@ def test_status_of_a_stack_that_never_was_and_an_unknown_log(tmp_path: Path) -> 
     assert "the stack was never up" in logs.stderr
     assert payrelay("worker", "nonsense").returncode == 2
     connect = payrelay("connect", "status")
-    assert connect.returncode == 1
+    assert connect.returncode == 2
     assert "payrelay up" in connect.stderr
 
 

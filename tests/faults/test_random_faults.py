@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Generator
 from datetime import date
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
-from ops.stack.control import up
+from ops.stack.control import down, up
 from ops.stack.state import StackFolder
 from tests.applied import make_applied
 from tests.faults.plan import SESSION_TIMEOUT_S
@@ -32,16 +34,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("long_seed", sorted({*kept_seeds(), *range(1, (seeds or 0) + 1)}))
 
 
-def test_a_short_random_run(short_seed: int, spare_stack: StackFolder, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def folder() -> Generator[StackFolder]:
+    """One stack for all seeds, each with topics and tables of its own; wiped afterwards."""
+    made = StackFolder(name=f"faults-{os.getpid()}-{uuid4().hex[:6]}")
+    yield made
+    down(made, wipe=True)
+
+
+def test_a_short_random_run(short_seed: int, folder: StackFolder, tmp_path: Path) -> None:
     """5,000 events, 30 s: the beginning of the seed's long run."""
-    carry_out(short_seed, spare_stack, tmp_path, events=5_000, duration_s=30)
+    carry_out(short_seed, folder, tmp_path, events=5_000, duration_s=30)
 
 
 @pytest.mark.extended
 @pytest.mark.timeout(600)
-def test_a_long_random_run(long_seed: int, spare_stack: StackFolder, tmp_path: Path) -> None:
+def test_a_long_random_run(long_seed: int, folder: StackFolder, tmp_path: Path) -> None:
     """20,000 events, two minutes."""
-    carry_out(long_seed, spare_stack, tmp_path, events=20_000, duration_s=120)
+    carry_out(long_seed, folder, tmp_path, events=20_000, duration_s=120)
 
 
 def carry_out(seed: int, folder: StackFolder, scratch: Path, *, events: int, duration_s: float) -> None:
