@@ -30,8 +30,10 @@ POLL_S = 0.1
 
 LEADERLESS = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 
-FEW = {"queued.min.messages": 1, "fetch.message.max.bytes": 64 * 1024}
-"""How to look at single records of a long log: without fetching megabytes ahead."""
+FEW = {"queued.min.messages": 1, "fetch.message.max.bytes": 64 * 1024, "fetch.queue.backoff.ms": 10}
+"""How to look at single records of long logs: without fetching megabytes ahead. The queue is one record long, so that it is full at
+each of a hundred partitions, which then wait for a second each unless they are told to wait less.
+"""
 
 _HEADERS = methodcaller("headers")
 

@@ -72,7 +72,7 @@ def take_checkpoint(settings: Settings, consumer: str, *, processor: Processor |
     chosen = processor or processor_of(settings, consumer)
     subject, at = subject_of(chosen), utc_now()
     made = Made(
-        name=f"{chosen.service}_checkpoint_{at:%Y%m%d_%H%M%S}",
+        name=f"{chosen.service}_checkpoint_{at:%Y%m%d_%H%M%S_%f}",
         service=chosen.service,
         consumer=consumer,
         purpose="checkpoint",

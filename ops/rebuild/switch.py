@@ -141,7 +141,7 @@ def _switch(owner: Connection, feeder: Feeder, rebuilt: Rebuilt) -> tuple[str, i
         raise Refused("an event was skipped just now, which the rebuild has applied: run it again")
     _require_met(owner, rebuilt)
     at = utc_now()
-    old = Made(name=f"{service}_old_{at:%Y%m%d_%H%M%S}", service=service, consumer=consumer, purpose="old", at=at)
+    old = Made(name=f"{service}_old_{at:%Y%m%d_%H%M%S_%f}", service=service, consumer=consumer, purpose="old", at=at)
     owner.execute(text(f"CREATE SCHEMA {old.name}"))
     owner.execute(text(f"GRANT USAGE ON SCHEMA {old.name} TO {READER}"))
     tell(owner, old)
