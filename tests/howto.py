@@ -113,6 +113,8 @@ def agrees(told: str, printed: str, *, numbers: bool = False) -> bool:
     True
     >>> agrees("2 events\\n", "3 events\\n"), agrees("2 events\\n", "3 events\\n", numbers=True)
     (False, True)
+    >>> agrees("a  1   b\\n", "a  1000  b\\n", numbers=True)
+    True
     >>> agrees("one\\ntwo\\n", "two\\none\\n"), agrees("one\\ntwo\\n", "two\\n")
     (True, False)
     >>> agrees("one …\\n…\\n", "zero\\none two\\n"), agrees("…\\n", "one\\n(exit code 1)\\n")
@@ -132,4 +134,5 @@ def agrees(told: str, printed: str, *, numbers: bool = False) -> bool:
 def _masked(output: str, *, numbers: bool) -> list[str]:
     for varying, name in [*_VARYING, *([(_NUMBER, "N")] if numbers else [])]:
         output = varying.sub(name, output)
-    return [line.strip() for line in output.splitlines()]
+    # A column is as wide as its longest number, or as what may also stand in it.
+    return [re.sub(" {2,}", "  ", line.strip()) if numbers else line.strip() for line in output.splitlines()]
