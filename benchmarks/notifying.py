@@ -22,7 +22,7 @@ BODY = b'{"type":"payment.settled.v1","payment_no":"P000001","order_no":"O000001
 
 
 async def sink() -> None:
-    """Answer `success` after 20 ms, and beneath /silent nothing, on a port that is told on standard output, until killed."""
+    """Answer `success` after 20 ms, and beneath /silent nothing, on a port that is printed on standard output, until killed."""
 
     async def take(request: web.Request) -> web.Response:
         await request.read()

@@ -33,7 +33,7 @@ from outbox.http_limits import Connections, limits_of
 from outbox.http_protocol import server_config
 from outbox.metrics import SECONDS, serve_metrics
 from outbox.settings import Settings
-from schemas.signature import can_sign
+from schemas.signature import SECRET_FORM, can_sign
 
 BODY_BYTES_MAX = 64 * 1024
 THREADS = 8
@@ -183,7 +183,7 @@ class Database:
 def usable_secret(name: str, secret: SecretStr) -> str:
     """Return a signing secret; raises Refused naming the setting if none can be signed with."""
     if not can_sign(secret.get_secret_value()):
-        raise Misused(f"{name} must be set to whsec_ and 24 to 64 bytes in base64")
+        raise Misused(f"{name} must be set to {SECRET_FORM}")
     return secret.get_secret_value()
 
 

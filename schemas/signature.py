@@ -24,6 +24,10 @@ SIGNATURES_MAX = 8
 """More than a rotation of secrets needs; the rest of a header is not looked at."""
 
 
+SECRET_FORM = "whsec_ and 24 to 64 bytes in base64"  # noqa: S105 - what a secret looks like, and none
+"""What `is_secret` asks for, in words."""
+
+
 def can_sign(secret: str) -> bool:
     """Return whether a secret is one that can be signed with: whsec_ and base64.
 

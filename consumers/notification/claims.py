@@ -170,7 +170,7 @@ def turn(
 
     Each attempt that ended is in the log. Its record is finished, or due by its rule, unless somebody else has claimed it since;
     a SUCCESS counts even then. `slow` names the receivers with an attempt under way for more than a second, `newly_slow` those of
-    them that no turn has been told of: they are prompt no more. Claimed are the longest waiting receivers' records first, of each
+    them that no turn knows of yet: they are prompt no more. Claimed are the longest waiting receivers' records first, of each
     the longest due, shared out evenly: into the room of their kind, or `limit` of each. What a lane had held back is noted with
     its cause. Several senders may take turns side by side. Not repeatable: the log would have the attempts twice.
     """

@@ -19,7 +19,7 @@ from outbox.rows import as_json
 from schemas.bank import BankNotification
 from schemas.codec import Envelope
 from schemas.events import BankTransactionExecuted, Event, PaymentFailed, PaymentSettled
-from schemas.signature import is_secret
+from schemas.signature import SECRET_FORM, is_secret
 
 MERCHANT = "merchant"
 BANK = "bank"
@@ -261,7 +261,7 @@ _AUDIT = text("""
 
 
 def register_receiver(connection: Connection, merchant_no: str, *, url: str, secret: str) -> None:
-    """The merchant is told at this address, signed with this secret alone. May be repeated: the last one holds.
+    """The merchant is notified at this address, signed with this secret alone. May be repeated: the last one holds.
 
     Transaction: the caller's. Raises Refused for an address or a secret that cannot be a receiver's. Whether it may be a private
     address depends on where it is sent from: the notifier's setting.
@@ -271,7 +271,7 @@ def register_receiver(connection: Connection, merchant_no: str, *, url: str, sec
     except ForbiddenAddress as error:
         raise Refused(f"{url[:200]!r} cannot be a receiver's address: {error}") from error
     if not is_secret(secret):
-        raise Refused(f"the secret of receiver {merchant_no!r} must be whsec_ and 24 to 64 bytes in base64")
+        raise Refused(f"the secret of receiver {merchant_no!r} must be {SECRET_FORM}")
     connection.execute(_REGISTER, {"merchant_no": merchant_no, "url": url, "secret": secret})
 
 
@@ -287,7 +287,7 @@ def rotate_secret(connection: Connection, merchant_no: str, *, secret: str, old_
     Transaction: the caller's. Repeatable: the same secret again only moves the end. Raises Refused.
     """
     if not is_secret(secret):
-        raise Refused("a secret is whsec_ and 24 to 64 bytes in base64")
+        raise Refused(f"a secret is {SECRET_FORM}")
     asked = {"merchant_no": merchant_no, "secret": secret, "until": old_until}
     if not connection.execute(_ROTATE, asked).rowcount:
         raise UnknownName(f"merchant {merchant_no!r} has no receiver")

@@ -49,7 +49,7 @@ from outbox.metrics import serve_metrics
 from outbox.retry import backoff_s
 from outbox.settings import Environment, Settings
 from schemas.numeric import LENGTH_MAX, parse_whole
-from schemas.signature import is_secret, signed_headers
+from schemas.signature import SECRET_FORM, is_secret, signed_headers
 
 SWITCH_S = 0.0005
 """Python's 5 ms would make the database's thread wait for the loop's at each of its round trips."""
@@ -298,16 +298,16 @@ async def attempt(
         ):
             status = answer.status
             content = await _beginning(answer)
-            result = result_of(answer.status, content, word)
+            result = result_of(status, content, word)
             return ended(
                 result,
                 ""
                 if result is Result.SUCCESS
-                else f"status {answer.status}"
+                else f"status {status}"
                 + (f", but not the word {word}" if result is Result.HTTP_REQUEST_SUCCESS else ""),
-                http_status=answer.status,
+                http_status=status,
                 response=content[:ANSWER_KEPT_MAX].decode(errors="replace"),
-                retry_after=retry_after(answer.status, answer.headers, now=clock()),
+                retry_after=retry_after(status, answer.headers, now=clock()),
             )
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one receiver, the others are served
         answered = "" if status is None else f"status {status}, and its body did not come whole: "
@@ -386,7 +386,7 @@ def platform_as_receiver(settings: Settings) -> Callable[[Connection], None]:
     """Return what makes the platform the bank's receiver, at the address and with the secret that the settings name."""
     secret = settings.bank_notify_secret.get_secret_value()
     if not is_secret(secret):
-        raise Misused("PAYRELAY_BANK_NOTIFY_SECRET must be set to whsec_ and 24 to 64 bytes in base64")
+        raise Misused(f"PAYRELAY_BANK_NOTIFY_SECRET must be set to {SECRET_FORM}")
     url = f"{settings.payments_url}/bank/notifications"
     return lambda connection: register_receiver(connection, PLATFORM, url=url, secret=secret)
 

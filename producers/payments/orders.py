@@ -18,7 +18,7 @@ from outbox.errors import Refused
 from producers.payments.fees import FeeRule
 from producers.payments.tables import account, channel, limit_use, merchant, payment
 from schemas.events import Amount, Method, Number
-from schemas.signature import is_secret
+from schemas.signature import SECRET_FORM, is_secret
 
 EXPIRE_BATCH = 200
 
@@ -321,7 +321,7 @@ def open_account(
 
 def _require_secret(who: str, number: str, secret: str) -> None:
     if not is_secret(secret):
-        raise Refused(f"the secret of {who} {number!r} must be whsec_ and 24 to 64 bytes in base64")
+        raise Refused(f"the secret of {who} {number!r} must be {SECRET_FORM}")
 
 
 def _number(told: str) -> str:
