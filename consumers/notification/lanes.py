@@ -38,7 +38,10 @@ class Pace(StrEnum):
 PROMPT_WITHIN = timedelta(seconds=1)
 """How long an attempt may hold a slot."""
 OTHERS_PER_SLOT = 2
-"""Places of receivers that are not prompt: they cost a connection each, and no time of others."""
+"""Places of receivers that are not prompt: each costs a connection, and hardly any time of others."""
+OTHERS_PER_TURN = 20
+"""Attempts to receivers that are not prompt, begun in one turn: a hundred at once would keep the event loop and the database
+busy for a tenth of a second when they begin, and again when their time is out."""
 
 
 class Result(StrEnum):
@@ -194,11 +197,13 @@ def room_of(queue: Queue, *, prompt: int, other: int, ended: int = 0) -> Room:
     """
     slots_, others = queue.in_flight_max, OTHERS_PER_SLOT * queue.in_flight_max
     ahead = 2 * min(slots_, ended)
+    other_free = max(0, others - other)
+    other_now = min(other_free, OTHERS_PER_TURN)
     return Room(
         prompt=max(0, slots_ + ahead - prompt - max(0, other - others)),
-        other=max(0, others - other),
+        other=other_now,
         prompt_kept=slots_ // 8,
-        other_kept=others // 2,
+        other_kept=max(0, others // 2 - (other_free - other_now)),
     )
 
 

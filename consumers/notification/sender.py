@@ -37,7 +37,7 @@ from consumers.notification.claims import (
     turn,
 )
 from consumers.notification.guard import ForbiddenAddress, GuardedResolver, check_url, open_socket
-from consumers.notification.lanes import PROMPT_WITHIN, Queue, Result, Room, room_of
+from consumers.notification.lanes import OTHERS_PER_TURN, PROMPT_WITHIN, Queue, Result, Room, room_of
 from consumers.notification.queues import PLATFORM
 from consumers.notification.records import BANK, register_receiver
 from consumers.notification.responses import HEADER_BYTES_MAX, HEADERS_MAX, BoundedConnector
@@ -105,7 +105,7 @@ class Sender:
 
     async def run(self) -> None:
         """Due records are claimed, sent and written down, a bounded number at a time; told to end, what is under way is finished."""
-        attempt, most, slots = 0, 0, asyncio.Semaphore(0)
+        attempt, most, slots, more = 0, 0, asyncio.Semaphore(0), False
         session: aiohttp.ClientSession | None = None
         while not self._is_over():
             try:
@@ -116,7 +116,7 @@ class Sender:
                     most = self._queue.in_flight_max
                     slots = asyncio.Semaphore(most)
                     self._condition.ready()
-                await self._turn(session, slots)
+                more = await self._turn(session, slots)
                 if time.monotonic() - self._released_at >= RELEASE_S:
                     await asyncio.to_thread(self._release)
             except SQLAlchemyError as error:
@@ -126,7 +126,7 @@ class Sender:
                 continue
             attempt = 0
             self._condition.tell(f"notifier {self._name}", "")
-            await self._pause(IDLE_S)
+            await self._pause(0 if more else IDLE_S)
         if session is not None:
             await session.close()
 
@@ -142,8 +142,10 @@ class Sender:
             self._prepare(connection)
             return queue_of(connection, self._name)
 
-    async def _turn(self, session: aiohttp.ClientSession, slots: asyncio.Semaphore) -> None:
-        """What has ended is written down, and what is due is under way, as far as there is room."""
+    async def _turn(self, session: aiohttp.ClientSession, slots: asyncio.Semaphore) -> bool:
+        """What has ended is written down, and what is due is under way, as far as there is room. Return whether more may be due:
+        a turn's share of the other places was used up.
+        """
         ended, unbegun, newly_slow = list(self._ended), list(self._unbegun), set(self._newly_slow)
         prompt = len(self._under_way) - self._other
         room = room_of(self._queue, prompt=prompt, other=self._other, ended=len(ended))
@@ -156,6 +158,7 @@ class Sender:
         for record in claimed:
             self._other += not record.prompt
             self._under_way.add(asyncio.create_task(self._attempt(session, slots, record)))
+        return sum(not record.prompt for record in claimed) == OTHERS_PER_TURN
 
     def _transact(
         self, ended: Sequence[Ended], unbegun: Sequence[Claimed], newly_slow: set[str], slow: set[str], room: Room

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from consumers.notification.lanes import (
     OTHERS_PER_SLOT,
+    OTHERS_PER_TURN,
     PROMPT_WITHIN,
     Evidence,
     Lane,
@@ -174,6 +175,9 @@ def test_half_of_the_other_places_are_for_receivers_that_hold_none() -> None:
     for name in slow:
         house.make_due(name, 100)
         house.lanes[name] = Lane(pace=Pace.SLOW)
+    for began in range(1, 1 + queue.in_flight_max // OTHERS_PER_TURN):
+        house.turn()
+        assert len(house.under_way) == began * OTHERS_PER_TURN, "a turn begins no more of them"
     house.turn()
     assert len(house.under_way) == queue.in_flight_max
     assert max(Counter(one.receiver for one in house.under_way).values()) == 2
