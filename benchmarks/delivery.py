@@ -16,10 +16,10 @@ from uuid import UUID, uuid4
 from confluent_kafka import Producer
 
 from benchmarks.machine import result, target
+from ops.kafka.topics import apply_topics
 from ops.stack.control import down, up
 from ops.stack.parts import tied
 from ops.stack.state import StackFolder
-from ops.topics import apply_topics
 from outbox.clock import first_id_at, utc_now
 from outbox.settings import Settings
 from schemas.codec import encode

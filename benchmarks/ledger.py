@@ -22,10 +22,10 @@ from benchmarks.machine import result, target
 from consumers.accounting.agent import PROCESSOR
 from consumers.accounting.entries import voucher_of
 from consumers.accounting.ledger import post
-from consumers.delivery import Delivered, Delivery, Slice
-from consumers.worker import SWITCH_S
+from consumers.delivery.loop import Delivered, Delivery, Slice
+from consumers.runtime.worker import SWITCH_S
 from ops.demo.latency import latencies_ms, percentile
-from ops.ledger import ledger_problems
+from ops.ledger.reads import ledger_problems
 from outbox.clock import first_id_at, utc_now
 from outbox.database import driver_url, engine_for
 from outbox.inbox import Log, begin_log

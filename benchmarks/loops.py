@@ -21,15 +21,15 @@ import uvloop
 from aiokafka import AIOKafkaConsumer
 
 from consumers.accounting.agent import PROCESSOR
-from consumers.app import PipelineApp
-from consumers.delivery import Delivered, Delivery, Slice
-from consumers.worker import SWITCH_S
+from consumers.delivery.loop import Delivered, Delivery, Slice
+from consumers.runtime.app import PipelineApp
+from consumers.runtime.worker import SWITCH_S
 from ops.cli.pipeline import current_settings
 from outbox.clock import utc_now
-from outbox.condition import Condition
 from outbox.database import engine_for
 from outbox.inbox import Log, begin_log
 from outbox.settings import Settings
+from outbox.status import Condition
 from schemas.topics import PAYMENT_ORDER
 
 WITHIN_S = 0.02

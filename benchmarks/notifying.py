@@ -11,7 +11,7 @@ import aiohttp
 import uvloop
 from aiohttp import web
 
-from consumers.notification.sender import run as run_sender
+from consumers.notification.notifier.sender import run as run_sender
 from ops.cli.pipeline import current_settings
 
 SINK_S = 0.02

@@ -17,7 +17,7 @@ from sqlalchemy import Engine, text
 
 from benchmarks.machine import result, target
 from consumers.accounting.agent import PROCESSOR
-from consumers.delivery import PARKED_KEYS_MAX, Delivered, Delivery, Record, Slice
+from consumers.delivery.loop import PARKED_KEYS_MAX, Delivered, Delivery, Record, Slice
 from ops.stack.control import down, up
 from ops.stack.state import StackFolder
 from outbox.clock import first_id_at, utc_now

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from benchmarks.delivery import filled, loop_rate
 from benchmarks.machine import result, target
 from consumers.accounting.agent import PROCESSOR
-from ops.health import reader_engine
+from ops.pipeline.health import reader_engine
 from ops.rebuild.rebuild import Rebuilt, rebuild
 from ops.stack.control import down, up
 from ops.stack.state import StackFolder

@@ -13,8 +13,8 @@ from sqlalchemy import Engine, create_engine, text
 
 from benchmarks.machine import result, target
 from connect.client import ConnectClient
+from ops.kafka.reader import bounds, wait_published
 from ops.pipeline.repair import Repair, plan_repair, repair_slot
-from ops.records import bounds, wait_published
 from ops.stack.control import down, up
 from ops.stack.state import StackFolder
 from outbox.clock import utc_now

@@ -12,9 +12,9 @@ from sqlalchemy import create_engine, text
 
 from benchmarks.demo import drive, warm_stack
 from benchmarks.machine import result, target
-from ops.records import event_times
+from ops.kafka.reader import event_times
+from ops.kafka.topics import admin_client
 from ops.stack.state import StackFolder
-from ops.topics import admin_client
 from outbox.clock import first_id_at, utc_now
 from outbox.database import driver_url
 from outbox.record import Outgoing, record

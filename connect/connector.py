@@ -79,7 +79,7 @@ def connector_config(
         "publication.autocreate.mode": "disabled",
         "table.include.list": ",".join(OUTBOXES),
         "message.prefix.exclude.list": MESSAGES_LEFT_OUT,
-        # Rows inserted there tell it to emit kept rows again, in chunks between live events: ops/snapshot.py.
+        # Rows inserted there tell it to emit kept rows again, in chunks between live events: ops/pipeline/snapshot.py.
         SIGNAL_SETTING: SIGNALS,
         "incremental.snapshot.chunk.size": "1024",
         # With no_data a lost slot, or rows older than the slot, would never be published.

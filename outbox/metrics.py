@@ -17,8 +17,8 @@ from prometheus_client.exposition import choose_encoder
 from uvicorn.server import ServerState
 
 from outbox.errors import Refused
-from outbox.http_limits import Connections, limits_of
-from outbox.http_protocol import server_config
+from outbox.http.limits import Connections, limits_of
+from outbox.http.protocol import server_config
 from outbox.settings import Settings
 
 PATH = "/metrics"

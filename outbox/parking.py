@@ -3,7 +3,7 @@
 Other keys flow. This is the dead-letter queue that keeps order, which a dead-letter topic breaks.
 
 The live stream and whoever takes something out (retry, skip) meet at an advisory lock per consumer and key. So does whoever hands
-events over once more, who neither parks nor takes out: consumers/redeliver.py.
+events over once more, who neither parks nor takes out: consumers/delivery/redeliver.py.
 
 - Who takes out locks the key first and then reads what is parked of it, in one transaction per event. It only removes, or
   leaves as it was.

@@ -16,7 +16,7 @@ from testcontainers.compose import DockerCompose
 
 from connect.apply import apply_connector
 from connect.client import ConnectClient
-from ops.topics import apply_topics
+from ops.kafka.topics import apply_topics
 from outbox.clock import utc_now
 from outbox.migrate import migrate
 from outbox.settings import CONNECTOR, READER, SEARCHER, SERVICES, Settings

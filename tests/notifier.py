@@ -10,8 +10,8 @@ from uuid import UUID
 
 from sqlalchemy import Engine, text
 
-from consumers.notification.claims import Claimed, Ended, release_expired, take_wakes, turn
-from consumers.notification.lanes import Queue, Result
+from consumers.notification.notifier.claims import Claimed, Ended, release_expired, take_wakes, turn
+from consumers.notification.notifier.lanes import Queue, Result
 from consumers.notification.records import _WRITE, register_receiver, resend_records, write
 from outbox.database import engine_for
 from outbox.rows import as_json

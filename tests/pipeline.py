@@ -22,9 +22,9 @@ from confluent_kafka.admin import AdminClient, NewPartitions
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 
-from ops.ledger import ledger_problems
+from ops.kafka.topics import apply_topics
+from ops.ledger.reads import ledger_problems
 from ops.stack.parts import tied
-from ops.topics import apply_topics
 from outbox.clock import first_id_at, utc_now
 from outbox.database import driver_url
 from outbox.settings import Settings

@@ -16,14 +16,14 @@ from sqlalchemy import Connection, create_engine, make_url, text
 from sqlalchemy.pool import NullPool
 
 from consumers.accounting.agent import PROCESSOR as ACCOUNTING
-from consumers.delivery import Processor
+from consumers.delivery.loop import Processor
 from consumers.funds.agent import PROCESSOR as FUNDS
 from consumers.points.agent import PROCESSOR as POINTS
-from ops.applied import progress_of
+from ops.delivery.outcomes import progress_of
+from ops.kafka.topics import apply_topics
 from ops.rebuild.feeding import Feeder, Skipped, logs_of
 from ops.rebuild.rebuild import Rebuilt, rebuild
 from ops.rebuild.schemas import drop_schema, find_schemas
-from ops.topics import apply_topics
 from outbox.clock import utc_now
 from outbox.database import driver_url
 from outbox.errors import Unreachable

@@ -1,6 +1,6 @@
 """The notification processors, the platform's and the bank's: they only write the record; the sender sends."""
 
-from consumers.delivery import Processor
+from consumers.delivery.loop import Processor
 from consumers.notification.records import body_of, resend, write_bank_records, write_records
 from schemas.topics import BANK_TRANSACTION, PAYMENT_ORDER
 

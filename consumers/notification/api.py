@@ -18,10 +18,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from consumers.notification.query import FEED_MAX, feed, of_order, one, secrets_of
+from consumers.notification.notifier.merchant_reads import FEED_MAX, feed, of_order, one, secrets_of
 from outbox.clock import first_id_at, utc_now
+from outbox.http.app import Database, HttpError, note_authenticated, service
 from outbox.settings import Settings
-from producers.http import Database, HttpError, note_authenticated, service
 from schemas.numeric import parse_whole
 from schemas.signature import is_fresh, signed_at
 

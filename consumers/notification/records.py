@@ -9,8 +9,8 @@ from uuid import UUID
 import msgspec
 from sqlalchemy import Connection, text
 
-from consumers.delivery import DuplicateFact
-from consumers.notification.guard import ForbiddenAddress, check_url
+from consumers.delivery.loop import DuplicateFact
+from consumers.notification.notifier.ssrf import ForbiddenAddress, check_url
 from consumers.notification.queues import PLATFORM
 from consumers.notification.rules import parse_rule
 from outbox.errors import Refused, UnknownName

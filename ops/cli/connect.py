@@ -148,8 +148,8 @@ def offsets_reset(
     """
     from connect.source_offsets import exported_from
     from ops.pipeline.source import standing
-    from ops.source_offsets import plan_reset, require_harmless
-    from ops.source_offsets import reset as reset_offsets
+    from ops.pipeline.source_offsets import plan_reset, require_harmless
+    from ops.pipeline.source_offsets import reset as reset_offsets
 
     settings = current_settings()
     found = standing(settings)
@@ -212,7 +212,7 @@ def snapshot(
 
     By Debezium's incremental snapshot, in chunks between live events. Needs the owner's DSN.
     """
-    from ops.snapshot import Rows, emit_again, find_rows
+    from ops.pipeline.snapshot import Rows, emit_again, find_rows
     from outbox.settings import SERVICES
 
     since, to = span(since, to, tz)

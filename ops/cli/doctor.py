@@ -15,7 +15,7 @@ from ops.cli.pipeline import current_settings, local_folder
 from outbox.clock import utc_now
 
 if TYPE_CHECKING:
-    from ops.upkeep import Upkeep
+    from ops.pipeline.upkeep import Upkeep
 
 
 def doctor(
@@ -35,7 +35,7 @@ def doctor(
 
     Each finding names the command that fixes it.
     """
-    from ops.doctor import examine
+    from ops.pipeline.checks import examine
     from ops.pipeline.repair import plan_repair, repair_slot
 
     settings = current_settings()
@@ -74,7 +74,7 @@ def upkeep(
     earliest of the host's clock, the database's, and the newest row; a round drops at most two days of a table. Exit code 1 if a
     part of the round failed; the next round tries it again.
     """
-    from ops.upkeep import upkeep as one_round
+    from ops.pipeline.upkeep import upkeep as one_round
 
     if (every and catch_up) or (execute and not catch_up):
         raise typer.BadParameter("--execute goes with --catch-up, and --catch-up is one round: not with --every")
@@ -102,7 +102,7 @@ def upkeep(
 
 def _tell(report: Upkeep, output: Format) -> None:
     """A round's report is printed, and kept where `payrelay status` looks."""
-    from ops.upkeep import REPORT
+    from ops.pipeline.upkeep import REPORT
 
     if (local := local_folder()) is not None:
         try:

@@ -29,8 +29,8 @@ app = typer.Typer(help="The ledger, as an auditor reads it. Amounts are fen.", n
 @app.command()
 def accounts(output: Output = Format.TABLE) -> None:
     """Show the chart of accounts: what each is for, on which side it grows, and what it holds."""
-    from ops.health import reader_engine
-    from ops.ledger import accounts as chart_of
+    from ops.ledger.reads import accounts as chart_of
+    from ops.pipeline.health import reader_engine
 
     with reader_engine(current_settings()).connect() as connection:
         print_rows([asdict(one) for one in chart_of(connection)], output)
@@ -48,8 +48,8 @@ def statement(
     output: Output = Format.TABLE,
 ) -> None:
     """Show an account's opening balance, entries and closing balance, by the time at which the facts happened."""
-    from ops.health import reader_engine
-    from ops.ledger import statement as lines_of
+    from ops.ledger.reads import statement as lines_of
+    from ops.pipeline.health import reader_engine
 
     settings = current_settings()
     begin, end = zoned(settings, begin), zoned(settings, end)
@@ -71,8 +71,8 @@ def trial_balance(
     output: Output = Format.TABLE,
 ) -> None:
     """Show every account's sums, now or at a time. Exit code 1 unless debits equal credits in every currency."""
-    from ops.health import reader_engine
-    from ops.ledger import trial_balance as balances_of
+    from ops.ledger.reads import trial_balance as balances_of
+    from ops.pipeline.health import reader_engine
 
     settings = current_settings()
     at = zoned(settings, at)
@@ -101,8 +101,8 @@ def check(
     output: Output = Format.TABLE,
 ) -> None:
     """Compare debits with credits, balances with entries, vouchers with settled payments, suspense, deposits. Exit code 1 on a difference."""
-    from ops.health import reader_engine
-    from ops.ledger import check as differences_of
+    from ops.ledger.reads import check as differences_of
+    from ops.pipeline.health import reader_engine
 
     settings = current_settings()
     differences = differences_of(reader_engine(settings), before=utc_now() - timedelta(seconds=grace))
@@ -123,9 +123,9 @@ def suspense(
     output: Output = Format.TABLE,
 ) -> None:
     """Show money that the bank has taken and no order could accept, the oldest first."""
-    from ops.health import reader_engine
-    from ops.ledger import SuspenseItem
-    from ops.ledger import suspense as suspense_of
+    from ops.ledger.reads import SuspenseItem
+    from ops.ledger.reads import suspense as suspense_of
+    from ops.pipeline.health import reader_engine
 
     with reader_engine(current_settings()).connect() as connection:
         items = suspense_of(connection, payment_no=payment, reason=reason, also_resolved=also_resolved, limit=limit)

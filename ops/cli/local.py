@@ -128,7 +128,7 @@ def status(stack: Stack = "", output: Output = Format.TABLE) -> None:
 
 def _upkeep(folder: StackFolder) -> dict[str, Any]:
     """Return the last round of upkeep as a row."""
-    from ops.upkeep import REPORT, Upkeep
+    from ops.pipeline.upkeep import REPORT, Upkeep
 
     said = folder.read(REPORT)
     if not said:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from consumers import metrics as worker
-from ops import exporter
-from outbox import http_protocol
-from producers import http
+from consumers.delivery import metrics as worker
+from ops.monitoring import exporter
+from outbox.http import app as http
+from outbox.http import protocol as http_protocol
 
 TARGET = Path(__file__).resolve().parents[2] / "docs" / "reference" / "metrics.md"
 

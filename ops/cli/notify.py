@@ -9,7 +9,7 @@ from uuid import UUID
 
 import typer
 
-from consumers.notification.search import STATUSES, Filter
+from consumers.notification.notifier.filter import STATUSES, Filter
 from ops.cli.options import whole
 from ops.cli.output import Execute, Format, Output, Yes, confirm, print_json, print_rows, say
 from ops.cli.pipeline import FORMATS, current_settings, zoned
@@ -60,8 +60,8 @@ def list_(
     output: Output = Format.TABLE,
 ) -> None:
     """Show notifications, the newest first, and how many there are in each state."""
-    from ops.health import reader_engine
-    from ops.notify import LaneRow, RecordRow, counts, lanes, records
+    from ops.notifications.operations import LaneRow, RecordRow, counts, lanes, records
+    from ops.pipeline.health import reader_engine
 
     settings = current_settings()
     wanted = _filter(settings, queue, status, merchant, order, payment, http_status, begin, end)
@@ -81,8 +81,8 @@ def list_(
 @app.command()
 def show(identity: Annotated[UUID, typer.Argument(metavar="ID", help="the webhook-id")]) -> None:
     """Show one notification whole, as JSON: body, attempts planned and actual, answers, postponements, who sent it again."""
-    from ops.health import reader_engine
-    from ops.notify import record
+    from ops.notifications.operations import record
+    from ops.pipeline.health import reader_engine
 
     with reader_engine(current_settings()).connect() as connection:
         print_json(record(connection, identity))
@@ -109,10 +109,10 @@ def resend(
 
     Exit code 1 if some were just being sent, and so were not made due.
     """
-    from ops.health import reader_engine
-    from ops.notify import RecordRow, counts, held_up, records
-    from ops.notify import resend as resend_chosen
-    from ops.parked import operator
+    from ops.delivery.parked import operator
+    from ops.notifications.operations import RecordRow, counts, held_up, records
+    from ops.notifications.operations import resend as resend_chosen
+    from ops.pipeline.health import reader_engine
 
     settings = current_settings()
     wanted = _filter(settings, queue, status, merchant, order, payment, http_status, begin, end, identity=identity)
@@ -172,9 +172,9 @@ def resume(
 
 
 def _turn(merchant: str, reason: str, queue: str, *, execute: bool, yes: bool, pauses: bool) -> None:
-    from ops.health import reader_engine
-    from ops.notify import pause_receiver, require_receiver, resume_receiver, service_of, waiting
-    from ops.parked import operator
+    from ops.delivery.parked import operator
+    from ops.notifications.operations import pause_receiver, require_receiver, resume_receiver, service_of, waiting
+    from ops.pipeline.health import reader_engine
 
     settings = current_settings()
     _require(reason)
@@ -200,9 +200,9 @@ def lateness(
     output: Output = Format.TABLE,
 ) -> None:
     """Show attempts of the last hour, or from a time on, by how late they began: actual less last planned, a histogram."""
-    from ops.health import reader_engine
-    from ops.notify import LatenessRow, service_of
-    from ops.notify import lateness as lateness_of
+    from ops.notifications.operations import LatenessRow, service_of
+    from ops.notifications.operations import lateness as lateness_of
+    from ops.pipeline.health import reader_engine
 
     settings = current_settings()
     if queue:
@@ -216,8 +216,8 @@ def lateness(
 @rule.command("list")
 def rule_list(output: Output = Format.TABLE) -> None:
     """Show each queue with its rule, its success word and its limits."""
-    from ops.health import reader_engine
-    from ops.notify import queues
+    from ops.notifications.operations import queues
+    from ops.pipeline.health import reader_engine
 
     with reader_engine(current_settings()).connect() as connection:
         print_rows(queues(connection), output)
@@ -237,8 +237,8 @@ def rule_explain(
 
     made_at = at
     if text in QUEUES:
-        from ops.health import reader_engine
-        from ops.notify import queues
+        from ops.notifications.operations import queues
+        from ops.pipeline.health import reader_engine
 
         with reader_engine(current_settings()).connect() as connection:
             [text] = [row["rule"] for row in queues(connection) if row["queue"] == text]
@@ -262,8 +262,8 @@ def rule_set(
     output: Output = Format.TABLE,
 ) -> None:
     """Give a queue another rule; notifications made before keep theirs."""
-    from ops.notify import change_rule, service_of
-    from ops.parked import operator
+    from ops.delivery.parked import operator
+    from ops.notifications.operations import change_rule, service_of
 
     service_of(queue)
     _require(reason)
@@ -294,7 +294,7 @@ def _filter(
     end: datetime | None,
     identity: UUID | None = None,
 ) -> Filter:
-    from ops.notify import service_of
+    from ops.notifications.operations import service_of
 
     if queue:
         service_of(queue)

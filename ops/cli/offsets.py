@@ -28,8 +28,8 @@ from ops.cli.output import (
     say,
 )
 from ops.cli.pipeline import current_settings, local_folder
-from ops.quoting import positional, quoted
 from outbox.clock import utc_now, zone_of
+from outbox.quoting import positional, quoted
 from outbox.settings import Settings
 from schemas.numeric import WHOLE_MAX
 
@@ -69,8 +69,8 @@ WATCH_S = 2.0
 @app.command("list")
 def list_(output: Output = Format.TABLE) -> None:
     """Show every group: state, type, members; also Kafka Connect's own and share groups, which are no groups of consumers."""
-    from ops.offsets.groups import UNKNOWN, groups
-    from ops.processors import known_processors
+    from ops.delivery.registry import known_processors
+    from ops.kafka.groups import UNKNOWN, groups
 
     settings = current_settings()
     ours = known_processors(settings)
@@ -121,8 +121,8 @@ def _require_known(view: View) -> None:
 
 
 def _print_view(settings: Settings, view: View, output: Format, *, only_lagging: bool) -> None:
+    from ops.kafka.reader import append_times
     from ops.offsets.shown import headline, lag_line, standing_columns, standing_row
-    from ops.records import append_times
 
     behind = {(one.place, one.begin) for one in view.standings if one.behind}
     times = append_times(settings, behind)
@@ -208,8 +208,8 @@ def undo(
     output: Output = Format.TABLE,
 ) -> None:
     """Move a group to where an undo file says: before its last reset, undo or delete. Undone twice, the move is made again."""
+    from ops.kafka.groups import cluster_id
     from ops.offsets.files import last_undo_file, undo_folder
-    from ops.offsets.groups import cluster_id
     from ops.offsets.wishes import Asked
 
     settings = current_settings()
@@ -265,9 +265,9 @@ def delete(
     output: Output = Format.TABLE,
 ) -> None:
     """Make Kafka forget a group, or its offsets of one topic; `undo` brings them back. Of a group of ours, `progress` stays."""
+    from ops.kafka.groups import committed
+    from ops.kafka.groups import group as find_group
     from ops.offsets.delete import delete_group, delete_topic
-    from ops.offsets.groups import committed
-    from ops.offsets.groups import group as find_group
     from ops.offsets.move import require_inactive
     from ops.offsets.ours import ours
     from ops.stack.programs import installed_programs
@@ -415,7 +415,7 @@ def _local_parts(settings: Settings, group: str) -> list[str]:
 
 
 def _how_to_stop(settings: Settings, group: str) -> str:
-    from ops.processors import known_processors
+    from ops.delivery.registry import known_processors
 
     if parts := _local_parts(settings, group):
         return (
@@ -501,7 +501,7 @@ def _undo_home() -> Path:
 
 
 def _undo_path(settings: Settings, group: str, given: Path | None) -> Path:
+    from ops.kafka.groups import cluster_id
     from ops.offsets.files import new_undo_file, undo_folder
-    from ops.offsets.groups import cluster_id
 
     return given or new_undo_file(undo_folder(_undo_home(), cluster_id(settings), group), utc_now())

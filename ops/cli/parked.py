@@ -43,9 +43,9 @@ def list_(
     output: Output = Format.TABLE,
 ) -> None:
     """Show how many events are parked, by consumer, cause and type; with --events, which ones."""
-    from ops.health import reader_engine
-    from ops.parked import Count, ParkedRow, counts
-    from ops.parked import events as parked_events
+    from ops.delivery.parked import Count, ParkedRow, counts
+    from ops.delivery.parked import events as parked_events
+    from ops.pipeline.health import reader_engine
 
     settings = current_settings()
     wanted = _filter(settings, consumer=consumer, key=key, type=type_, cause=cause, begin=begin, end=end)
@@ -61,8 +61,8 @@ def list_(
 @app.command()
 def show(identity: Annotated[str, typer.Argument(metavar="ID", help="as `parked list --events` shows it")]) -> None:
     """Show one parked event whole, as JSON: where it lay, why it is parked, its headers and its body."""
-    from ops.health import reader_engine
-    from ops.parked import event, place_of
+    from ops.delivery.parked import event, place_of
+    from ops.pipeline.health import reader_engine
 
     place_of(identity)
     with reader_engine(current_settings()).connect() as connection:
@@ -88,9 +88,9 @@ def retry(
 
     Safe beside running workers. Exit code 1 if something still fails.
     """
-    from ops.health import reader_engine
-    from ops.parked import operator, queues
-    from ops.parked import retry as retry_queues
+    from ops.delivery.parked import operator, queues
+    from ops.delivery.parked import retry as retry_queues
+    from ops.pipeline.health import reader_engine
     from outbox.parking import Act, Action
 
     settings = current_settings()
@@ -139,10 +139,10 @@ def skip(
 
     What waits behind them can then be retried.
     """
-    from ops.health import reader_engine
-    from ops.parked import Filter, ParkedRow, operator, queues
-    from ops.parked import events as parked_events
-    from ops.parked import skip as skip_events
+    from ops.delivery.parked import Filter, ParkedRow, operator, queues
+    from ops.delivery.parked import events as parked_events
+    from ops.delivery.parked import skip as skip_events
+    from ops.pipeline.health import reader_engine
     from outbox.parking import Act, Action
 
     settings = current_settings()
@@ -176,7 +176,7 @@ def _require_there(identity: str, chosen: Sequence[object]) -> None:
 
 
 def _filter(settings: Settings, *, begin: datetime | None, end: datetime | None, **given: str) -> Any:
-    from ops.parked import Filter, place_of
+    from ops.delivery.parked import Filter, place_of
 
     if given.get("identity"):
         place_of(given["identity"])

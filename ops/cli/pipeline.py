@@ -12,7 +12,7 @@ import typer
 from consumers.notification.queues import QUEUES
 from ops.cli.local import this_stack
 from ops.cli.output import Format, Output, print_rows, say
-from ops.processes import NOTIFIER, NOTIFIERS, PROCESSORS, SERVICES
+from ops.stack.processes import NOTIFIER, NOTIFIERS, PROCESSORS, SERVICES
 from ops.stack.state import StackFolder
 from outbox.clock import in_zone, zone_of
 from outbox.errors import Misused
@@ -92,7 +92,7 @@ def migrate() -> None:
 @topics.command("list")
 def topics_list(output: Output = Format.TABLE) -> None:
     """Show each declared topic and how the broker's differs. Exit code 1 if one does."""
-    from ops.topics import topic_states
+    from ops.kafka.topics import topic_states
 
     rows = [asdict(state) | {"problems": "; ".join(state.problems)} for state in topic_states(current_settings())]
     print_rows(rows, output, less=("topic_id", "retention_ms", "found", "partitions"))
@@ -110,7 +110,7 @@ def topics_apply(
     ] = True,
 ) -> None:
     """Create what is missing and bring configurations to what is declared, at once; with --dry-run only show it. Partitions are never added: keys would move."""
-    from ops.topics import apply_topics
+    from ops.kafka.topics import apply_topics
 
     done = apply_topics(current_settings(), execute=execute)
     for line in done:
@@ -140,11 +140,11 @@ def worker(
     queues = [notifiers[name] for name in names if name in notifiers]
     if not queues:
         from consumers.processors import PROCESSORS as BY_NAME
-        from consumers.worker import run
+        from consumers.runtime.worker import run
 
         run([BY_NAME[name] for name in dict.fromkeys(names)], current_settings())
     elif len(queues) == len(names):
-        from consumers.notification.sender import run as run_sender
+        from consumers.notification.notifier.sender import run as run_sender
 
         run_sender(current_settings(), {queue: service for some in queues for queue, service in some.items()})
     else:
@@ -153,7 +153,7 @@ def worker(
 
 def _run_all() -> int:
     """Every processor and every notifier runs, until SIGTERM or Ctrl-C or until one of them ends; returns the exit code."""
-    from ops.together import run_together
+    from ops.stack.together import run_together
 
     settings = current_settings()  # an error in them is reported once, not by each process
     commands = [["worker", *PROCESSORS], *(["worker", name] for name in NOTIFIERS)]
@@ -170,8 +170,8 @@ def serve(
     if unknown := [name for name in wanted if name not in SERVICES]:
         raise typer.BadParameter(f"{', '.join(unknown)}; there are: {', '.join(SERVICES)}")
     from consumers.notification.api import create_app as create_notification
+    from outbox.http.app import serve as serve_apps
     from producers.bank.api import create_app as create_bank
-    from producers.http import serve as serve_apps
     from producers.payments.api import create_app as create_payments
 
     settings = current_settings()
@@ -197,7 +197,7 @@ def tool(
     Exit code 1 if the program fails.
     """
     from ops.stack.programs import installed_programs
-    from ops.tools import run_tool
+    from ops.stack.tools import run_tool
 
     settings = current_settings()
     sys.stdout.flush()
@@ -211,7 +211,7 @@ PASSED_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
 def exporter() -> None:
     """Serve metrics of what belongs to no process: lag, outbox, slot, heartbeat, parked, ledger. Until SIGTERM or Ctrl-C."""
-    from ops.exporter import run
+    from ops.monitoring.exporter import run
 
     run(current_settings())
 

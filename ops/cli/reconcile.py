@@ -57,7 +57,7 @@ MENDED_S = 120.0
 
 def _mended(settings: Settings, report: Report, *, grace: timedelta, yes: bool) -> Report:
     """The plan is shown, and done if it is wanted; returns how things are then."""
-    from ops.parked import operator
+    from ops.delivery.parked import operator
     from ops.reconcile.mend import carry_out, plan, settle
 
     steps = plan(settings, report.findings)

@@ -15,11 +15,11 @@ import typer
 from ops.cli.options import whole
 from ops.cli.output import Execute, Format, Output, Yes, confirm, errors, legible, print_rows, say
 from ops.cli.pipeline import FORMATS, Zone, current_settings, span
-from ops.quoting import quoted
+from outbox.quoting import quoted
 from outbox.settings import Settings
 
 if TYPE_CHECKING:
-    from consumers.redeliver import Redelivered
+    from consumers.delivery.redeliver import Redelivered
     from ops.rebuild.correct import Correction
     from ops.rebuild.feeding import Told
     from ops.rebuild.rebuild import Rebuilt
@@ -69,8 +69,8 @@ def redeliver(
 
     Beside its running worker, whose position stays. Exit code 1 if something failed, was refused or was not found.
     """
-    from ops.replay import carry_out, plan
-    from ops.window import Window
+    from ops.delivery.redeliver import carry_out, plan
+    from ops.delivery.search import Window
 
     begin, end = span(begin, end, tz)
     window = Window(
@@ -195,7 +195,7 @@ def _correction(one: Correction) -> dict[str, object]:
 
 def _switch(settings: Settings, rebuilt: Rebuilt, *, execute: bool, yes: bool) -> None:
     """What a switch would do is said; done, where that is meant."""
-    from ops.health import reader_engine
+    from ops.pipeline.health import reader_engine
     from ops.rebuild.switch import require_switchable
     from ops.rebuild.switch import switch as switch_tables
 
@@ -233,7 +233,7 @@ def drop(
     output: Output = Format.TABLE,
 ) -> None:
     """Remove a shadow, a checkpoint, or tables that a switch has put aside; without a name, show what there is."""
-    from ops.health import reader_engine
+    from ops.pipeline.health import reader_engine
     from ops.rebuild.schemas import drop_schema, find_schemas
     from outbox.errors import UnknownName
     from outbox.migrate import owner_engine

@@ -11,9 +11,9 @@ from fastapi import APIRouter, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from sqlalchemy import Connection
 
-from consumers.notification.acts import stop
+from consumers.notification.notifier.bulk import stop
 from ops.console.edge import SEEN, Acting, console_of, followed, fragment, go, page
-from ops.notify_acts import FOLLOWED_MAX, act, acts, held_up, items, single_acts, statuses
+from ops.notifications.bulk import FOLLOWED_MAX, act, acts, held_up, items, single_acts, statuses
 
 router = APIRouter(dependencies=[SEEN])
 

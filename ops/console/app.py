@@ -20,12 +20,12 @@ from ops.console import acts, notifications, overview, receivers, sign_in
 from ops.console.edge import STATIC, Console, Headers, SignInFirst, go, page
 from ops.console.runner import Runner
 from ops.console.users import User
-from ops.notify import SERVICES
+from ops.notifications.operations import SERVICES
 from outbox.errors import Misused, Refused
-from outbox.http_limits import Connections, limits_of
-from outbox.http_protocol import server_config
+from outbox.http.app import Database, HttpError, Server
+from outbox.http.limits import Connections, limits_of
+from outbox.http.protocol import server_config
 from outbox.settings import READER, Settings
-from producers.http import Database, HttpError, Server
 
 REQUESTS_MAX = 200
 """In work at once, live streams among them."""

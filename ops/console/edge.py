@@ -28,8 +28,8 @@ from ops.console.runner import Runner
 from ops.console.sessions import Session, Sessions, Tries
 from ops.console.users import User
 from outbox.errors import Refused
+from outbox.http.app import Database, HttpError, note_authenticated, read_body
 from outbox.settings import Settings
-from producers.http import Database, HttpError, note_authenticated, read_body
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from producers.http import HttpError
+from outbox.http.app import HttpError
 
 log = logging.getLogger(__name__)
 

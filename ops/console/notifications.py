@@ -14,11 +14,11 @@ from zoneinfo import ZoneInfo
 from fastapi import APIRouter, Depends, Query, Request, Response
 from sqlalchemy import Connection
 
-from consumers.notification.acts import COUNTED_MAX, begin_resend, count_matching
-from consumers.notification.search import STATUSES, Filter
+from consumers.notification.notifier.bulk import COUNTED_MAX, begin_resend, count_matching
+from consumers.notification.notifier.filter import STATUSES, Filter
 from ops.console.edge import SEEN, TEXT_MAX, Acting, console_of, form_of, go, page, reason_of, require_names
-from ops.notify import Found, RecordRow, found, queues, record, records, resend
-from ops.notify_acts import new_id
+from ops.notifications.bulk import new_id
+from ops.notifications.operations import Found, RecordRow, found, queues, record, records, resend
 from outbox.clock import in_zone
 from outbox.errors import Refused
 from schemas.numeric import parse_whole

@@ -15,7 +15,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from sqlalchemy import Connection
 
 from ops.console.edge import SEEN, console_of, followed, fragment, page
-from ops.notify_figures import Standing, Step, attempts_by_step, database_now, joined, standing
+from ops.notifications.figures import Standing, Step, attempts_by_step, database_now, joined, standing
 
 WINDOW_S = 900
 STEP_S = 5

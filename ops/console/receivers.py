@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request, Response
 
 from ops.console.edge import SEEN, TEXT_MAX, Acting, console_of, form_of, go, page, reason_of, require_names
-from ops.notify import pause_receiver, queues, resume_receiver
-from ops.notify_receivers import RECEIVERS_MAX, STATES, receivers
+from ops.notifications.operations import pause_receiver, queues, resume_receiver
+from ops.notifications.receivers import RECEIVERS_MAX, STATES, receivers
 from outbox.errors import Refused
 
 router = APIRouter(dependencies=[SEEN])

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 
-from consumers.notification.acts import step, unfinished
-from producers.http import Database
+from consumers.notification.notifier.bulk import step, unfinished
+from outbox.http.app import Database
 
 IDLE_S = 10.0
 """So often the acts of other consoles are looked for."""

@@ -13,7 +13,7 @@ from ops.console.edge import Console, console_of, form_of, go, page, session_of,
 from ops.console.passwords import BLOCK, COST, HASH_BYTES, LANES, SALT_BYTES, matches
 from ops.console.sessions import Session
 from ops.console.users import User
-from producers.http import HttpError
+from outbox.http.app import HttpError
 
 router = APIRouter()
 

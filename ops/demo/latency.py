@@ -8,8 +8,8 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from ops.health import reader_engine
-from ops.records import event_times
+from ops.kafka.reader import event_times
+from ops.pipeline.health import reader_engine
 from outbox.clock import first_id_at
 from outbox.settings import Settings
 from schemas.topics import PAYMENT_ORDER

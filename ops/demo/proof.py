@@ -13,8 +13,8 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from ops.demo.journal import Intent, Journal, Merchant
-from ops.health import reader_engine
-from ops.ledger import ledger_problems
+from ops.ledger.reads import ledger_problems
+from ops.pipeline.health import reader_engine
 from outbox.settings import SERVICES, Settings
 from producers.payments.fees import FeeRule, fee_of
 from schemas.money import CNY, points_of

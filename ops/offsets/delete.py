@@ -6,11 +6,11 @@ import os
 import subprocess
 from pathlib import Path
 
+from ops.kafka.groups import commit, committed, delete
 from ops.offsets.files import write_undo
-from ops.offsets.groups import commit, committed, delete
-from ops.quoting import positional, quoted
 from ops.stack.programs import JVM_ENVIRONMENT, Programs, java
 from outbox.errors import NotReady, PayrelayError, Refused
+from outbox.quoting import positional, quoted
 from outbox.settings import Settings
 
 TOOL = "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand"

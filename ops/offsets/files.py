@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
-from ops.records import Place
+from ops.kafka.reader import Place
 from outbox.errors import Refused
 from schemas.numeric import parse_whole
 

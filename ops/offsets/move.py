@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from ops.kafka.groups import commit, committed, group
+from ops.kafka.reader import Place
 from ops.offsets.files import write_undo
-from ops.offsets.groups import commit, committed, group
 from ops.offsets.ours import move_progress, note_mirror, ours
 from ops.offsets.plan import Plan
 from ops.offsets.shown import members
-from ops.records import Place
 from outbox.errors import PayrelayError, Refused
 from outbox.settings import Settings
 

@@ -9,12 +9,12 @@ from uuid import UUID
 
 from confluent_kafka import Message
 
-from consumers.delivery import CLOCK_TOLERANCE, Processor
-from ops.applied import progress_of
-from ops.health import reader_engine
-from ops.offsets.groups import cluster_id, topic_ids
-from ops.processors import known_processors, topics_of
-from ops.records import Place, bounds, id_of, offsets_at, read
+from consumers.delivery.loop import CLOCK_TOLERANCE, Processor
+from ops.delivery.outcomes import progress_of
+from ops.delivery.registry import known_processors, topics_of
+from ops.kafka.groups import cluster_id, topic_ids
+from ops.kafka.reader import Place, bounds, id_of, offsets_at, read
+from ops.pipeline.health import reader_engine
 from outbox.clock import time_of
 from outbox.database import engine_for
 from outbox.errors import Misused, Refused, UnknownName

@@ -8,12 +8,12 @@ from typing import Any
 
 from confluent_kafka import Message
 
-from ops.applied import meet
-from ops.health import reader_engine
+from ops.delivery.outcomes import meet
+from ops.kafka.reader import FEW, Place, appended_at, read, stable_ends
 from ops.offsets.plan import View
 from ops.offsets.shown import at
 from ops.offsets.targets import Standing
-from ops.records import FEW, Place, appended_at, read, stable_ends
+from ops.pipeline.health import reader_engine
 from outbox.settings import Settings
 from schemas.codec import CORRELATION, ID, TYPE
 

@@ -9,12 +9,12 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from ops.applied import Effects, Fate, meet
-from ops.health import reader_engine
-from ops.offsets.groups import Group, committed, group
+from ops.delivery.outcomes import Effects, Fate, meet
+from ops.kafka.groups import Group, committed, group
+from ops.kafka.reader import Place, append_times, bounds, read
 from ops.offsets.ours import Ours, ours
 from ops.offsets.targets import Standing, Wish, target
-from ops.records import Place, append_times, bounds, read
+from ops.pipeline.health import reader_engine
 from outbox.errors import Refused, UnknownName
 from outbox.inbox import NO_HORIZON, behind_horizons, horizon
 from outbox.settings import Settings

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from ops.offsets.groups import Group
+from ops.kafka.groups import Group
 from ops.offsets.plan import Counted, Plan, View
 from ops.offsets.targets import Standing
 

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from enum import Enum, auto
 from zoneinfo import ZoneInfo
 
-from ops.records import Place
+from ops.kafka.reader import Place
 from outbox.clock import EPOCH, in_zone
 from outbox.errors import Refused
 from schemas.numeric import LENGTH_MAX, WHOLE_MAX, parse_decimal, parse_whole

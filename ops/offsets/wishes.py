@@ -7,12 +7,12 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
 
+from ops.kafka.groups import groups
+from ops.kafka.reader import Place, offsets_at
 from ops.offsets.files import read_file
-from ops.offsets.groups import groups
 from ops.offsets.ours import ours, places_of_event, places_of_order
 from ops.offsets.plan import Scope, View, look
 from ops.offsets.targets import Mode, Wish
-from ops.records import Place, offsets_at
 from outbox.errors import Refused, UnknownName
 from outbox.settings import Settings
 

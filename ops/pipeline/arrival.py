@@ -15,10 +15,10 @@ from sqlalchemy import Connection, text
 
 from connect.client import ConnectClient, NoConnector
 from connect.connector import MESSAGES_LEFT_OUT
-from ops.health import reader_engine
+from ops.kafka.reader import Place, appended_at, bounds, id_of, offsets_at, read
+from ops.pipeline.health import reader_engine
 from ops.pipeline.source import passed_lsn, standing
 from ops.pipeline.verdict import Verdict
-from ops.records import Place, appended_at, bounds, id_of, offsets_at, read
 from outbox.clock import EPOCH, first_id_at, time_of
 from outbox.errors import PayrelayError
 from outbox.messages import public_emitters

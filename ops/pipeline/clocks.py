@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, text
 
-from ops.health import reader_engine
+from ops.pipeline.health import reader_engine
 from ops.pipeline.verdict import Verdict
 from outbox.clock import APART_MAX, time_of
 from outbox.database import database_now
@@ -45,7 +45,7 @@ def waiting_ahead(connection: Connection, settings: Settings) -> list[Waiting]:
 
     Those that can be applied come first, oldest first.
     """
-    from ops.processors import known_processors  # here: the supervisor starts faster without the processors
+    from ops.delivery.registry import known_processors  # here: the supervisor starts faster without the processors
 
     consumers = list(known_processors(settings))
     return [

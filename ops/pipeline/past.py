@@ -12,15 +12,15 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from ops.health import reader_engine
+from ops.kafka.reader import Place, append_times, bounds
+from ops.pipeline.health import reader_engine
 from ops.pipeline.positions import consumer_positions
-from ops.records import Place, append_times, bounds
 from outbox.clock import EPOCH
 from outbox.migrate import owner_engine
 from outbox.settings import SERVICES, Settings
 
 FORGET_AFTER = timedelta(minutes=10)
-"""Longer than a worker goes by what it has read of its horizon (consumers/delivery.py: HORIZON_S)."""
+"""Longer than a worker goes by what it has read of its horizon (consumers/delivery/loop.py: HORIZON_S)."""
 
 FORGET_BATCH = 5_000
 FORGET_BATCHES_MAX = 200

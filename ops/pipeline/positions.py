@@ -8,9 +8,9 @@ from datetime import datetime
 
 from sqlalchemy import text
 
-from ops.health import reader_engine
-from ops.records import Place, append_times, bounds
-from ops.topics import topic_states
+from ops.kafka.reader import Place, append_times, bounds
+from ops.kafka.topics import topic_states
+from ops.pipeline.health import reader_engine
 from outbox.settings import SERVICES, Settings
 
 

@@ -15,10 +15,10 @@ from sqlalchemy.exc import OperationalError
 
 from connect.apply import apply_connector
 from connect.client import ConnectClient
-from ops.health import last_heartbeat, reader_engine, slot_state
+from ops.kafka.reader import event_times, last_appends, wait_published
 from ops.pipeline.arrival import REPAIRING, newest_rows
-from ops.records import event_times, last_appends, wait_published
-from ops.snapshot import emit_again
+from ops.pipeline.health import last_heartbeat, reader_engine, slot_state
+from ops.pipeline.snapshot import emit_again
 from outbox.clock import first_id_at, time_of
 from outbox.database import database_now
 from outbox.errors import NotReady, PayrelayError, Refused

@@ -12,9 +12,9 @@ from urllib3.exceptions import HTTPError
 
 from connect.deadline import session
 from consumers.notification.queues import QUEUES
-from ops.health import reader_engine
-from ops.offsets.groups import members_of
-from ops.processors import known_processors
+from ops.delivery.registry import known_processors
+from ops.kafka.groups import members_of
+from ops.pipeline.health import reader_engine
 from ops.stack.state import StackFolder
 from outbox.settings import Settings
 

@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from connect.client import ConnectClient
 from connect.source_offsets import Exported, position_of, shown
-from ops.health import SlotState, reader_engine, slot_of
+from ops.pipeline.health import SlotState, reader_engine, slot_of
 from outbox.errors import PayrelayError
 from outbox.settings import Settings
 

@@ -10,16 +10,16 @@ from collections.abc import Mapping
 
 from sqlalchemy import Connection, text
 
-from consumers.delivery import Processor
-from ops.applied import progress_of
-from ops.processors import processor_of
-from ops.quoting import quoted
+from consumers.delivery.loop import Processor
+from ops.delivery.outcomes import progress_of
+from ops.delivery.registry import processor_of
 from ops.rebuild.schemas import Made, copy_rows, find_schemas, make_schema
 from ops.rebuild.subjects import Subject, subject_of, sums
 from outbox.clock import utc_now
 from outbox.errors import Refused, UnknownName
 from outbox.inbox import Log, behind_horizons
 from outbox.migrate import owner_engine
+from outbox.quoting import quoted
 from outbox.settings import Settings
 
 NAMED = 5

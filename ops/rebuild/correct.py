@@ -14,8 +14,8 @@ from sqlalchemy import Connection, Engine, text
 
 from consumers.accounting.entries import Voucher
 from consumers.accounting.ledger import correct_voucher, find_voucher, post_vouchers, reverse_voucher
-from consumers.delivery import DuplicateFact
-from consumers.retry import remember, transact
+from consumers.delivery.loop import DuplicateFact
+from consumers.delivery.retry import remember, transact
 from ops.rebuild.difference import REVERSED, Finding, What
 from ops.rebuild.rebuild import Rebuilt, alone_with
 from outbox.database import engine_for

@@ -11,10 +11,10 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from ops.applied import batched
-from ops.ledger import CHUNK, paired
-from ops.quoting import quoted
+from ops.delivery.outcomes import batched
+from ops.ledger.reads import CHUNK, paired
 from ops.rebuild.subjects import Subject, sums
+from outbox.quoting import quoted
 
 NAMED_MAX = 100_000
 """Findings that are named; more are counted, and found again by the next run."""

@@ -15,10 +15,10 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Engine, text
 
-from consumers.delivery import Brake, Delivered, Delivery, Processor, Slice, is_transient
-from ops.offsets.groups import cluster_id, topic_ids
-from ops.processors import topics_of
-from ops.records import bounds, read
+from consumers.delivery.loop import Brake, Delivered, Delivery, Processor, Slice, is_transient
+from ops.delivery.registry import topics_of
+from ops.kafka.groups import cluster_id, topic_ids
+from ops.kafka.reader import bounds, read
 from outbox.database import engine_for
 from outbox.errors import Refused
 from outbox.inbox import Log, begin_log

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from sqlalchemy import Connection, text
 
-from consumers.delivery import Processor
-from ops.applied import progress_of
-from ops.health import reader_engine
-from ops.processors import processor_of
+from consumers.delivery.loop import Processor
+from ops.delivery.outcomes import progress_of
+from ops.delivery.registry import processor_of
+from ops.pipeline.health import reader_engine
 from ops.rebuild.checkpoint import usable_checkpoint, verified
 from ops.rebuild.difference import Difference, Side, compare
 from ops.rebuild.feeding import Feeder, Told, logs_of, skipped_of

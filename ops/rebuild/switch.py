@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import OperationalError
 
-from consumers.delivery import Processor
-from ops.applied import progress_of
-from ops.processors import processor_of
+from consumers.delivery.loop import Processor
+from ops.delivery.outcomes import progress_of
+from ops.delivery.registry import processor_of
 from ops.rebuild.checkpoint import require_past_read
 from ops.rebuild.feeding import Feeder, Told, skipped_of
 from ops.rebuild.rebuild import Rebuilt, alone_with

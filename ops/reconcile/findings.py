@@ -7,7 +7,7 @@ from enum import StrEnum
 from uuid import UUID
 
 from consumers.notification.queues import QUEUES
-from ops.quoting import positional, quoted
+from outbox.quoting import positional, quoted
 
 
 class Kind(StrEnum):

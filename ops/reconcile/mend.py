@@ -14,21 +14,21 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from consumers.accounting.entries import voucher_of
 from consumers.accounting.ledger import correct_fact
-from consumers.delivery import told
+from consumers.delivery.loop import told
+from consumers.delivery.repair import Outcome, reapply, remember
+from consumers.delivery.retry import transact
 from consumers.funds.corrections import correct_moves, record_deposit
 from consumers.points.corrections import correct_points
-from consumers.reapply import Outcome, reapply, remember
-from consumers.retry import transact
-from ops import parked
-from ops.applied import batched
+from ops.delivery import parked
+from ops.delivery.outcomes import batched
+from ops.delivery.redeliver import redeliver_events
+from ops.pipeline.snapshot import emit_again
 from ops.reconcile import state
 from ops.reconcile.effects import DECISION, FOLLOWERS, Follower
 from ops.reconcile.findings import CORRECTABLE, Finding, Kind
 from ops.reconcile.published import spot_of
 from ops.reconcile.run import Report, reconcile
 from ops.reconcile.scan import envelope_of, recorded, standing
-from ops.replay import redeliver_events
-from ops.snapshot import emit_again
 from outbox.clock import utc_now
 from outbox.database import engine_for
 from outbox.errors import PayrelayError, Refused, message_of

@@ -11,7 +11,7 @@ from tempfile import TemporaryFile
 from typing import IO
 from uuid import UUID
 
-from ops.records import Place, bounds, id_of, offsets_at, read
+from ops.kafka.reader import Place, bounds, id_of, offsets_at, read
 from outbox.settings import Settings
 from schemas.numeric import parse_whole
 

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Engine, text
 
-from ops.applied import batched
+from ops.delivery.outcomes import batched
 from ops.pipeline.positions import consumer_positions
 from ops.pipeline.source import passed_lsn
 from ops.reconcile import state

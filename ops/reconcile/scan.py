@@ -15,7 +15,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Engine, Row, text
 
-from ops.applied import batched
+from ops.delivery.outcomes import batched
 from ops.reconcile.effects import FOLLOWERS, Follower, business_no
 from ops.reconcile.facts import contradictions
 from ops.reconcile.findings import Finding, Kind

@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
-from ops.quoting import quoted
 from ops.stack.parts import PostgresPlace, tied
 from ops.stack.programs import postgres_bin
 from ops.stack.state import STATE, PartState, StackFolder, file_stem
 from outbox.errors import NotReady, Refused, UnknownName
+from outbox.quoting import quoted
 
 UP_S = 120.0
 """For so long nothing may come up and no part make progress; then `up` and `start` give up."""
@@ -295,7 +295,7 @@ def _signal_supervisor(folder: StackFolder, signum: int) -> None:
 
 def _heart_beats(folder: StackFolder, since: float) -> bool:
     """Return whether the connector has written a heartbeat since then."""
-    from ops.health import last_heartbeat  # SQLAlchemy, only once all parts run
+    from ops.pipeline.health import last_heartbeat  # SQLAlchemy, only once all parts run
 
     beat_at = last_heartbeat(folder.settings())
     return beat_at is not None and beat_at.timestamp() > since

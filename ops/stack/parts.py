@@ -18,8 +18,8 @@ from pathlib import Path
 
 import psycopg
 
-from ops.processes import PROCESSES, Process
 from ops.stack import tie
+from ops.stack.processes import PROCESSES, Process
 from ops.stack.programs import (
     JVM_ENVIRONMENT,
     KAFKA_VERSION,

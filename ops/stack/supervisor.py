@@ -27,12 +27,12 @@ from typing import IO, Any
 
 from connect.apply import apply_connector
 from connect.client import ConnectClient
+from ops.kafka.topics import apply_topics
+from ops.pipeline.upkeep import REPORT, Upkeep, upkeep
 from ops.stack.parts import Part, parts_of, tied
 from ops.stack.programs import installed_programs
 from ops.stack.progress import Patience, Work, describe, work_of
 from ops.stack.state import STATE, PartState, StackFolder, file_stem
-from ops.topics import apply_topics
-from ops.upkeep import REPORT, Upkeep, upkeep
 from outbox.clock import utc_now
 from outbox.migrate import migrate
 from outbox.retry import backoff_s

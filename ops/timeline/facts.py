@@ -15,7 +15,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from consumers.notification.queues import QUEUES
-from ops.processors import known_processors
+from ops.delivery.registry import known_processors
 from outbox.clock import first_id_at
 from outbox.settings import Settings
 from schemas.topics import TOPICS

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from confluent_kafka import Message
 
-from ops.records import Place, id_of, records_at, search
+from ops.kafka.reader import Place, id_of, records_at, search
 from ops.timeline.facts import MARGIN, Facts
 from outbox.clock import time_of
 from outbox.settings import Settings

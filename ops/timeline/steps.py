@@ -8,9 +8,9 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from ops.quoting import quoted
 from ops.timeline.facts import Facts, Follower, cause_of
 from ops.timeline.places import LOOK_MAX, Records
+from outbox.quoting import quoted
 
 MISSING = "missing"
 WAITING = "waiting"

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from sqlalchemy import text
 
-from ops.health import reader_engine, slot_of
+from ops.pipeline.health import reader_engine, slot_of
 from ops.pipeline.positions import consumer_positions
 from ops.timeline.facts import Facts, followers, payments_of, read_facts
 from ops.timeline.places import find_records

@@ -12,10 +12,10 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from outbox.clock import utc_now
+from outbox.http.app import Database, HttpError, note_authenticated, service, usable_secret
 from outbox.settings import Settings
 from producers.bank.pages import HEADERS, confirm_page, refused_page, result_page, wants_page
 from producers.bank.transactions import execute_transaction
-from producers.http import Database, HttpError, note_authenticated, service, usable_secret
 from schemas.bank import PaymentLink, read_link
 
 BAD_LINK = "the payment link is not the platform's: open the payment again"

@@ -19,8 +19,8 @@ from starlette.routing import Route
 from outbox.clock import utc_now
 from outbox.database import earlier_now
 from outbox.errors import Refused
+from outbox.http.app import Database, HttpError, note_authenticated, read_body, service, usable_secret
 from outbox.settings import Settings
-from producers.http import Database, HttpError, note_authenticated, read_body, service, usable_secret
 from producers.payments.balance import confirm_payment
 from producers.payments.orders import (
     LimitExceeded,

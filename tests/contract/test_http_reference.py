@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from consumers.notification.api import PARAMETERS
 from consumers.notification.api import create_app as create_notification
-from outbox import http_protocol
+from outbox.http import protocol as http_protocol
 from outbox.settings import Settings
 from producers.bank.api import create_app as create_bank
 from producers.payments.api import create_app as create_payments
@@ -59,7 +59,7 @@ def test_every_error_is_described() -> None:
     refusals = [one for one in vars(http_protocol).values() if isinstance(one, tuple) and len(one) == 4]
     raised = {(str(one[0]), one[1]) for one in refusals}
     for path in (
-        "producers/http.py",
+        "outbox/http/app.py",
         "producers/payments/api.py",
         "producers/bank/api.py",
         "consumers/notification/api.py",

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from ops.cli.metrics_reference import rows
-from ops.doctor import LAG_S_MAX, RETAINED_BYTES_MAX
+from ops.pipeline.checks import LAG_S_MAX, RETAINED_BYTES_MAX
 from outbox.partitions import DAYS_AHEAD_MIN
 
 ROOT = Path(__file__).resolve().parents[2]

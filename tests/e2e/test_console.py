@@ -23,11 +23,11 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 from sqlalchemy import text
 
-from consumers.notification.acts import STEP
+from consumers.notification.notifier.bulk import STEP
 from consumers.notification.records import pause, register_receiver, resume, write
-from ops.notify import pause_receiver
-from ops.notify_acts import new_id
-from ops.notify_receivers import receivers
+from ops.notifications.bulk import new_id
+from ops.notifications.operations import pause_receiver
+from ops.notifications.receivers import receivers
 from outbox.clock import utc_now
 from outbox.settings import Settings
 from tests.browser import PASSWORDS, Screen, chromium, console_process

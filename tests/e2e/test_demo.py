@@ -12,7 +12,7 @@ from sqlalchemy import text
 from ops.demo.journal import Journal, read_journal
 from ops.demo.proof import prove
 from ops.demo.run import run_demo
-from ops.ledger import check
+from ops.ledger.reads import check
 from outbox.clock import utc_now
 from schemas.signature import signed_headers
 from tests.pipeline import engine_of

@@ -12,15 +12,15 @@ import pytest
 from sqlalchemy import text
 
 from consumers.accounting.ledger import correct_voucher, find_voucher, reverse_voucher
-from ops.doctor import examine
-from ops.health import slot_state
+from ops.delivery.redeliver import redeliver_events
+from ops.pipeline.checks import examine
+from ops.pipeline.health import slot_state
 from ops.pipeline.repair import plan_repair
 from ops.pipeline.source import standing
-from ops.replay import redeliver_events
 from ops.stack.control import down, stop, up
 from ops.stack.parts import PostgresPlace
 from ops.stack.state import StackFolder
-from ops.tools import POSTGRES
+from ops.stack.tools import POSTGRES
 from outbox.clock import utc_now
 from outbox.migrate import ensure_publication
 from outbox.publication import PUBLICATION

@@ -11,7 +11,7 @@ from pathlib import Path
 from sqlalchemy import Connection
 
 from consumers.accounting.agent import PROCESSOR
-from consumers.worker import run
+from consumers.runtime.worker import run
 from outbox.settings import Settings
 from schemas.codec import Envelope
 

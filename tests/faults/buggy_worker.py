@@ -10,7 +10,7 @@ import msgspec
 from sqlalchemy import Connection
 
 from consumers.accounting.agent import PROCESSOR
-from consumers.worker import run
+from consumers.runtime.worker import run
 from ops.cli.pipeline import current_settings
 from schemas.codec import Envelope
 from schemas.events import PaymentSettled

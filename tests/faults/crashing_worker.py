@@ -10,8 +10,8 @@ from typing import Any
 import faust.streams
 
 from consumers.accounting.agent import PROCESSOR
-from consumers.app import PipelineApp
-from consumers.worker import run
+from consumers.runtime.app import PipelineApp
+from consumers.runtime.worker import run
 from outbox.settings import Settings
 
 CRASHES = 2

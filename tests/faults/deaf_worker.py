@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from consumers.accounting.agent import PROCESSOR
-from consumers.transport import Consumer
-from consumers.worker import run
+from consumers.runtime.transport import Consumer
+from consumers.runtime.worker import run
 from outbox.settings import Settings
 
 DEAF = Path(os.environ["DEAF"])

@@ -9,7 +9,7 @@ from dataclasses import replace
 from sqlalchemy import Connection, text
 
 from consumers.accounting.agent import PROCESSOR
-from consumers.worker import run
+from consumers.runtime.worker import run
 from outbox.settings import Settings
 from schemas.codec import Envelope
 from tests.applied import apply

@@ -2,7 +2,7 @@
 
 import sys
 
-from consumers.notification.sender import run
+from consumers.notification.notifier.sender import run
 from outbox.settings import Settings
 
 if __name__ == "__main__":

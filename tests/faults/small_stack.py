@@ -9,10 +9,10 @@ import asyncio
 import sys
 from typing import Any
 
+from ops.pipeline.upkeep import Upkeep
 from ops.stack import supervisor
 from ops.stack.parts import Part
 from ops.stack.state import StackFolder
-from ops.upkeep import Upkeep
 from outbox.clock import utc_now
 
 

@@ -17,8 +17,8 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 from connect.client import ConnectClient
+from ops.kafka.topics import admin_client
 from ops.stack.control import stop
-from ops.topics import admin_client
 from outbox.database import driver_url
 from outbox.errors import Refused
 from outbox.inbox import Log, begin_log

@@ -130,7 +130,7 @@ def test_told_to_end_in_the_middle_of_a_batch(pipeline: Pipeline) -> None:
 @pytest.mark.extended
 @pytest.mark.timeout(600)
 def test_stock_faust_loses(pipeline: Pipeline) -> None:
-    """If one of these no longer loses, upstream has mended it: consumers/transport.py may have become simpler."""
+    """If one of these no longer loses, upstream has mended it: consumers/runtime/transport.py may have become simpler."""
     topic = f"{pipeline.settings.topic_prefix}stock"
     pipeline.admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(20)
     producer = Producer({"bootstrap.servers": pipeline.settings.kafka_bootstrap})

@@ -8,8 +8,8 @@ import pytest
 from confluent_kafka import Producer
 from sqlalchemy import text
 
-from consumers.delivery import Delivery
-from consumers.retry import retry_key, settle_lot
+from consumers.delivery.loop import Delivery
+from consumers.delivery.retry import retry_key, settle_lot
 from outbox.clock import utc_now
 from outbox.parking import Act, Action
 from schemas.codec import VERSION, encode

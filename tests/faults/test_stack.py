@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 
 from ops.cli.main import app
 from ops.demo.run import run_demo
-from ops.doctor import examine
-from ops.health import last_heartbeat, slot_state
+from ops.kafka.reader import event_times
+from ops.pipeline.checks import examine
+from ops.pipeline.health import last_heartbeat, slot_state
 from ops.pipeline.repair import plan_repair, repair_slot
-from ops.records import event_times
 from ops.stack.control import start, stop
 from ops.stack.state import ROOT, StackFolder
 from outbox.clock import utc_now

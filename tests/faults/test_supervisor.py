@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from ops.pipeline.upkeep import REPORT
 from ops.stack import control
 from ops.stack.control import start, stop, up
 from ops.stack.state import ROOT, PartState, StackFolder
-from ops.upkeep import REPORT
 from outbox.errors import NotReady
 from tests.waiting import eventually
 

@@ -15,7 +15,7 @@ from aiokafka.errors import CommitFailedError
 from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 from sqlalchemy import text
 
-from consumers.transport import FAILED, commit_as_member
+from consumers.runtime.transport import FAILED, commit_as_member
 from outbox.settings import Settings
 from tests.pipeline import Pipeline, engine_of
 from tests.waiting import eventually

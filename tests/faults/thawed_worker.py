@@ -9,8 +9,8 @@ from typing import Any
 from faust.types import TP
 
 from consumers.accounting.agent import PROCESSOR
-from consumers.app import DatabasePositions
-from consumers.worker import run
+from consumers.runtime.app import DatabasePositions
+from consumers.runtime.worker import run
 from outbox.settings import Settings
 
 _open = DatabasePositions.open

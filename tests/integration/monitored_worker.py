@@ -14,9 +14,9 @@ from typing import Any
 import faust
 from faust.types import TP
 
-from consumers import worker
 from consumers.accounting.agent import PROCESSOR
-from consumers.app import PipelineApp
+from consumers.runtime import worker
+from consumers.runtime.app import PipelineApp
 from outbox.settings import Settings
 
 

@@ -12,12 +12,12 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from consumers.notification.acts import begin_resend, step, stop, unfinished
-from consumers.notification.lanes import Result
-from consumers.notification.search import STATUSES, Filter
-from ops.health import reader_engine
-from ops.notify import found, records
-from ops.notify_acts import act, items, statuses
+from consumers.notification.notifier.bulk import begin_resend, step, stop, unfinished
+from consumers.notification.notifier.filter import STATUSES, Filter
+from consumers.notification.notifier.lanes import Result
+from ops.notifications.bulk import act, items, statuses
+from ops.notifications.operations import found, records
+from ops.pipeline.health import reader_engine
 from outbox.errors import Refused
 from outbox.settings import Settings
 from tests.notifier import Desk, desks, ended

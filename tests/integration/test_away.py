@@ -11,13 +11,13 @@ from pydantic import SecretStr
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
-import ops.topics
+import ops.kafka.topics
 from consumers.notification.queues import QUEUES
 from ops.cli.doctor import upkeep as command_of_upkeep
 from ops.pipeline.running import idle_queues
+from ops.pipeline.upkeep import upkeep
 from ops.reconcile.findings import Finding, Kind
 from ops.reconcile.mend import Step, carry_out
-from ops.upkeep import upkeep
 from outbox.clock import utc_now
 from outbox.database import driver_url
 from outbox.settings import READER, Settings
@@ -34,7 +34,7 @@ def hanging_server() -> Generator[str]:
 def test_a_broker_that_hangs_is_in_the_report_and_the_rest_of_the_round_is_done(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ops.topics, "TIMEOUT_S", 1.0)
+    monkeypatch.setattr(ops.kafka.topics, "TIMEOUT_S", 1.0)
     with hanging_server() as address:
         report = upkeep(settings.model_copy(update={"kafka_bootstrap": address}), now=utc_now())
     assert f"Kafka does not answer at {address}" in report.errors["kafka"]
@@ -51,7 +51,7 @@ def test_upkeep_every_goes_on_beside_a_broker_that_hangs(
         if len(rounds) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(ops.topics, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(ops.kafka.topics, "TIMEOUT_S", 0.2)
     monkeypatch.setattr("ops.cli.doctor.time.sleep", until_the_third)
     monkeypatch.setattr("ops.cli.doctor.local_folder", lambda: None)
     with hanging_server() as address:

@@ -15,10 +15,10 @@ import requests
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from consumers.delivery import DuplicateFact
+from consumers.delivery.loop import DuplicateFact
 from consumers.funds.funds import deposit, move_funds, payer_account
 from consumers.settlement.settlement import finish_balance_payments
-from ops.ledger import check
+from ops.ledger.reads import check
 from outbox.clock import utc_now
 from outbox.errors import Refused
 from outbox.settings import Settings

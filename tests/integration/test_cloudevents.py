@@ -25,7 +25,7 @@ from sqlalchemy import Engine, create_engine, make_url, text
 from sqlalchemy.pool import NullPool
 
 from consumers.funds.funds import deposit
-from ops.records import bounds, id_of, read
+from ops.kafka.reader import bounds, id_of, read
 from outbox.clock import utc_now
 from outbox.partitions import make_days
 from outbox.record import Outgoing, record

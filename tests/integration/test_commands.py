@@ -93,7 +93,7 @@ def test_a_file_that_cannot_be_written_is_refused(run: Run) -> None:
 def test_a_condition_that_takes_too_long_is_not_a_database_that_is_away(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ops.snapshot.LOOK_UP_MS", 200)
+    monkeypatch.setattr("ops.pipeline.snapshot.LOOK_UP_MS", 200)
     code, _, said = run("connect", "snapshot", "--where", "(SELECT count(*) FROM generate_series(1, 300000000)) > 0")
     assert code == 1, said
     assert "PostgreSQL does not answer" not in said
@@ -111,7 +111,7 @@ READING_KAFKA = [
 def test_kafka_away_beside_a_database_that_answers_is_exit_code_3(
     run: Run, monkeypatch: pytest.MonkeyPatch, answer: Callable[..., None] | None
 ) -> None:
-    for module in ("ops.records", "ops.topics", "ops.offsets.groups"):
+    for module in ("ops.kafka.reader", "ops.kafka.topics", "ops.kafka.groups"):
         monkeypatch.setattr(f"{module}.TIMEOUT_S", 0.3)
     with listening(answer) as port:
         monkeypatch.setenv("PAYRELAY_KAFKA_BOOTSTRAP", f"127.0.0.1:{port}")
@@ -159,7 +159,7 @@ def test_an_old_program_on_the_path_is_not_taken_for_the_servers(
     assert "CREATE SCHEMA shop" in dumped.read_text()
     assert run("tool", "psql", "--quiet", "--command", "SELECT nothing")[0] == 1, "its failure is the command's"
 
-    monkeypatch.setattr("ops.tools.postgres_bin", lambda: tmp_path / "none")
+    monkeypatch.setattr("ops.stack.tools.postgres_bin", lambda: tmp_path / "none")
     code, _, said = run("tool", "pg_dump", "--schema=shop")
     assert (code, said.count("\n")) == (1, 1)
     assert f"{tmp_path}/pg_dump is of version 15" in said

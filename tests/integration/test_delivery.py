@@ -14,10 +14,10 @@ import pytest
 from sqlalchemy import Connection, text
 
 from consumers.accounting.agent import PROCESSOR
-from consumers.delivery import PATIENCE, Braked, Delivered, Delivery, Processor, Slice, Unexpected
-from ops.doctor import examine
-from ops.parked import Filter, counts, event, events
-from ops.upkeep import upkeep
+from consumers.delivery.loop import PATIENCE, Braked, Delivered, Delivery, Processor, Slice, Unexpected
+from ops.delivery.parked import Filter, counts, event, events
+from ops.pipeline.checks import examine
+from ops.pipeline.upkeep import upkeep
 from outbox.clock import first_id_at, utc_now
 from outbox.errors import Refused
 from outbox.inbox import Log, begin_log

@@ -32,8 +32,8 @@ from sqlalchemy.exc import OperationalError
 
 from consumers.accounting.agent import PROCESSOR
 from consumers.accounting.entries import merchant_payable
-from consumers.delivery import Braked, Delivered, Delivery, Slice, Unexpected, is_transient
-from consumers.retry import retry_key, settle_lot, skip
+from consumers.delivery.loop import Braked, Delivered, Delivery, Slice, Unexpected, is_transient
+from consumers.delivery.retry import retry_key, settle_lot, skip
 from outbox.clock import utc_now
 from outbox.database import engine_for
 from outbox.inbox import Log, begin_log, positions

@@ -13,11 +13,11 @@ from uuid import uuid4
 import pytest
 import uvloop
 
-from consumers.notification import guard
-from consumers.notification.claims import Claimed
-from consumers.notification.guard import PORTS
-from consumers.notification.lanes import Result
-from consumers.notification.sender import attempt, new_session
+from consumers.notification.notifier import ssrf as guard
+from consumers.notification.notifier.claims import Claimed
+from consumers.notification.notifier.lanes import Result
+from consumers.notification.notifier.sender import attempt, new_session
+from consumers.notification.notifier.ssrf import PORTS
 from outbox.clock import utc_now
 from tests.notifier import SECRET
 
@@ -157,7 +157,7 @@ def test_an_answer_that_got_past_the_resolver_is_refused_as_it_is_connected_to(
     reached: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "consumers.notification.guard.GuardedResolver.resolve",
+        "consumers.notification.notifier.ssrf.GuardedResolver.resolve",
         unguarded,
     )
     for name in ("private.example", "metadata.example", "mapped.example", "nat64.example"):

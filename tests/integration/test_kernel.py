@@ -25,16 +25,16 @@ import outbox.tables
 import producers.bank.tables
 import producers.payments.tables
 from consumers.accounting.agent import PROCESSOR
-from consumers.delivery import Delivered, Delivery, Slice, is_transient
+from consumers.delivery.loop import Delivered, Delivery, Slice, is_transient
 from outbox.clock import time_of, utc_now
 from outbox.database import driver_url
 from outbox.errors import NotInTransaction, NotReady, PayrelayError, Refused
+from outbox.http.app import Database, HttpError
 from outbox.inbox import Log, begin_log
 from outbox.partitions import day_table, days_of, drop_days, make_days
 from outbox.record import Outgoing, record
 from outbox.settings import SERVICES, Settings
 from outbox.tables import PARTITIONED
-from producers.http import Database, HttpError
 from schemas.codec import Envelope
 from schemas.topics import TOPICS
 from tests.factories import settled

@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 
 from consumers.accounting.entries import CHART, Entry, merchant_payable
 from consumers.accounting.ledger import correct_voucher, find_voucher, post, reverse_voucher
-from consumers.delivery import DuplicateFact
+from consumers.delivery.loop import DuplicateFact
 from ops.cli.main import app
-from ops.ledger import Balance, Difference, accounts, check, ledger_problems, statement, trial_balance
+from ops.ledger.reads import Balance, Difference, accounts, check, ledger_problems, statement, trial_balance
 from outbox.clock import utc_now
 from outbox.errors import Refused
 from outbox.settings import Settings
@@ -34,7 +34,7 @@ BEGIN = datetime(2001, 1, 1, tzinfo=UTC)
 @pytest.fixture(autouse=True)
 def all_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many differences other tests have left in these ledgers, this test's are named."""
-    monkeypatch.setattr("ops.ledger.NAMED_MAX", 1_000_000)
+    monkeypatch.setattr("ops.ledger.reads.NAMED_MAX", 1_000_000)
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import pytest
 import requests
 from sqlalchemy import text
 
-from ops.backlog import PENDING_MAX, backlog
 from ops.cli.metrics_reference import rows
-from ops.exporter import database_samples, lag_samples
-from ops.records import append_times, bounds
+from ops.kafka.reader import append_times, bounds
+from ops.monitoring.exporter import database_samples, lag_samples
+from ops.pipeline.backlog import PENDING_MAX, backlog
 from outbox.clock import first_id_at, time_of, utc_now
 from outbox.settings import Settings
 from tests.contract.test_monitoring import EXPRESSIONS, SCRAPERS, metrics_of

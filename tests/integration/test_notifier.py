@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from consumers.notification import claims
-from consumers.notification.lanes import Cause, Result, Room
+from consumers.notification.notifier import claims
+from consumers.notification.notifier.lanes import Cause, Result, Room
 from consumers.notification.records import pause, resend, resume, rotate_secret, set_rule
 from outbox.errors import Refused
 from outbox.settings import Settings

@@ -13,7 +13,7 @@ import requests
 import uvicorn
 
 from consumers.notification.api import BURST, Rates, create_app
-from consumers.notification.lanes import Result
+from consumers.notification.notifier.lanes import Result
 from consumers.notification.records import rotate_secret, write
 from outbox.clock import first_id_at, utc_now
 from outbox.settings import Settings

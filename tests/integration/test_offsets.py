@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from confluent_kafka import Producer
 
+from ops.kafka.reader import append_times, bounds
 from ops.offsets.delete import TOOL
 from ops.offsets.files import from_csv
-from ops.records import append_times, bounds
 from ops.stack.parts import tied
 from ops.stack.programs import installed_programs, java
 from ops.stack.state import StackFolder
@@ -407,7 +407,7 @@ def test_a_log_that_ends_in_transaction_markers_has_a_lag_of_no_age(foreign: For
 def test_a_broker_that_is_away_is_exit_code_3(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ops.offsets.groups.TIMEOUT_S", 0.5)
+    monkeypatch.setattr("ops.kafka.groups.TIMEOUT_S", 0.5)
     offsets = Command(monkeypatch, {"PAYRELAY_KAFKA_BOOTSTRAP": "127.0.0.1:1", "PAYRELAY_HOME": str(tmp_path)})
     assert offsets("list").code == 3
 

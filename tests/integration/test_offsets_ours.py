@@ -19,11 +19,11 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 from typer.testing import CliRunner
 
-from consumers.delivery import Delivery, Processor, Slice
+from consumers.delivery.loop import Delivery, Processor, Slice
 from ops.cli.main import app
-from ops.offsets.groups import commit, committed
+from ops.kafka.groups import commit, committed
+from ops.kafka.reader import read
 from ops.offsets.ours import Ours, move_progress, note_mirror, ours
-from ops.records import read
 from ops.stack.control import stopped
 from outbox.clock import utc_now
 from outbox.errors import Refused

@@ -205,7 +205,7 @@ def _ours(page: Page, one: Operated) -> None:
     page.say(
         "What another tool has committed moves nothing; `--from-kafka` adopts it, `--to-current` brings Kafka back into line."
     )
-    from ops.offsets.groups import commit
+    from ops.kafka.groups import commit
 
     commit(one.settings, one.group, {(one.pipeline.topic, 1): 10})
     page.run("reset", one.group, "--from-kafka", *topic, "-p", "1")

@@ -18,8 +18,8 @@ from sqlalchemy.exc import DBAPIError
 from typer.testing import CliRunner
 
 from consumers.accounting.agent import PROCESSOR
-from consumers.delivery import Delivered, Delivery
-from consumers.retry import Drained, retry_key, retry_one, settle_lot, skip
+from consumers.delivery.loop import Delivered, Delivery
+from consumers.delivery.retry import Drained, retry_key, retry_one, settle_lot, skip
 from ops.cli.main import app
 from outbox.clock import utc_now
 from outbox.errors import PayrelayError, Refused

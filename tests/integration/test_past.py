@@ -12,12 +12,12 @@ from confluent_kafka import Producer
 from sqlalchemy import text
 
 from consumers.accounting.agent import PROCESSOR
-from consumers.delivery import Delivered, Delivery, Retried
-from consumers.reapply import Outcome, reapply
-from consumers.redeliver import Found as FoundAgain
-from consumers.redeliver import Redelivered, redeliver
-from consumers.retry import Drained, retry_key, skip
-from ops.applied import Fate, fates
+from consumers.delivery.loop import Delivered, Delivery, Retried
+from consumers.delivery.redeliver import Found as FoundAgain
+from consumers.delivery.redeliver import Redelivered, redeliver
+from consumers.delivery.repair import Outcome, reapply
+from consumers.delivery.retry import Drained, retry_key, skip
+from ops.delivery.outcomes import Fate, fates
 from ops.pipeline.past import forget_past, note_passed
 from ops.rebuild.checkpoint import take_checkpoint
 from outbox.clock import utc_now

@@ -19,10 +19,10 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import Engine, make_url, text
 
-from consumers.delivery import Delivered, Delivery, Slice
+from consumers.delivery.loop import Delivered, Delivery, Slice
+from consumers.delivery.retry import retry_key, settle_lot, skip
 from consumers.funds.funds import deposit
 from consumers.processors import PROCESSORS
-from consumers.retry import retry_key, settle_lot, skip
 from outbox.clock import utc_now
 from outbox.database import engine_for
 from outbox.inbox import Log, begin_log, note_mirrored, positions

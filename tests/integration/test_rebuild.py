@@ -21,13 +21,14 @@ from typer.testing import CliRunner
 from consumers.accounting.agent import PROCESSOR as ACCOUNTING
 from consumers.accounting.entries import Entry
 from consumers.accounting.ledger import correct_voucher, reverse_voucher
-from consumers.delivery import Delivery, Processor
+from consumers.delivery.loop import Delivery, Processor
+from consumers.delivery.retry import retry_key, skip
 from consumers.funds.corrections import correct_moves
 from consumers.funds.funds import deposit
 from consumers.points.agent import PROCESSOR as POINTS
-from consumers.retry import retry_key, skip
 from ops.cli.main import app
-from ops.ledger import check
+from ops.kafka.topics import admin_client
+from ops.ledger.reads import check
 from ops.rebuild.checkpoint import take_checkpoint
 from ops.rebuild.correct import correct, corrections_of
 from ops.rebuild.difference import What
@@ -35,7 +36,6 @@ from ops.rebuild.rebuild import Rebuilt, alone
 from ops.rebuild.schemas import find_schemas
 from ops.rebuild.switch import require_switchable, switch
 from ops.stack.parts import tied
-from ops.topics import admin_client
 from outbox.clock import utc_now
 from outbox.errors import PayrelayError, Refused
 from outbox.migrate import owner_engine

@@ -16,8 +16,8 @@ from sqlalchemy import text
 
 from consumers.accounting.agent import PROCESSOR as ACCOUNTING
 from consumers.accounting.ledger import reverse_voucher
-from consumers.delivery import Delivery
-from consumers.retry import retry_key, skip
+from consumers.delivery.loop import Delivery
+from consumers.delivery.retry import retry_key, skip
 from ops.rebuild.difference import IS_DIFFERENCE, What
 from outbox.clock import utc_now
 from outbox.errors import Refused

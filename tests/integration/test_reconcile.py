@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 from benchmarks.holes import FIRST, PROCESSORS, Field, Named, named
 from ops.cli.main import app
-from ops.health import reader_engine
-from ops.ledger import check
+from ops.ledger.reads import check
+from ops.pipeline.health import reader_engine
 from ops.reconcile import state
 from ops.reconcile.findings import Finding, Kind
 from ops.reconcile.mend import Step, carry_out

@@ -12,9 +12,9 @@ import pytest
 from sqlalchemy import Connection, text
 
 from consumers.accounting.agent import PROCESSOR
-from consumers.delivery import Delivered, Delivery
-from consumers.redeliver import FROM_OUTBOX, Found, Redelivered, redeliver
-from consumers.retry import Drained
+from consumers.delivery.loop import Delivered, Delivery
+from consumers.delivery.redeliver import FROM_OUTBOX, Found, Redelivered, redeliver
+from consumers.delivery.retry import Drained
 from outbox.clock import utc_now
 from outbox.inbox import Log, move_to
 from outbox.settings import Settings
@@ -158,8 +158,8 @@ def test_known_events_of_a_key_that_fails_are_known_however_often_they_come(hole
 
 
 def test_a_broken_handler_ends_the_run(holes: Holes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("consumers.redeliver.SET_MAX", 50)
-    monkeypatch.setattr("consumers.redeliver.FAILURES_MAX", 10)
+    monkeypatch.setattr("consumers.delivery.redeliver.SET_MAX", 50)
+    monkeypatch.setattr("consumers.delivery.redeliver.FAILURES_MAX", 10)
     records = [holes.event(number, 1, number) for number in range(120)]
     holes.pass_over(len(records))
     holes.rejected = {holes.key(number) for number in range(11)}

@@ -22,8 +22,8 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import OperationalError
 
 from consumers.accounting.agent import PROCESSOR
-from consumers.delivery import Delivery, is_transient
-from consumers.redeliver import FROM_OUTBOX, Found, Redelivered, redeliver
+from consumers.delivery.loop import Delivery, is_transient
+from consumers.delivery.redeliver import FROM_OUTBOX, Found, Redelivered, redeliver
 from outbox.clock import utc_now
 from outbox.database import engine_for
 from outbox.inbox import Log, move_to
@@ -197,7 +197,7 @@ def _told(outcome: Redelivered) -> dict[str, Any]:
 def test_redelivery_keeps_its_promises_in_any_order_of_events(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("consumers.retry.TRIES_MAX", 1)  # what is cut off is told at once
+    monkeypatch.setattr("consumers.delivery.retry.TRIES_MAX", 1)  # what is cut off is told at once
     make_applied(settings)
     engine = engine_for(settings.dsn_of("accounting"), name="redeliver properties")
     profile = given_settings(

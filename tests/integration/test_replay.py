@@ -19,19 +19,19 @@ from typer.testing import CliRunner
 
 from connect.client import ConnectClient
 from connect.source_offsets import position_of
-from consumers.redeliver import Redelivered
+from consumers.delivery.redeliver import Redelivered
 from ops.cli.main import app
-from ops.doctor import examine
-from ops.health import slot_state
-from ops.ledger import ledger_problems
+from ops.delivery.redeliver import redeliver_events
+from ops.delivery.search import Window, searching
+from ops.kafka.reader import bounds, id_of, read, wait_published
+from ops.kafka.topics import topic_states
+from ops.ledger.reads import ledger_problems
 from ops.pipeline.arrival import REPAIRING, arrivals, check_arrivals
+from ops.pipeline.checks import examine
+from ops.pipeline.health import slot_state
 from ops.pipeline.repair import plan_repair, repair_slot
+from ops.pipeline.snapshot import Rows, emit_again, find_rows
 from ops.pipeline.source import standing
-from ops.records import bounds, id_of, read, wait_published
-from ops.replay import redeliver_events
-from ops.snapshot import Rows, emit_again, find_rows
-from ops.topics import topic_states
-from ops.window import Window, searching
 from outbox.clock import first_id_at, utc_now
 from outbox.errors import NotReady, PayrelayError, Refused
 from outbox.inbox import Log, move_to

@@ -18,14 +18,14 @@ import aiohttp
 import pytest
 from sqlalchemy import text
 
-from consumers.notification import sender as sending
-from consumers.notification.claims import LEASE_S, Ended, take_wakes, turn
-from consumers.notification.lanes import Result
-from consumers.notification.sender import Sender, new_session, sender_engine
+from consumers.notification.notifier import sender as sending
+from consumers.notification.notifier.claims import LEASE_S, Ended, take_wakes, turn
+from consumers.notification.notifier.lanes import Result
+from consumers.notification.notifier.sender import Sender, new_session, sender_engine
 from ops.stack.parts import tied
 from outbox.clock import utc_now
-from outbox.condition import Condition
 from outbox.settings import Settings
+from outbox.status import Condition
 from tests.notifier import PATIENT, Desk, desks, ended
 from tests.pipeline import ROOT, engine_of, environment
 from tests.sink import Sink, sinking

@@ -15,12 +15,12 @@ from consumers.accounting.ledger import reverse_voucher
 from consumers.notification.queues import PLATFORM
 from consumers.notification.records import BANK, pause, resume
 from ops.cli.main import app
+from ops.delivery.parked import Filter, events, skip
 from ops.demo.run import run_demo
-from ops.ledger import check
-from ops.parked import Filter, events, skip
+from ops.kafka.topics import topic_states
+from ops.ledger.reads import check
 from ops.reconcile.run import reconcile
 from ops.timeline.story import Story, timeline
-from ops.topics import topic_states
 from outbox.clock import utc_now
 from outbox.inbox import Log, move_to
 from outbox.parking import Act, Action, Cause, Parked, park

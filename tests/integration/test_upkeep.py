@@ -18,13 +18,13 @@ from typer.testing import CliRunner
 
 from connect.client import ConnectClient
 from consumers.accounting.agent import PROCESSOR
-from consumers.retry import skip
+from consumers.delivery.retry import skip
 from ops.cli.main import app
-from ops.records import wait_published
+from ops.kafka.reader import wait_published
+from ops.kafka.topics import topic_states
+from ops.pipeline.upkeep import NOTIFICATIONS, REPORT, Upkeep, upkeep
 from ops.stack.control import up
 from ops.stack.state import PartState, StackFolder
-from ops.topics import topic_states
-from ops.upkeep import NOTIFICATIONS, REPORT, Upkeep, upkeep
 from outbox.clock import Clocks, utc_now
 from outbox.inbox import Arrival, Log, arrive, begin_log
 from outbox.migrate import ensure_publication

@@ -8,7 +8,7 @@ import pytest
 from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from aiokafka.structs import TopicPartition
 
-from consumers.batches import Partition, Records, UnreadableBatch
+from consumers.runtime.batches import Partition, Records, UnreadableBatch
 from schemas.codec import Undecodable, decode
 from tests.pipeline import NotUtf8
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from consumers.delivery import PARKED_KEYS_MAX, Brake, Braked, _Poison
+from consumers.delivery.loop import PARKED_KEYS_MAX, Brake, Braked, _Poison
 from outbox.inbox import Log
 from outbox.parking import Cause
 from tests.factories import envelope, settled

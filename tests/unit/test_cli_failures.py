@@ -66,8 +66,8 @@ Run = Callable[..., Ended]
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     """Run `payrelay …` as the entry point does, on settings whose servers are away; time-outs are short."""
     from connect import client
-    from ops import records, topics
-    from ops.offsets import groups
+    from ops.kafka import groups, topics
+    from ops.kafka import reader as records
     from ops.pipeline import source
 
     for name in [name for name in os.environ if name.startswith("PAYRELAY_")]:
@@ -624,7 +624,7 @@ def test_lines_below_a_message_are_the_errors_own(run: Run, monkeypatch: pytest.
     def refuses(*_: object, **__: object) -> None:
         raise Refused("g\npayrelay: done is active:", details=["c1\npayrelay: moved  on h", "how to stop it"])
 
-    monkeypatch.setattr("ops.topics.topic_states", refuses)
+    monkeypatch.setattr("ops.kafka.topics.topic_states", refuses)
     ended = run("topics", "list", **addresses(1))
     assert (ended.code, ended.err.splitlines()) == (
         1,
@@ -636,7 +636,7 @@ def test_the_traceback_is_to_be_had(run: Run, monkeypatch: pytest.MonkeyPatch) -
     def fails(*_: object, **__: object) -> None:
         raise KeyError("nobody\nforesaw\x1b[31m this")
 
-    monkeypatch.setattr("ops.topics.topic_states", fails)
+    monkeypatch.setattr("ops.kafka.topics.topic_states", fails)
     ended = run("topics", "list", **addresses(1))
     assert (ended.code, ended.raised, ended.err.count("\n")) == (1, "", 1), ended
     assert "unexpected KeyError" in ended.err

@@ -23,9 +23,9 @@ from ops.cli import output
 from ops.cli.main import app
 from ops.cli.output import Format, print_json, print_rows, say
 from ops.offsets.files import as_csv, from_csv
-from ops.quoting import quoted
 from ops.reconcile.findings import Finding, Kind
 from ops.stack.state import PartState, StackFolder
+from outbox.quoting import quoted
 
 ROOT = Path(__file__).resolve().parents[2]
 FORGED = "O1\x1b[2K\r\nO2  settled\x9b31m\u202e\x07\x00\u2028\ud800"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from consumers.notification.guard import ForbiddenAddress, check_url, is_public
+from consumers.notification.notifier.ssrf import ForbiddenAddress, check_url, is_public
 
 
 @pytest.mark.parametrize("address", [

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from outbox.http_limits import Connections, Limits
-from outbox.http_protocol import SWEEP_S, _sweep
+from outbox.http.limits import Connections, Limits
+from outbox.http.protocol import SWEEP_S, _sweep
 
 
 class Held:

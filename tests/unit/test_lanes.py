@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from consumers.notification.lanes import (
+from consumers.notification.notifier.lanes import (
     OTHERS_PER_SLOT,
     OTHERS_PER_TURN,
     PROMPT_WITHIN,

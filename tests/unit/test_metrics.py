@@ -15,15 +15,15 @@ import faust
 import pytest
 from faust.types import TP
 
-from consumers.delivery import Slice
-from consumers.sensors import BatchSensors
-from ops.backlog import NEAR, turning_point
-from ops.exporter import OLDEST, SOURCE_UP, Exporter, Source, run
-from outbox.condition import RELAPSE_S, Condition
+from consumers.delivery.loop import Slice
+from consumers.runtime.sensors import BatchSensors
+from ops.monitoring.exporter import OLDEST, SOURCE_UP, Exporter, Source, run
+from ops.pipeline.backlog import NEAR, turning_point
 from outbox.errors import Refused
 from outbox.inbox import Log
 from outbox.metrics import CONNECTIONS_MAX, serve_metrics
 from outbox.settings import Settings
+from outbox.status import RELAPSE_S, Condition
 from tests.scrape import Scrape, free_port
 
 BEGIN = datetime(2026, 11, 9, tzinfo=UTC)

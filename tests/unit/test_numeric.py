@@ -14,11 +14,11 @@ from pydantic import ValidationError
 from typer.main import get_command
 
 from connect.source_offsets import exported_from
-from consumers.notification.sender import retry_after
+from consumers.notification.notifier.sender import retry_after
 from ops.cli.main import app
 from ops.cli.reconcile import span_of
+from ops.delivery.parked import place_of
 from ops.offsets.targets import duration, instant
-from ops.parked import place_of
 from outbox.errors import PayrelayError
 from outbox.settings import Settings
 from schemas.codec import CORRELATION, ID, TYPE, VERSION, Undecodable, decode

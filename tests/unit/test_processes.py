@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 
 from consumers.notification.queues import QUEUES
 from consumers.processors import PROCESSORS
-from ops import together
 from ops.cli.main import app
-from ops.processes import PROCESSES
-from ops.processes import PROCESSORS as LISTED
+from ops.stack import together
+from ops.stack.processes import PROCESSES
+from ops.stack.processes import PROCESSORS as LISTED
 
 
 def test_each_processor_and_each_queue_has_a_process_of_its_own() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from consumers.notification import guard
-from consumers.notification.guard import Resolver
+from consumers.notification.notifier import ssrf as guard
+from consumers.notification.notifier.ssrf import Resolver
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ import aiohttp
 import pytest
 import uvloop
 
-from consumers.notification import sender as sending
-from consumers.notification.claims import Claimed, Ended
-from consumers.notification.lanes import Result
-from consumers.notification.sender import attempt, new_session
+from consumers.notification.notifier import sender as sending
+from consumers.notification.notifier.claims import Claimed, Ended
+from consumers.notification.notifier.lanes import Result
+from consumers.notification.notifier.sender import attempt, new_session
 from outbox.clock import utc_now
 from tests.hostile import EARLY, GOOD, SCRIPTS, Hostile, at_once, hostile, ok
 from tests.waiting import eventually

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from connect.source_offsets import Exported
-from ops import source_offsets
-from ops.pipeline import repair
+from ops.pipeline import repair, source_offsets
 from outbox.errors import NotReady, Unreachable
 from outbox.settings import Settings
 

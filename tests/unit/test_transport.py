@@ -10,9 +10,9 @@ from aiokafka.conn import AIOKafkaConnection
 from aiokafka.errors import KafkaConnectionError
 from aiokafka.protocol.admin import ApiVersionRequest
 
-import consumers.transport
+import consumers.runtime.transport
 
-assert consumers.transport.TRANSPORTS
+assert consumers.runtime.transport.TRANSPORTS
 
 
 def test_a_request_on_a_connection_that_broke_a_moment_ago_is_one_to_try_again() -> None:

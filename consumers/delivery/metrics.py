@@ -1,0 +1,108 @@
+"""What processors and the notifier count. Per batch, never per event: a batch costs some microseconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from uuid import UUID
+
+from prometheus_client import REGISTRY, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+from outbox.metrics import SECONDS
+from outbox.status import Condition
+
+EVENTS = Counter(
+    "events_processed",
+    "Records done with, by what became of them: applied, superseded (older than what their key has), repeated (applied before) or parked.",
+    ["consumer", "result"],
+)
+BATCH = Histogram(
+    "delivery_batch_events",
+    "Records in a committed transaction of a processor.",
+    ["consumer"],
+    buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000),
+)
+TRANSACTION = Histogram(
+    "delivery_transaction_seconds",
+    "Duration of a processor's committed transactions, from the connection to the commit.",
+    ["consumer"],
+    buckets=SECONDS,
+)
+HANDLER = Histogram(
+    "delivery_handler_seconds",
+    "Duration of a processor's handler, inside its transaction; each call, also one that is rolled back.",
+    ["consumer"],
+    buckets=SECONDS,
+)
+LATENCY = Histogram(
+    "delivery_latency_seconds",
+    "From the recording of an event (its id's millisecond) to the commit of its effects; the first event of each transaction.",
+    ["consumer"],
+    buckets=SECONDS,
+)
+ATTEMPTS = Counter(
+    "notify_attempts",
+    "Notifications sent, by rule (the queue) and result: success (2xx and the agreed word) or failure.",
+    ["rule", "result"],
+)
+ATTEMPT = Histogram(
+    "notify_attempt_seconds", "Duration of one attempt to notify, to the end of the answer.", ["rule"], buckets=SECONDS
+)
+LATENESS = Histogram(
+    "notify_lateness_seconds",
+    "From when an attempt was last planned to when it began; postponed says whether it had been put off (pause, breaker, bound …).",
+    ["rule", "postponed"],
+    buckets=SECONDS,
+)
+CONDITION = "worker_condition_seconds"
+CONDITION_HELP = (
+    "Since when a subject (a consumer, one of its logs, the notifier) is braked, waiting for its database, stopped at a "
+    "hole in its log, or otherwise not well; no series while it is well."
+)
+CONDITION_LABELS = ("about", "condition")
+
+
+class DeliveryMetrics:
+    """One consumer's children of the metrics above, looked up once."""
+
+    def __init__(self, consumer: str) -> None:
+        self.handler = HANDLER.labels(consumer)
+        self._applied, self._superseded, self._repeated, self._parked = (
+            EVENTS.labels(consumer, result) for result in ("applied", "superseded", "repeated", "parked")
+        )
+        self._batch = BATCH.labels(consumer)
+        self._transaction = TRANSACTION.labels(consumer)
+        self._latency = LATENCY.labels(consumer)
+
+    def committed(
+        self, *, records: int, applied: int, superseded: int, parked: int, began: float, first: UUID | None
+    ) -> None:
+        """A transaction that began then (monotonic seconds) is committed; `first` is the first event it has applied."""
+        self._applied.inc(applied - superseded)
+        self._superseded.inc(superseded)
+        self._repeated.inc(records - applied - parked)
+        self._parked.inc(parked)
+        self._batch.observe(records)
+        self._transaction.observe(time.monotonic() - began)
+        if first is not None:
+            self._latency.observe(max(0.0, time.time() - (first.int >> 80) / 1000))
+
+
+class ConditionMetrics:
+    """What this process says of itself, as `payrelay status` shows it."""
+
+    def __init__(self, condition: Condition) -> None:
+        self._condition = condition
+
+    def collect(self) -> Iterator[Metric]:
+        """Give since when each subject that is not well has been so."""
+        family = GaugeMetricFamily(CONDITION, CONDITION_HELP, labels=CONDITION_LABELS)
+        for (about, kind), age_s in self._condition.ages().items():
+            family.add_metric([about, kind], age_s)
+        yield family
+
+
+def expose(condition: Condition) -> None:
+    """This process's condition is among its metrics. Once a process."""
+    REGISTRY.register(ConditionMetrics(condition))

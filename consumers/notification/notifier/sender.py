@@ -1,0 +1,428 @@
+"""The notifier: claims due records after their commit, posts them signed, writes down what came of it. At least once, same id
+each time.
+
+One turn is one transaction: what has ended is finished, and what is due is claimed into the room that is left. Times are the
+database's: the host's clock may be off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
+
+import aiohttp
+import uvloop
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from consumers.delivery.metrics import ATTEMPT, ATTEMPTS, LATENESS, expose
+from consumers.notification.notifier.claims import (
+    LEASE_S,
+    Claimed,
+    Ended,
+    hand_back,
+    look,
+    queue_of,
+    release_expired,
+    take_wakes,
+    turn,
+)
+from consumers.notification.notifier.lanes import OTHERS_PER_TURN, PROMPT_WITHIN, Queue, Result, Room, room_of
+from consumers.notification.notifier.responses import HEADER_BYTES_MAX, HEADERS_MAX, BoundedConnector
+from consumers.notification.notifier.ssrf import ForbiddenAddress, GuardedResolver, check_url, open_socket
+from consumers.notification.queues import PLATFORM
+from consumers.notification.records import BANK, register_receiver
+from outbox.clock import DatabaseClock, utc_now
+from outbox.database import engine_for
+from outbox.errors import Misused
+from outbox.metrics import serve_metrics
+from outbox.retry import backoff_s
+from outbox.settings import Environment, Settings
+from outbox.status import Condition
+from schemas.numeric import LENGTH_MAX, parse_whole
+from schemas.signature import SECRET_FORM, is_secret, signed_headers
+
+SWITCH_S = 0.0005
+"""Python's 5 ms would make the database's thread wait for the loop's at each of its round trips."""
+IDLE_S = 0.05
+GATHER_S = 0.005
+"""What ends within it is written down together."""
+RELEASE_S = 1.0
+TIMEOUT = aiohttp.ClientTimeout(total=15, connect=3, sock_connect=3, sock_read=10, ceil_threshold=60)
+BEGIN_WITHIN = timedelta(seconds=1)
+"""Of the claim: what has to wait longer for its slot is handed back. An attempt's longest time lies well within the lease."""
+ANSWER_BYTES_MAX = 64 * 1024
+ANSWER_KEPT_MAX = 8 * 1024
+"""Bytes of an answer that wait to be written down."""
+HEADERS = {"content-type": "application/json", "accept-encoding": "identity", "user-agent": "payrelay-notifier"}
+WAITING_STATUSES = (429, 503)
+"""With these a receiver may ask for time."""
+
+log = logging.getLogger(__name__)
+
+
+class Sender:
+    """Sends a queue's due records until told to end."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        condition: Condition,
+        queue: str,
+        *,
+        allow_private: bool,
+        prepare: Callable[[Connection], None] = lambda _: None,
+    ) -> None:
+        self.ending = asyncio.Event()
+        self._engine = engine
+        self._condition = condition
+        self._name = queue
+        self._queue = Queue(queue=queue)
+        self._allow_private = allow_private
+        self._prepare = prepare
+        """What is done before the first claim, in a transaction; may be repeated."""
+        self._ended: list[Ended] = []
+        self._unbegun: list[Claimed] = []
+        self._under_way: set[asyncio.Task[None]] = set()
+        """What is being sent, and what waits for its slot."""
+        self._other = 0
+        """How many of them have no slot and wait for none."""
+        self._slow: Counter[str] = Counter()
+        """Attempts under way for more than a second, by receiver."""
+        self._newly_slow: set[str] = set()
+        self._clock = DatabaseClock()
+        self._news = asyncio.Event()
+        self._released_at = -RELEASE_S
+
+    async def run(self) -> None:
+        """Due records are claimed, sent and written down, a bounded number at a time; told to end, what is under way is finished."""
+        attempt, most, slots, more = 0, 0, asyncio.Semaphore(0), False
+        session: aiohttp.ClientSession | None = None
+        while not self._is_over():
+            try:
+                if session is None:
+                    self._queue = await asyncio.to_thread(self._read_queue)
+                    session = new_session(allow_private=self._allows_private)
+                if most != self._queue.in_flight_max:
+                    most = self._queue.in_flight_max
+                    slots = asyncio.Semaphore(most)
+                    self._condition.ready()
+                more = await self._turn(session, slots)
+                if time.monotonic() - self._released_at >= RELEASE_S:
+                    await asyncio.to_thread(self._release)
+            except SQLAlchemyError as error:
+                attempt += 1
+                self._condition.tell(f"notifier {self._name}", f"waiting for the database: {type(error).__name__}")
+                await asyncio.sleep(backoff_s(attempt, jitter=random.random()))  # noqa: S311 - no secret
+                continue
+            attempt = 0
+            self._condition.tell(f"notifier {self._name}", "")
+            await self._pause(0 if more else IDLE_S)
+        if session is not None:
+            await session.close()
+
+    def _is_over(self) -> bool:
+        return self.ending.is_set() and not self._under_way and not self._ended and not self._unbegun
+
+    @property
+    def _allows_private(self) -> bool:
+        return self._allow_private or self._queue.private_receivers
+
+    def _read_queue(self) -> Queue:
+        with self._engine.begin() as connection:
+            self._prepare(connection)
+            return queue_of(connection, self._name)
+
+    async def _turn(self, session: aiohttp.ClientSession, slots: asyncio.Semaphore) -> bool:
+        """What has ended is written down, and what is due is under way, as far as there is room. Return whether more may be due:
+        a turn's share of the other places was used up.
+        """
+        ended, unbegun, newly_slow = list(self._ended), list(self._unbegun), set(self._newly_slow)
+        prompt = len(self._under_way) - self._other
+        room = room_of(self._queue, prompt=prompt, other=self._other, ended=len(ended))
+        if self.ending.is_set():
+            room = Room(prompt=0, other=0)
+        claimed = await asyncio.to_thread(self._transact, ended, unbegun, newly_slow, set(self._slow), room)
+        del self._ended[: len(ended)]
+        del self._unbegun[: len(unbegun)]
+        self._newly_slow -= newly_slow
+        for record in claimed:
+            self._other += not record.prompt
+            self._under_way.add(asyncio.create_task(self._attempt(session, slots, record)))
+        return sum(not record.prompt for record in claimed) == OTHERS_PER_TURN
+
+    def _transact(
+        self, ended: Sequence[Ended], unbegun: Sequence[Claimed], newly_slow: set[str], slow: set[str], room: Room
+    ) -> list[Claimed]:
+        with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            if unbegun:
+                hand_back(connection, self._name, unbegun)
+            now, is_due = look(connection, self._name, room)
+            self._clock.set(now)
+            if not (ended or newly_slow or is_due):
+                return []
+            take_wakes(connection, self._name)
+        with self._engine.begin() as connection:
+            return turn(connection, self._queue, ended, now=now, room=room, slow=slow, newly_slow=newly_slow)
+
+    def _release(self) -> None:
+        """What senders have let pass is due again: after what ended here is written down, which may be some of that."""
+        with self._engine.begin() as connection:
+            release_expired(connection, self._name)
+            self._queue = queue_of(connection, self._name)
+        self._released_at = time.monotonic()
+
+    async def _attempt(self, session: aiohttp.ClientSession, slots: asyncio.Semaphore, record: Claimed) -> None:
+        try:
+            async with self._place(slots, record):
+                waited = self._clock.now() - record.leased_until + timedelta(seconds=LEASE_S)
+                if self.ending.is_set() or waited > BEGIN_WITHIN:
+                    self._unbegun.append(record)
+                    self._news.set()
+                    return
+                word, allow_private = self._queue.success_word, self._allows_private
+                ended = await attempt(session, record, word, allow_private=allow_private, clock=self._clock.now)
+            count(ended)
+            self._ended.append(ended)
+            self._news.set()
+        finally:
+            self._under_way.discard(asyncio.current_task())  # at once: the next turn fills its place
+
+    @asynccontextmanager
+    async def _place(self, slots: asyncio.Semaphore, record: Claimed) -> AsyncGenerator[None]:
+        """A prompt receiver's attempt has a slot, for a second at most; then, and any other's from the start, another place."""
+        has_slot, is_slow = record.prompt, False
+
+        def is_now_slow() -> None:
+            nonlocal has_slot, is_slow
+            is_slow = True
+            self._slow[record.merchant_no] += 1
+            if has_slot:
+                has_slot = False
+                self._other += 1
+                slots.release()
+                self._newly_slow.add(record.merchant_no)
+                self._news.set()
+
+        if has_slot:
+            await slots.acquire()
+        timer = asyncio.get_running_loop().call_later(PROMPT_WITHIN.total_seconds(), is_now_slow)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            if is_slow:
+                self._slow -= Counter([record.merchant_no])
+            if has_slot:
+                slots.release()
+            else:
+                self._other -= 1
+
+    async def _pause(self, delay_s: float) -> None:
+        """Time has passed, or something has ended; what ends close together is waited for."""
+        self._news.clear()
+        if not self._ended:
+            try:
+                await asyncio.wait_for(self._news.wait(), delay_s)
+            except TimeoutError:
+                return
+        await asyncio.sleep(GATHER_S)
+
+    def end(self) -> None:
+        """Nothing new is begun."""
+        self.ending.set()
+        self._news.set()
+
+
+def new_session(*, allow_private: bool, resolver: object = None) -> aiohttp.ClientSession:
+    """Return a session that connects to public addresses only, unless private ones are allowed; no proxy, no cookies, no redirects."""
+    connector = BoundedConnector(
+        resolver=GuardedResolver(allow_private=allow_private, resolver=resolver),
+        socket_factory=None if allow_private else open_socket,
+        limit=0,  # the sender's places bound it
+        ttl_dns_cache=10,
+    )
+    return aiohttp.ClientSession(
+        connector=connector,
+        timeout=TIMEOUT,
+        trust_env=False,
+        auto_decompress=False,  # a small answer stays small
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers=HEADERS,
+        max_line_size=HEADER_BYTES_MAX,
+        max_field_size=HEADER_BYTES_MAX,
+        max_headers=HEADERS_MAX,
+    )
+
+
+async def attempt(
+    session: aiohttp.ClientSession,
+    record: Claimed,
+    word: str,
+    *,
+    allow_private: bool,
+    clock: Callable[[], datetime] = utc_now,
+) -> Ended:
+    """Return what came of sending a record, within the total time-out. Whatever is wrong with its receiver, nothing is raised."""
+    started_at, began = clock(), time.monotonic()
+
+    def ended(result: Result, error: str = "", **more: object) -> Ended:
+        took = timedelta(seconds=time.monotonic() - began)
+        return Ended(
+            claimed=record,
+            started_at=started_at,
+            ended_at=started_at + took,
+            result=result,
+            error=error,
+            **more,  # type: ignore[arg-type]
+        )
+
+    if record.url is None or record.secret is None:
+        return ended(Result.HTTP_REQUEST_FAILED, f"merchant {record.merchant_no} has no receiver")
+    body = record.body.encode()
+    status: int | None = None
+    try:
+        url = check_url(record.url, allow_private=allow_private)
+        headers = signed_headers(
+            record.secret, message_id=str(record.id), at=started_at, body=body, old_secret=record.old_secret
+        )
+        async with (
+            asyncio.timeout(TIMEOUT.total),  # whatever the client's own timers count
+            session.post(url, data=body, headers=headers, allow_redirects=False) as answer,
+        ):
+            status = answer.status
+            content = await _beginning(answer)
+            result = result_of(status, content, word)
+            return ended(
+                result,
+                ""
+                if result is Result.SUCCESS
+                else f"status {status}"
+                + (f", but not the word {word}" if result is Result.HTTP_REQUEST_SUCCESS else ""),
+                http_status=status,
+                response=content[:ANSWER_KEPT_MAX].decode(errors="replace"),
+                retry_after=retry_after(status, answer.headers, now=clock()),
+            )
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with one receiver, the others are served
+        answered = "" if status is None else f"status {status}, and its body did not come whole: "
+        return ended(Result.HTTP_REQUEST_FAILED, answered + told(error), http_status=status)
+
+
+def told(error: BaseException) -> str:
+    """Return an error in a line: of a forbidden address, that, and not what the HTTP client made of it."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ForbiddenAddress):
+        cause = cause.__cause__
+    told_of = cause or error
+    if isinstance(told_of, TimeoutError) and not str(told_of):
+        return f"TimeoutError: no complete response within {TIMEOUT.total:g} s, or nothing for {TIMEOUT.sock_read:g} s"
+    return f"{type(told_of).__name__}: {told_of}".rstrip(": ")
+
+
+def result_of(status: int, content: bytes, word: str) -> Result:
+    """Return what an answer means: taken in is a 2xx with the agreed word, and white space around it.
+
+    >>> str(result_of(200, b" success\\n", "success")), str(result_of(200, b"Success", "success")), str(result_of(302, b"success", "success"))
+    ('SUCCESS', 'HTTP_REQUEST_SUCCESS', 'HTTP_REQUEST_FAILED')
+    """
+    if not 200 <= status < 300:
+        return Result.HTTP_REQUEST_FAILED
+    return Result.SUCCESS if content.strip() == word.encode() else Result.HTTP_REQUEST_SUCCESS
+
+
+def retry_after(status: int, headers: Mapping[str, str], *, now: datetime) -> timedelta | None:
+    """Return how much time a receiver asks for, in seconds or until an instant; None where it asks for none that can be read.
+
+    >>> from datetime import UTC
+    >>> retry_after(429, {"retry-after": "20"}, now=datetime(2026, 1, 1, tzinfo=UTC))
+    datetime.timedelta(seconds=20)
+    """
+    asked = next((value for name, value in headers.items() if name.lower() == "retry-after"), "").strip()
+    if status not in WAITING_STATUSES or not asked or len(asked) > 64:
+        return None
+    if asked.isdecimal():
+        try:  # HTTP allows zeros in front
+            return timedelta(seconds=min(parse_whole(asked.lstrip("0") or "0", high=10**LENGTH_MAX), 86_400))
+        except ValueError:
+            return None
+    try:
+        until = parsedate_to_datetime(asked)
+        return max(timedelta(), min(until - now, timedelta(days=1)))
+    except (ValueError, TypeError, OverflowError):  # no date, or one without a zone
+        return None
+
+
+def count(ended: Ended) -> None:
+    """The attempt is in this process's metrics."""
+    queue = ended.claimed.queue
+    ATTEMPTS.labels(queue, "success" if ended.result is Result.SUCCESS else "failure").inc()
+    ATTEMPT.labels(queue).observe((ended.ended_at - ended.started_at).total_seconds())
+    lateness_s = max(0.0, (ended.started_at - ended.claimed.planned_at).total_seconds())
+    LATENESS.labels(queue, "yes" if ended.claimed.postponed else "no").observe(lateness_s)
+
+
+async def _beginning(answer: aiohttp.ClientResponse) -> bytes:
+    """Return an answer's body, as far as we care to read."""
+    body = bytearray()
+    async for chunk in answer.content.iter_chunked(ANSWER_BYTES_MAX):
+        body += chunk
+        if len(body) >= ANSWER_BYTES_MAX:
+            break
+    return bytes(body)
+
+
+def sender_engine(settings: Settings, queue: str, service: str) -> Engine:
+    """Return the engine of a queue's sender."""
+    return engine_for(settings.dsn_of(service), name=f"notifier {queue}", pool_size=1)
+
+
+def platform_as_receiver(settings: Settings) -> Callable[[Connection], None]:
+    """Return what makes the platform the bank's receiver, at the address and with the secret that the settings name."""
+    secret = settings.bank_notify_secret.get_secret_value()
+    if not is_secret(secret):
+        raise Misused(f"PAYRELAY_BANK_NOTIFY_SECRET must be set to {SECRET_FORM}")
+    url = f"{settings.payments_url}/bank/notifications"
+    return lambda connection: register_receiver(connection, PLATFORM, url=url, secret=secret)
+
+
+def run(settings: Settings, queues: Mapping[str, str]) -> None:
+    """Run the notifier for these queues of these services until SIGTERM or Ctrl-C: what is under way is finished and written down."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    condition = Condition(
+        Environment().payrelay_condition_file, ":".join(("notifier", *queues) if len(queues) == 1 else ("notifier",))
+    )
+    serve_metrics(settings)
+    expose(condition)
+    engines = {queue: sender_engine(settings, queue, service) for queue, service in queues.items()}
+    sys.setswitchinterval(SWITCH_S)
+    preparations = {BANK: platform_as_receiver(settings)} if BANK in queues else {}
+
+    async def until_told() -> None:
+        allow_private = settings.allow_private_receivers
+        senders = [
+            Sender(
+                engine, condition, queue, allow_private=allow_private, prepare=preparations.get(queue, lambda _: None)
+            )
+            for queue, engine in engines.items()
+        ]
+
+        def end() -> None:
+            for sender in senders:
+                sender.end()
+
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(signum, end)
+        await asyncio.gather(*(sender.run() for sender in senders))
+
+    uvloop.run(until_told())

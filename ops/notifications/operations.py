@@ -1,0 +1,271 @@
+"""Notifications as an operator reads them, and what an operator does with them: send again, pause, resume, change a rule.
+
+`ops` reads; acts are the notifying service's own functions, with its DSN, each with a row in its audit table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from consumers.notification.notifier.bulk import COUNTED_MAX
+from consumers.notification.notifier.filter import Filter, conditions
+from consumers.notification.queues import QUEUES
+from consumers.notification.records import pause, resend_records, resume, set_rule
+from outbox.database import engine_for
+from outbox.errors import UnknownName
+from outbox.settings import Settings
+
+SERVICES = tuple(sorted(set(QUEUES.values())))
+"""Those that notify."""
+
+BATCH = 500
+"""Records made due in a transaction."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count:
+    """Records of a queue in one state."""
+
+    queue: str
+    status: str
+    records: int
+    merchants: int
+    oldest: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordRow:
+    """A record in a list."""
+
+    id: UUID
+    service: str
+    """Whose it is."""
+    queue: str
+    merchant_no: str
+    order_no: str
+    payment_no: str
+    status: str
+    attempts: int
+    http_status: int | None
+    planned_at: datetime
+    created_at: datetime
+    finished_at: datetime | None
+    last_error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """How many records match, and the newest of them."""
+
+    count: int
+    newest: UUID | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaneRow:
+    """A receiver's part of a queue, if it is not simply open."""
+
+    queue: str
+    merchant_no: str
+    state: str
+    since: datetime | None
+    until: datetime | None
+    failures: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatenessRow:
+    """Attempts by how late they began."""
+
+    queue: str
+    up_to_ms: float | None
+    """The bucket's upper bound; none for the rest."""
+    attempts: int
+    not_postponed: int
+
+
+def counts(connection: Connection, wanted: Filter) -> list[Count]:
+    """Return how many records there are, by queue and state."""
+    where, given = conditions(wanted)
+    statement = f"""
+        SELECT queue, status, count(*) AS records, count(DISTINCT merchant_no) AS merchants, min(created_at) AS oldest
+        FROM {{service}}.notify_record WHERE {where} GROUP BY queue, status ORDER BY queue, status"""  # noqa: S608
+    return [Count(**row._mapping) for row in _rows(connection, statement, given)]
+
+
+def found(connection: Connection, wanted: Filter) -> Found:
+    """Return how many records match, counted up to 100,000 of a service, and the newest of them."""
+    where, given = conditions(wanted)
+    statement = f"""
+        SELECT count(*) FROM (SELECT FROM {{service}}.notify_record WHERE {where} LIMIT :most) AS record"""  # noqa: S608
+    count = sum(row.count for row in _rows(connection, statement, {**given, "most": COUNTED_MAX}))
+    newest = records(connection, wanted, limit=1) if count else []
+    return Found(count=count, newest=newest[0].id if newest else None)
+
+
+def records(connection: Connection, wanted: Filter, *, limit: int, before: UUID | None = None) -> list[RecordRow]:
+    """Return records, the newest first, at most so many; only those made before that one, where it is given."""
+    where, given = conditions(wanted)
+    statement = f"""
+        SELECT id, '{{service}}' AS service, queue, merchant_no, order_no, payment_no, status, attempts, http_status, planned_at, created_at, finished_at,
+               left(coalesce(last_error, ''), 200) AS last_error
+        FROM {{service}}.notify_record
+        WHERE {where} AND (CAST(:before AS uuid) IS NULL OR id < :before) ORDER BY id DESC LIMIT :limit"""  # noqa: S608
+    rows = _rows(connection, statement, {**given, "before": before, "limit": limit})
+    return sorted((RecordRow(**row._mapping) for row in rows), key=lambda one: one.id, reverse=True)[:limit]
+
+
+def record(connection: Connection, identity: UUID) -> dict[str, Any]:
+    """Return everything of a record: its row, attempts planned and actual, postponements, its lane; raises Refused for none."""
+    for service in SERVICES:
+
+        def rows(statement: str, service: str = service, **given: object) -> list[dict[str, Any]]:
+            found = connection.execute(text(statement.format(service=service)), {"id": identity, **given})
+            return [dict(row._mapping) for row in found]
+
+        if not (found := rows("SELECT * FROM {service}.notify_record WHERE id = :id")):
+            continue
+        [own] = found
+        lane = rows(
+            "SELECT * FROM {service}.notify_lane WHERE queue = :queue AND merchant_no = :merchant_no",
+            queue=own["queue"],
+            merchant_no=own["merchant_no"],
+        )
+        return {
+            **own,
+            "service": service,
+            "log": rows("SELECT * FROM {service}.notify_record_log WHERE record_id = :id ORDER BY id"),
+            "postponements": rows("SELECT * FROM {service}.notify_postponement WHERE record_id = :id ORDER BY id"),
+            "audit": rows("SELECT * FROM {service}.notify_audit WHERE record_id = :id ORDER BY id"),
+            "lane": lane[0] if lane else None,
+            "held_up": held_up(connection, [identity]).get(identity),
+        }
+    raise UnknownName(f"no notification {identity}: payrelay notify list")
+
+
+def resend(
+    settings: Settings, chosen: Sequence[RecordRow], *, reason: str, actor: str
+) -> Iterator[tuple[RecordRow, bool]]:
+    """Give each record, and whether it is due now: what is just being sent is not. Own transactions, of at most 500 records.
+
+    May be repeated: each call sends once more. Cut off, what was given is done.
+    """
+    for service in SERVICES:
+        mine = [row for row in chosen if row.service == service]
+        for first in range(0, len(mine), BATCH):
+            part = mine[first : first + BATCH]
+            with _acting(settings, service) as connection:
+                due = set(resend_records(connection, [row.id for row in part], reason=reason, actor=actor))
+            yield from ((row, row.id in due) for row in part)
+
+
+def pause_receiver(settings: Settings, queue: str, merchant_no: str, *, reason: str, actor: str) -> bool:
+    """Nothing of the queue is sent to the merchant; returns whether that was news. Own transaction. Raises Refused for an unknown one."""
+    with _acting(settings, service_of(queue)) as connection:
+        return pause(connection, queue, merchant_no, reason=reason, actor=actor)
+
+
+def resume_receiver(settings: Settings, queue: str, merchant_no: str, *, reason: str, actor: str) -> bool:
+    """The queue is sent to the merchant again; returns whether that was news. Own transaction. Raises Refused for an unknown one."""
+    with _acting(settings, service_of(queue)) as connection:
+        return resume(connection, queue, merchant_no, reason=reason, actor=actor)
+
+
+def change_rule(settings: Settings, queue: str, rule: str, *, reason: str, actor: str) -> None:
+    """Records of the queue made from now on have this rule. Own transaction. Raises Refused for what is no rule."""
+    with _acting(settings, service_of(queue)) as connection:
+        set_rule(connection, queue, rule, reason=reason, actor=actor)
+
+
+def queues(connection: Connection) -> list[dict[str, Any]]:
+    """Return each queue with its rule, word and limits."""
+    statement = "SELECT '{service}' AS service, * FROM {service}.notify_queue ORDER BY queue"
+    return [dict(row._mapping) for row in _rows(connection, statement, {})]
+
+
+def waiting(connection: Connection, merchant_no: str) -> int:
+    """Return how many records wait for a merchant."""
+    statement = "SELECT count(*) FROM {service}.notify_record WHERE merchant_no = :merchant_no AND finished_at IS NULL"
+    return sum(row.count for row in _rows(connection, statement, {"merchant_no": merchant_no}))
+
+
+def lanes(connection: Connection) -> list[LaneRow]:
+    """Return the lanes that are paused or blocked, or whose breaker is not known to be closed."""
+    statement = """
+        SELECT lane.queue, merchant_no, failures,
+               CASE WHEN paused_at IS NOT NULL THEN 'PAUSED' WHEN blocked_until > now THEN blocked_cause ELSE 'PROBING' END AS state,
+               coalesce(paused_at, opened_at) AS since, CASE WHEN paused_at IS NULL AND blocked_until > now THEN blocked_until END AS until
+        FROM {service}.notify_lane AS lane JOIN {service}.notify_queue AS queue USING (queue),
+             (SELECT clock_timestamp() AS now) AS clock
+        WHERE paused_at IS NOT NULL OR blocked_until > now OR failures >= breaker_failures ORDER BY 1, 2"""
+    return [LaneRow(**row._mapping) for row in _rows(connection, statement, {})]
+
+
+HELD_UP = """CASE WHEN lane.paused_at IS NOT NULL THEN 'PAUSED'
+                     WHEN lane.blocked_until > clock_timestamp() THEN lane.blocked_cause END"""
+"""Why a lane sends nothing just now; NULL where it sends."""
+
+
+def held_up(connection: Connection, ids: Collection[UUID]) -> dict[UUID, str]:
+    """Return which of these records are due or will be, and are not sent: their receiver is PAUSED, or held up, and by what."""
+    statement = f"""
+        SELECT record.id, {HELD_UP} AS cause
+        FROM {{service}}.notify_record AS record JOIN {{service}}.notify_lane AS lane USING (queue, merchant_no)
+        WHERE record.id = ANY (CAST(:ids AS uuid[])) AND record.finished_at IS NULL AND {HELD_UP} IS NOT NULL"""  # noqa: S608
+    return {row.id: row.cause for row in _rows(connection, statement, {"ids": list(ids)})}
+
+
+def require_receiver(connection: Connection, queue: str, merchant_no: str) -> None:
+    """The queue has, or may have, something for this merchant. Reads only. Raises Refused otherwise."""
+    service = service_of(queue)
+    statement = f"""
+        SELECT EXISTS (SELECT FROM {service}.receiver WHERE merchant_no = :merchant_no)
+            OR EXISTS (SELECT FROM {service}.notify_lane WHERE queue = :queue AND merchant_no = :merchant_no)
+            OR EXISTS (SELECT FROM {service}.notify_record WHERE queue = :queue AND merchant_no = :merchant_no)"""  # noqa: S608
+    if not connection.execute(text(statement), {"queue": queue, "merchant_no": merchant_no}).scalar_one():
+        raise UnknownName(f"no merchant {merchant_no!r} in queue {queue}: payrelay notify list shows some")
+
+
+BOUNDS_MS = (10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0, 5_000.0, 30_000.0)
+
+
+def lateness(connection: Connection, *, begin: datetime | None = None, queue: str = "") -> list[LatenessRow]:
+    """Return attempts begun since then, or within the last hour, by how much later than last planned they began, in total and without postponed ones."""
+    statement = """
+        SELECT queue, bound.up_to AS up_to_ms, count(*) AS attempts, count(*) FILTER (WHERE NOT postponed) AS not_postponed
+        FROM {service}.notify_record_log,
+             LATERAL (SELECT min(up_to) AS up_to FROM unnest(CAST(:bounds AS double precision[])) AS up_to
+                      WHERE up_to >= 1000 * extract(epoch FROM started_at - planned_at)) AS bound
+        WHERE started_at >= coalesce(CAST(:begin AS timestamptz), clock_timestamp() - interval '1 hour') AND (:queue = '' OR queue = :queue) GROUP BY queue, bound.up_to ORDER BY 1, 2"""
+    given = {"queue": queue, "begin": begin, "bounds": list(BOUNDS_MS)}
+    return [LatenessRow(**row._mapping) for row in _rows(connection, statement, given)]
+
+
+def service_of(queue: str) -> str:
+    """Return the service that a queue lives in; raises Refused for one that is none."""
+    if queue not in QUEUES:
+        raise UnknownName(f"no queue {queue!r}; there are: {', '.join(QUEUES)}")
+    return QUEUES[queue]
+
+
+@contextmanager
+def _acting(settings: Settings, service: str) -> Iterator[Connection]:
+    """Give one transaction of a service; its connection is closed afterwards."""
+    engine = engine_for(settings.dsn_of(service), name=f"notify {service}", pool_size=1)
+    try:
+        with engine.begin() as connection:
+            yield connection
+    finally:
+        engine.dispose()
+
+
+def _rows(connection: Connection, statement: str, given: Mapping[str, object]) -> Iterator[Any]:
+    for service in SERVICES:
+        yield from connection.execute(text(statement.format(service=service)), given)
