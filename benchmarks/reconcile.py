@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.holes import FIRST, MERCHANTS, PROCESSORS, Field, named
 from benchmarks.machine import result, target
-from consumers.notification.records import register_receiver
+from consumers.notification.receivers import register_receiver
 from ops.delivery.parked import operator
 from ops.reconcile.findings import Kind
 from ops.reconcile.mend import carry_out, plan, settle

@@ -10,9 +10,11 @@ from uuid import UUID
 
 from sqlalchemy import Engine, text
 
+from consumers.notification.control import resend_notifications
 from consumers.notification.notifier.claims import Claimed, Ended, release_expired, take_wakes, turn
 from consumers.notification.notifier.lanes import Queue, Result
-from consumers.notification.records import _WRITE, register_receiver, resend_records, write
+from consumers.notification.receivers import register_receiver
+from consumers.notification.write import _WRITE, write
 from outbox.database import engine_for
 from outbox.rows import as_json
 from outbox.settings import Settings
@@ -93,7 +95,7 @@ class Desk:
         with self.engine.begin() as connection:
             statement = text("SELECT id FROM notify_record WHERE event_id = ANY (CAST(:events AS uuid[]))")
             ids = connection.execute(statement, {"events": list(event_ids)}).scalars().all()
-            return resend_records(connection, ids, reason="test", actor="test")
+            return resend_notifications(connection, ids, reason="test", actor="test")
 
     def rows(self, statement: str, **given: Any) -> list[Any]:
         with self.engine.connect() as connection:

@@ -1,14 +1,16 @@
 """The notification processors, the platform's and the bank's: they only write the record; the sender sends."""
 
 from consumers.delivery.loop import Processor
-from consumers.notification.records import body_of, resend, write_bank_records, write_records
+from consumers.notification.bodies import body_of
+from consumers.notification.control import resend
+from consumers.notification.write import write_bank_notifications, write_merchant_notifications
 from schemas.topics import BANK_TRANSACTION, PAYMENT_ORDER
 
 PROCESSOR = Processor(
     name="notification",
     service="notification",
     topics=(PAYMENT_ORDER,),
-    handle=write_records,
+    handle=write_merchant_notifications,
     touches_outside=lambda event: body_of(event) is not None,
     resend=resend,
 )
@@ -17,7 +19,7 @@ BANK_PROCESSOR = Processor(
     name="bank_notification",
     service="bank",
     topics=(BANK_TRANSACTION,),
-    handle=write_bank_records,
+    handle=write_bank_notifications,
     touches_outside=lambda _: True,
     resend=resend,
 )

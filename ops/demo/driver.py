@@ -19,7 +19,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
 from consumers.funds.funds import deposit
-from consumers.notification.records import register_receiver
+from consumers.notification.receivers import register_receiver
 from ops.demo.journal import Intent, JournalWriter, Merchant, Payer
 from outbox.clock import utc_now
 from outbox.database import driver_url

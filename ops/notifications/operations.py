@@ -14,10 +14,10 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from consumers.notification.control import pause, resend_notifications, resume, set_rule
 from consumers.notification.notifier.bulk import COUNTED_MAX
 from consumers.notification.notifier.filter import Filter, conditions
 from consumers.notification.queues import QUEUES
-from consumers.notification.records import pause, resend_records, resume, set_rule
 from outbox.database import engine_for
 from outbox.errors import UnknownName
 from outbox.settings import Settings
@@ -162,7 +162,7 @@ def resend(
         for first in range(0, len(mine), BATCH):
             part = mine[first : first + BATCH]
             with _acting(settings, service) as connection:
-                due = set(resend_records(connection, [row.id for row in part], reason=reason, actor=actor))
+                due = set(resend_notifications(connection, [row.id for row in part], reason=reason, actor=actor))
             yield from ((row, row.id in due) for row in part)
 
 

@@ -12,7 +12,8 @@ from consumers.funds.agent import PROCESSOR as FUNDS
 from consumers.funds.funds import payer_account
 from consumers.notification.agent import BANK_PROCESSOR as BANK_NOTIFICATION
 from consumers.notification.agent import PROCESSOR as NOTIFICATION
-from consumers.notification.records import BANK, MERCHANT, body_of
+from consumers.notification.bodies import body_of
+from consumers.notification.queues import BANK, MERCHANT
 from consumers.points.agent import PROCESSOR as POINTS
 from consumers.settlement.agent import PROCESSOR as SETTLEMENT
 from schemas.codec import Envelope

@@ -23,8 +23,10 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 from sqlalchemy import text
 
+from consumers.notification.control import pause, resume
 from consumers.notification.notifier.bulk import STEP
-from consumers.notification.records import pause, register_receiver, resume, write
+from consumers.notification.receivers import register_receiver
+from consumers.notification.write import write
 from ops.notifications.bulk import new_id
 from ops.notifications.operations import pause_receiver
 from ops.notifications.receivers import receivers

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
+from consumers.notification.control import pause, resend, resume, set_rule
 from consumers.notification.notifier import claims
 from consumers.notification.notifier.lanes import Cause, Result, Room
-from consumers.notification.records import pause, resend, resume, rotate_secret, set_rule
+from consumers.notification.receivers import rotate_secret
 from outbox.errors import Refused
 from outbox.settings import Settings
 from tests.notifier import PATIENT, Desk, desks, ended

@@ -14,7 +14,8 @@ import uvicorn
 
 from consumers.notification.api import BURST, Rates, create_app
 from consumers.notification.notifier.lanes import Result
-from consumers.notification.records import rotate_secret, write
+from consumers.notification.receivers import rotate_secret
+from consumers.notification.write import write
 from outbox.clock import first_id_at, utc_now
 from outbox.settings import Settings
 from schemas.signature import signed_headers

@@ -12,8 +12,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from consumers.notification.control import resend_notifications
 from consumers.notification.notifier.filter import Filter, conditions, parsed
-from consumers.notification.records import resend_records
 from outbox.errors import Refused
 
 STEP = 500
@@ -76,7 +76,7 @@ def step(connection: Connection, identity: UUID, *, limit: int = STEP) -> Progre
     if act.ended_at is not None:
         return _progress(act)
     ids = _next(connection, act, limit)
-    due = resend_records(connection, ids, reason=act.reason, actor=act.actor, act_id=identity)
+    due = resend_notifications(connection, ids, reason=act.reason, actor=act.actor, act_id=identity)
     given = {"id": identity, "last": max(ids, default=act.last), "due": len(due), "busy": len(ids) - len(due)}
     return _progress(connection.execute(_ADVANCE, {**given, "ended": len(ids) < limit}).one())
 

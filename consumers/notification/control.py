@@ -1,117 +1,15 @@
-"""What merchants are to be told, as rows; telling them is the sender's, after the commit. And who is told, and how."""
+"""What can be done about notifications: send again, pause, resume, change a rule. Each leaves a row in the audit table."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from datetime import datetime
 from uuid import UUID
 
-import msgspec
 from sqlalchemy import Connection, text
 
-from consumers.delivery.loop import DuplicateFact
-from consumers.notification.notifier.ssrf import ForbiddenAddress, check_url
-from consumers.notification.queues import PLATFORM
 from consumers.notification.rules import parse_rule
-from outbox.errors import Refused, UnknownName
-from outbox.record import refuse_ahead
-from outbox.rows import as_json
-from schemas.bank import BankNotification
-from schemas.codec import Envelope
-from schemas.events import BankTransactionExecuted, Event, PaymentFailed, PaymentSettled
-from schemas.signature import SECRET_FORM, is_secret
-
-MERCHANT = "merchant"
-BANK = "bank"
-
-
-def body_of(event: Event) -> str | None:
-    """Return what the merchant is told of an event; None where nothing."""
-    match event:
-        case PaymentSettled():
-            told = {"status": "SETTLED", "bank_transaction_no": event.bank_transaction_no, "at": event.settled_at}
-        case PaymentFailed():
-            told = {"status": "FAILED", "reason": event.reason, "at": event.failed_at}
-        case _:
-            return None
-    common = {"payment_no": event.payment_no, "order_no": event.order_no, "amount_fen": event.amount_fen}
-    return msgspec.json.encode({"type": event.type, **common, "currency": event.currency, **told}).decode()
-
-
-def write_records(connection: Connection, events: Sequence[Envelope]) -> None:
-    """Each settled or failed payment has a record to be sent. Transaction: the caller's. Raises DuplicateFact."""
-    rows = [
-        {
-            "event_id": envelope.id,
-            "merchant_no": envelope.event.merchant_no,  # type: ignore[attr-defined]
-            "payment_no": envelope.event.payment_no,  # type: ignore[attr-defined]
-            "order_no": envelope.correlation,
-            "body": body,
-        }
-        for envelope in events
-        if (body := body_of(envelope.event))
-    ]
-    write(connection, MERCHANT, rows)
-
-
-def bank_body_of(event: BankTransactionExecuted) -> str:
-    """Return what the platform is told of the bank's transaction."""
-    told = BankNotification(
-        transaction_no=event.transaction_no,
-        payment_no=event.payment_no,
-        amount_fen=event.amount_fen,
-        currency=event.currency,
-        status=event.status,
-        reason=event.reason,
-        executed_at=event.executed_at,
-    )
-    return msgspec.json.encode(told).decode()
-
-
-def write_bank_records(connection: Connection, events: Sequence[Envelope]) -> None:
-    """Each transaction of the bank has a record to be sent to the platform. Transaction: the caller's. Raises DuplicateFact."""
-    rows = [
-        {
-            "event_id": envelope.id,
-            "merchant_no": PLATFORM,
-            "payment_no": envelope.event.payment_no,
-            "order_no": envelope.correlation,
-            "body": bank_body_of(envelope.event),
-        }
-        for envelope in events
-        if isinstance(envelope.event, BankTransactionExecuted)
-    ]
-    write(connection, BANK, rows)
-
-
-def write(connection: Connection, queue: str, rows: Sequence[dict[str, object]]) -> None:
-    """Each row is a record of the queue, with the queue's rule as it is now, due by it. Raises DuplicateFact.
-
-    A row is event_id, merchant_no, payment_no, order_no, body. Transaction: the caller's. Raises AheadOfClock as `record` does.
-    """
-    if not rows:
-        return
-    rule = rule_of(connection, queue)
-    asked = {"queue": queue, "rule": rule, "first_s": parse_rule(rule).delays[0].total_seconds(), "rows": as_json(rows)}
-    written = connection.execute(_WRITE, asked).one()
-    if written.records != len(rows):
-        raise DuplicateFact("a record of this event was written before")
-    refuse_ahead(connection, written.last, written.at)
-
-
-_WRITE = text("""
-    WITH made AS MATERIALIZED (SELECT clock_timestamp() AS at),
-    written AS (
-      INSERT INTO notify_record (queue, rule, created_at, planned_at, event_id, merchant_no, payment_no, order_no, body)
-      SELECT :queue, :rule, made.at, made.at + make_interval(secs => :first_s), told.*
-      FROM made, json_to_recordset(CAST(:rows AS json))
-           AS told (event_id uuid, merchant_no text, payment_no text, order_no text, body text)
-      ON CONFLICT (queue, event_id) DO NOTHING
-      RETURNING id, merchant_no, planned_at),
-    woken AS (
-      INSERT INTO notify_wake (queue, merchant_no, planned_at)
-      SELECT :queue, merchant_no, min(planned_at) FROM written GROUP BY merchant_no)
-    SELECT count(*) AS records, (array_agg(id ORDER BY id DESC))[1] AS last, (SELECT at FROM made) AS at FROM written""")
+from outbox.errors import UnknownName
 
 
 def resend(
@@ -122,14 +20,14 @@ def resend(
     Or that were given up: of the others they are yet to be told anyway. Transaction: the caller's. May be repeated.
     """
     ids = connection.execute(_FINISHED, {"events": list(event_ids)}).scalars().all()
-    return len(resend_records(connection, ids, reason=reason, actor=actor))
+    return len(resend_notifications(connection, ids, reason=reason, actor=actor))
 
 
 _FINISHED = text("""
     SELECT id FROM notify_record WHERE event_id = ANY (CAST(:events AS uuid[])) AND finished_at IS NOT NULL""")
 
 
-def resend_records(
+def resend_notifications(
     connection: Connection, ids: Collection[UUID], *, reason: str, actor: str, act_id: UUID | None = None
 ) -> list[UUID]:
     """The records are due now, under the ids they had, their rules beginning anew; returns their ids.
@@ -258,43 +156,3 @@ def _audit(
 _AUDIT = text("""
     INSERT INTO notify_audit (action, queue, merchant_no, outcome, reason, actor)
     VALUES (:action, :queue, :merchant_no, :outcome, :reason, :actor)""")
-
-
-def register_receiver(connection: Connection, merchant_no: str, *, url: str, secret: str) -> None:
-    """The merchant is notified at this address, signed with this secret alone. May be repeated: the last one holds.
-
-    Transaction: the caller's. Raises Refused for an address or a secret that cannot be a receiver's. Whether it may be a private
-    address depends on where it is sent from: the notifier's setting.
-    """
-    try:
-        check_url(url, allow_private=True)
-    except ForbiddenAddress as error:
-        raise Refused(f"{url[:200]!r} cannot be a receiver's address: {error}") from error
-    if not is_secret(secret):
-        raise Refused(f"the secret of receiver {merchant_no!r} must be {SECRET_FORM}")
-    connection.execute(_REGISTER, {"merchant_no": merchant_no, "url": url, "secret": secret})
-
-
-_REGISTER = text("""
-    INSERT INTO receiver (merchant_no, url, secret) VALUES (:merchant_no, :url, :secret)
-    ON CONFLICT (merchant_no) DO UPDATE
-    SET url = EXCLUDED.url, secret = EXCLUDED.secret, old_secret = NULL, old_secret_until = NULL""")
-
-
-def rotate_secret(connection: Connection, merchant_no: str, *, secret: str, old_until: datetime) -> None:
-    """Notifications are signed with the new secret, and with the one before it too until then: either verifies.
-
-    Transaction: the caller's. Repeatable: the same secret again only moves the end. Raises Refused.
-    """
-    if not is_secret(secret):
-        raise Refused(f"a secret is {SECRET_FORM}")
-    asked = {"merchant_no": merchant_no, "secret": secret, "until": old_until}
-    if not connection.execute(_ROTATE, asked).rowcount:
-        raise UnknownName(f"merchant {merchant_no!r} has no receiver")
-
-
-_ROTATE = text("""
-    UPDATE receiver
-    SET old_secret = CASE WHEN secret = :secret THEN old_secret ELSE secret END, secret = :secret,
-        old_secret_until = CASE WHEN secret <> :secret OR old_secret IS NOT NULL THEN CAST(:until AS timestamptz) END
-    WHERE merchant_no = :merchant_no""")
