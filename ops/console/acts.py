@@ -55,15 +55,15 @@ async def stop_act(request: Request, identity: UUID, session: Acting) -> Respons
 
 
 def _read(connection: Connection, identity: UUID) -> dict[str, Any]:
-    now, found = statuses(connection, identity), act(connection, identity)
+    now, action = statuses(connection, identity), act(connection, identity)
     moving = sum(count for status, count in now.items() if status not in ("SUCCESS", "FAILED"))
     # Beyond those that are followed nobody knows: then all that was made due is said to be resent only once none of these waits.
     unsent = now.get("CREATED", 0)
     return {
-        "act": found,
+        "act": action,
         "now": now,
         "items": items(connection, identity),
         "moving": moving,
-        "resent": found.done - unsent if found.done <= FOLLOWED_MAX or not unsent else None,
+        "resent": action.done - unsent if action.done <= FOLLOWED_MAX or not unsent else None,
         "held_up": held_up(connection, identity),
     }

@@ -90,7 +90,7 @@ def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def not_understood(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        why = "; ".join(f"{one['loc'][-1]}: {one['msg']}" for one in error.errors())
+        why = "; ".join(f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors())
         return page(request, "error.html", status=400, what="not understood", why=why)
 
     @app.exception_handler(HTTPException)

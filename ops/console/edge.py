@@ -211,9 +211,9 @@ async def acting(request: Request, session: Annotated[Session, Depends(signed_in
 
 def _names_of(dependant: Any) -> Iterator[str]:
     """Give what a route reads of its address, its dependencies' included."""
-    yield from (one.alias for one in dependant.query_params)
-    for one in dependant.dependencies:
-        yield from _names_of(one)
+    yield from (parameter.alias for parameter in dependant.query_params)
+    for dependency in dependant.dependencies:
+        yield from _names_of(dependency)
 
 
 def known_names(request: Request, _: Annotated[Session, Depends(signed_in)]) -> None:
@@ -298,10 +298,10 @@ async def followed(
     """Give what is read of a subject for as long as who looks on is signed in."""
     console = console_of(request)
     token = request.cookies.get(console.cookie, "")
-    async for found in console.feed.follow(subject, read, every_s=every_s):
+    async for content in console.feed.follow(subject, read, every_s=every_s):
         if not console.sessions.holds(token):
             return
-        yield found
+        yield content
 
 
 def go(to: str) -> Response:

@@ -36,7 +36,7 @@ class Feed:
         self, subject: Hashable, read: Callable[[], Awaitable[Any]], *, every_s: float
     ) -> AsyncGenerator[Any]:
         """Give what is read of a subject, the last known at once, until the console ends. Raises HttpError 503 for too many."""
-        if sum(len(one.followers) for one in self._subjects.values()) >= FOLLOWERS_MAX:
+        if sum(len(subject.followers) for subject in self._subjects.values()) >= FOLLOWERS_MAX:
             raise HttpError(503, "too many look on", f"{FOLLOWERS_MAX} pages are followed live at most: close some")
         followed = self._subjects.setdefault(subject, _Subject())
         queue: asyncio.Queue[Any] = asyncio.Queue(1)
@@ -46,8 +46,8 @@ class Feed:
         if followed.task is None:
             followed.task = asyncio.create_task(self._poll(followed, read, every_s))
         try:
-            while not self._over and (found := await queue.get()) is not None:
-                yield found
+            while not self._over and (content := await queue.get()) is not None:
+                yield content
         finally:
             followed.followers.discard(queue)
             if not followed.followers:
@@ -73,8 +73,8 @@ class Feed:
             await asyncio.sleep(every_s)
 
 
-def _put(queue: asyncio.Queue[Any], found: object) -> None:
+def _put(queue: asyncio.Queue[Any], content: object) -> None:
     """The queue holds this and nothing older."""
     with suppress(asyncio.QueueEmpty):
         queue.get_nowait()
-    queue.put_nowait(found)
+    queue.put_nowait(content)

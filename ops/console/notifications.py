@@ -76,19 +76,19 @@ def _moment(said: str, zone: str) -> datetime | None:
 
 
 @router.get("/notifications")
-async def show_list(request: Request, asked: Annotated[Asked, Depends()], before: UUID | None = None) -> Response:
+async def show_list(request: Request, query: Annotated[Asked, Depends()], before: UUID | None = None) -> Response:
     """The newest that match, how many do, and what can be done with them."""
     console = console_of(request)
-    wanted = asked.filter(console.settings.zone)
+    wanted = query.filter(console.settings.zone)
 
     def read(connection: Connection) -> tuple[list[RecordRow], Found, list[str]]:
-        names = [one["queue"] for one in queues(connection)]
+        names = [queue["queue"] for queue in queues(connection)]
         return records(connection, wanted, limit=PAGE_ROWS, before=before), found(connection, wanted), names
 
     rows, all_found, names = await console.reader.transact(read)
-    headers = {"hx-push-url": "/notifications" + ("?" + asked.address if asked.address else "")}
+    headers = {"hx-push-url": "/notifications" + ("?" + query.address if query.address else "")}
     return page(
-        request, "notifications.html", headers=headers, asked=asked, rows=rows, found=all_found, queues=names,
+        request, "notifications.html", headers=headers, asked=query, rows=rows, found=all_found, queues=names,
         states=STATUSES, before=before, more=rows[-1].id if len(rows) == PAGE_ROWS else None, counted_max=COUNTED_MAX,
         act_id=new_id(),
     )  # fmt: skip
@@ -103,9 +103,12 @@ async def show_one(request: Request, identity: UUID) -> Response:
 
 def timeline(whole: dict[str, Any]) -> Sequence[dict[str, Any]]:
     """Return a record's history in order: attempts as they went, postponements, acts."""
-    lines = [{"kind": "attempt", "when": one["started_at"], **one} for one in whole["log"]]
-    lines += [{"kind": "postponed", "when": one["made_at"], **one} for one in whole["postponements"]]
-    lines += [{"kind": "act", "when": one["acted_at"], **one} for one in whole["audit"]]
+    lines = [{"kind": "attempt", "when": attempt["started_at"], **attempt} for attempt in whole["log"]]
+    lines += [
+        {"kind": "postponed", "when": postponement["made_at"], **postponement}
+        for postponement in whole["postponements"]
+    ]
+    lines += [{"kind": "act", "when": action["acted_at"], **action} for action in whole["audit"]]
     return sorted(lines, key=lambda line: line["when"])
 
 
@@ -126,7 +129,7 @@ async def resend_matching(request: Request, session: Acting) -> Response:
     """Everything that matches and was there when it was counted is being sent again; the answer is where to follow that."""
     form, console, reason = await form_of(request), console_of(request), await reason_of(request)
     await require_names(request, {*Asked().named(), "act", "newest", "count"})
-    asked = Asked(
+    query = Asked(
         state=form.get("state", ""), queue=form.get("queue", ""), merchant=form.get("merchant", ""),
         order=form.get("order", ""), http=form.get("http", ""), begin=form.get("from", ""), end=form.get("to", ""),
     )  # fmt: skip
@@ -138,7 +141,7 @@ async def resend_matching(request: Request, session: Acting) -> Response:
         )
     except ValueError:
         raise Refused("nothing was counted: look at the list first") from None
-    wanted = asked.filter(console.settings.zone)
+    wanted = query.filter(console.settings.zone)
     count = partial(count_matching, wanted=wanted, newest=newest)
     matched = sum([await database.transact(count) for database in console.services.values()])
     if not matched:

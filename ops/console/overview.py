@@ -69,14 +69,14 @@ class Overview:
         by_at, waiting = {step.at: step for step in self.steps}, dict(self.waiting)
         ats = range(self.read_at - WINDOW_S, self.read_at, STEP_S)
         none = Step(0, 0, 0, None, None)
-        found = [by_at.get(at, none) for at in ats]
+        rows = [by_at.get(at, none) for at in ats]
         columns = {
             "at": list(ats),
-            "sent": [step.sent / STEP_S for step in found],
-            "failed": [step.failed / STEP_S for step in found],
+            "sent": [step.sent / STEP_S for step in rows],
+            "failed": [step.failed / STEP_S for step in rows],
             "waiting": [waiting.get(at) for at in ats],
-            "late_p50_s": [step.late_p50_s for step in found],
-            "late_p99_s": [step.late_p99_s for step in found],
+            "late_p50_s": [step.late_p50_s for step in rows],
+            "late_p99_s": [step.late_p99_s for step in rows],
         }
         return msgspec.json.encode(columns).decode()
 

@@ -43,10 +43,12 @@ def matches(password: str, kept: str) -> bool:
     wanted = b64decode(digest, validate=True)
     if len(wanted) != HASH_BYTES:
         raise ValueError("not a whole hash")
-    found = _digest(
-        password, b64decode(salt, validate=True), *(parse_whole(one, high=COST_MAX) for one in (cost, block, lanes))
+    given = _digest(
+        password,
+        b64decode(salt, validate=True),
+        *(parse_whole(number, high=COST_MAX) for number in (cost, block, lanes)),
     )
-    return compare_digest(found, wanted)
+    return compare_digest(given, wanted)
 
 
 def _digest(password: str, salt: bytes, cost: int, block: int, lanes: int) -> bytes:

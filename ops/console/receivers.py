@@ -23,7 +23,7 @@ async def show(request: Request, queue: Words = "", merchant: Words = "", state:
     """The receivers that match."""
     reader = console_of(request).reader
     wanted = {"queue": queue, "merchant_no": merchant.strip(), "state": state}
-    names = [one["queue"] for one in await reader.transact(queues)]
+    names = [queue["queue"] for queue in await reader.transact(queues)]
     _require_known(wanted, names)
     rows = await reader.transact(lambda connection: receivers(connection, **wanted, limit=RECEIVERS_MAX + 1))
     return page(
@@ -48,7 +48,7 @@ async def act(request: Request, action: Literal["pause", "resume"], session: Act
         "state": form.get("state", ""),
     }
     await require_names(request, ("queue", "merchant", "state", "matched", "back"))
-    _require_known(wanted, [one["queue"] for one in await console.reader.transact(queues)])
+    _require_known(wanted, [queue["queue"] for queue in await console.reader.transact(queues)])
     rows = await console.reader.transact(lambda connection: receivers(connection, **wanted, limit=RECEIVERS_MAX + 1))
     if str(len(rows)) != form.get("matched") or len(rows) > RECEIVERS_MAX:
         raise Refused(f"{len(rows)} receivers match now, not those that were shown: look again")

@@ -101,8 +101,8 @@ class Tries:
         now = self._now()
         with self._lock:
             waits = [0.0]
-            for one in who:
-                recent = [at for at in self._failed.get(one, ()) if now - at < WINDOW_S]
+            for key in who:
+                recent = [at for at in self._failed.get(key, ()) if now - at < WINDOW_S]
                 if len(recent) >= FAILURES_MAX:
                     waits.append(WINDOW_S - (now - recent[-FAILURES_MAX]))
             return max(waits)
@@ -111,17 +111,17 @@ class Tries:
         """Each of these has tried once more. Noted before the password is looked at, so that tries at once all count."""
         now = self._now()
         with self._lock:
-            for one in who:
-                self._failed[one] = [*self._failed.get(one, ())[-FAILURES_MAX + 1 :], now]
-                self._failed.move_to_end(one)
+            for key in who:
+                self._failed[key] = [*self._failed.get(key, ())[-FAILURES_MAX + 1 :], now]
+                self._failed.move_to_end(key)
             while len(self._failed) > REMEMBERED_MAX:
                 self._failed.popitem(last=False)
 
     def forget(self, *who: str) -> None:
         """These have shown the right password."""
         with self._lock:
-            for one in who:
-                self._failed.pop(one, None)
+            for key in who:
+                self._failed.pop(key, None)
 
 
 def _digest(token: str) -> bytes:

@@ -46,8 +46,8 @@ async def sign_in(request: Request, form: Annotated[dict[str, str], Depends(form
     if request.client and not is_proxied:  # behind a proxy that is not trusted all come from one address
         who.append(f"address {request.client.host}")
     if (wait_s := console.tries.wait_s(*who)) > 0:
-        told = f"Too many tries: again in {math.ceil(wait_s)} s."
-        return page(request, "sign_in.html", status=429, wrong=told, headers={"retry-after": str(math.ceil(wait_s))})
+        message = f"Too many tries: again in {math.ceil(wait_s)} s."
+        return page(request, "sign_in.html", status=429, wrong=message, headers={"retry-after": str(math.ceil(wait_s))})
     console.tries.note(*who)
     user = await _known(console, name, form.get("password", ""))
     if user is None:

@@ -59,8 +59,8 @@ def groups(settings: Settings) -> list[Group]:
         listed = admin.list_consumer_groups(request_timeout=TIMEOUT_S).result(TIMEOUT_S)
         if listed.errors:
             raise KafkaException(listed.errors[0])  # a KafkaError is no exception of its own
-        names = [one.group_id for one in listed.valid]
-        found = list(_described(admin, names).values())
+        names = [listing.group_id for listing in listed.valid]
+        described = list(_described(admin, names).values())
         # Kafka Connect's own groups are in no list of consumer groups, nor are share groups.
         others = [_other(listed) for listed in _all_groups(admin) if listed.id not in names]
     if any(other.state == UNKNOWN for other in others):  # listed, and described as if it were none
@@ -70,7 +70,7 @@ def groups(settings: Settings) -> list[Group]:
             for other in others
             if other.state != UNKNOWN or types.get(other.name)
         ]
-    return sorted([*found, *others], key=lambda group: group.name)
+    return sorted([*described, *others], key=lambda group: group.name)
 
 
 def _other(listed: Any) -> Group:
@@ -135,9 +135,9 @@ def members_of(settings: Settings, names: list[str]) -> dict[str, int]:
 def _described(admin: Any, names: list[str]) -> dict[str, Group]:
     if not names:
         return {}
-    found = {}
+    described = {}
     for name, future in admin.describe_consumer_groups(names, request_timeout=TIMEOUT_S).items():
-        one = future.result(TIMEOUT_S)
+        description = future.result(TIMEOUT_S)
         members = tuple(
             Member(
                 id=member.member_id,
@@ -145,36 +145,36 @@ def _described(admin: Any, names: list[str]) -> dict[str, Group]:
                 host=member.host.lstrip("/"),
                 places=frozenset((place.topic, place.partition) for place in member.assignment.topic_partitions),
             )
-            for member in one.members
+            for member in description.members
         )
-        found[name] = Group(name=name, state=one.state.name, type=one.type.name, members=members)
-    return found
+        described[name] = Group(name=name, state=description.state.name, type=description.type.name, members=members)
+    return described
 
 
 def committed(settings: Settings, name: str) -> dict[Place, int]:
     """Return every offset that is committed for a group. Raises Unreachable."""
-    asked = ConsumerGroupTopicPartitions(name)
+    request = ConsumerGroupTopicPartitions(name)
     admin = admin_client(settings)
     with asking(settings):
-        futures = admin.list_consumer_group_offsets([asked], request_timeout=TIMEOUT_S)
-        found = futures[name].result(TIMEOUT_S).topic_partitions
-        for one in found:
-            if one.error is not None:
-                raise KafkaException(one.error)
-    return {(one.topic, one.partition): one.offset for one in found if one.offset >= 0}
+        futures = admin.list_consumer_group_offsets([request], request_timeout=TIMEOUT_S)
+        positions = futures[name].result(TIMEOUT_S).topic_partitions
+        for position in positions:
+            if position.error is not None:
+                raise KafkaException(position.error)
+    return {(position.topic, position.partition): position.offset for position in positions if position.offset >= 0}
 
 
 def commit(settings: Settings, name: str, offsets: Mapping[Place, int]) -> None:
     """The offsets are committed for the group. May be repeated. Raises Refused where a member has come back, or Unreachable."""
     if not offsets:
         return
-    asked = ConsumerGroupTopicPartitions(name, [TopicPartition(*place, offset) for place, offset in offsets.items()])
+    request = ConsumerGroupTopicPartitions(name, [TopicPartition(*place, offset) for place, offset in offsets.items()])
     admin = admin_client(settings)
     with asking(settings):
-        futures = admin.alter_consumer_group_offsets([asked], request_timeout=TIMEOUT_S)
-        for one in futures[name].result(TIMEOUT_S).topic_partitions:
-            if one.error is not None:
-                raise KafkaException(one.error)
+        futures = admin.alter_consumer_group_offsets([request], request_timeout=TIMEOUT_S)
+        for position in futures[name].result(TIMEOUT_S).topic_partitions:
+            if position.error is not None:
+                raise KafkaException(position.error)
 
 
 def delete(settings: Settings, name: str) -> None:

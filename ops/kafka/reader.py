@@ -89,17 +89,19 @@ def offsets_at(settings: Settings, topics: Collection[str], at: datetime) -> dic
     Partitions of topics that do not exist are left out. Raises Unreachable.
     """
     with _looking(settings) as consumer:
-        found = consumer.list_topics(timeout=TIMEOUT_S).topics
-        asked = [
+        existing = consumer.list_topics(timeout=TIMEOUT_S).topics
+        wanted = [
             TopicPartition(name, number, max(0, int(at.timestamp() * 1000)))  # negative ones mean begin and end
             for name in topics
-            if name in found
-            for number in found[name].partitions
+            if name in existing
+            for number in existing[name].partitions
         ]
-        offsets = consumer.offsets_for_times(asked, timeout=TIMEOUT_S) if asked else []
+        offsets = consumer.offsets_for_times(wanted, timeout=TIMEOUT_S) if wanted else []
         return {
-            (one.topic, one.partition): one.offset if one.offset >= 0 else _watermarks(consumer, one)[1]
-            for one in offsets
+            (position.topic, position.partition): position.offset
+            if position.offset >= 0
+            else _watermarks(consumer, position)[1]
+            for position in offsets
         }
 
 
@@ -142,15 +144,15 @@ def wait_published(
 ) -> dict[UUID, float]:
     """Return when (seconds) each of the events was first appended since, once all are. Raises NotReady after `within_s`."""
     deadline = time.monotonic() + within_s
-    found: dict[UUID, float] = {}
-    while len(found) < len(wanted):
+    times: dict[UUID, float] = {}
+    while len(times) < len(wanted):
         for identity, at in event_times(settings, topics, since=since):
             if identity in wanted:
-                found.setdefault(identity, at)
-        left = len(wanted) - len(found)
+                times.setdefault(identity, at)
+        left = len(wanted) - len(times)
         if left and time.monotonic() > deadline:
             raise NotReady(f"{left} events are still on no topic after {within_s:.0f} s: payrelay doctor")
-    return found
+    return times
 
 
 def wait_appended(
@@ -176,8 +178,10 @@ def wait_appended(
 def bounds(settings: Settings, topics: Collection[str]) -> dict[Place, tuple[int, int]]:
     """Return the earliest offset and the one after the last of every partition of the topics that exist. Raises Unreachable."""
     with _looking(settings) as consumer:
-        found = consumer.list_topics(timeout=TIMEOUT_S).topics
-        places = [TopicPartition(name, number) for name in topics if name in found for number in found[name].partitions]
+        existing = consumer.list_topics(timeout=TIMEOUT_S).topics
+        places = [
+            TopicPartition(name, number) for name in topics if name in existing for number in existing[name].partitions
+        ]
         return {(place.topic, place.partition): _watermarks(consumer, place) for place in places}
 
 
@@ -212,13 +216,13 @@ def records_at(settings: Settings, offsets: Collection[tuple[Place, int]]) -> di
     """Return the record at each of the offsets; those that hold none, or lie outside their log, are left out. Raises Unreachable."""
     logs = bounds(settings, {topic for (topic, _), _ in offsets})
     left = {(place, at) for place, at in offsets if place in logs and logs[place][0] <= at < logs[place][1]}
-    found = {}
+    messages = {}
     while left:
-        asked = dict(sorted(left))  # of each partition one
-        left -= set(asked.items())
-        for message in read(settings, {place: range(at, at + 1) for place, at in asked.items()}):
-            found[(message.topic(), message.partition()), message.offset()] = message
-    return found
+        ordered = dict(sorted(left))  # of each partition one
+        left -= set(ordered.items())
+        for message in read(settings, {place: range(at, at + 1) for place, at in ordered.items()}):
+            messages[(message.topic(), message.partition()), message.offset()] = message
+    return messages
 
 
 def search(
@@ -250,25 +254,25 @@ def append_times(settings: Settings, offsets: Collection[tuple[Place, int]]) -> 
         return times
     with _looking(settings, **FEW, **{"enable.partition.eof": True}) as consumer:
         while left:
-            asked = dict(sorted(left))  # of each partition one
-            left -= set(asked.items())
-            consumer.assign([TopicPartition(*place, offset) for place, offset in asked.items()])
+            ordered = dict(sorted(left))  # of each partition one
+            left -= set(ordered.items())
+            consumer.assign([TopicPartition(*place, offset) for place, offset in ordered.items()])
             answered = time.monotonic()
-            while asked:
+            while ordered:
                 if time.monotonic() - answered > TIMEOUT_S:
-                    raise Unreachable(f"no record in {TIMEOUT_S:.0f} s of {len(asked)} partitions")
+                    raise Unreachable(f"no record in {TIMEOUT_S:.0f} s of {len(ordered)} partitions")
                 record = consumer.poll(0.1)
                 if record is None:
                     continue
                 place = (record.topic(), record.partition())
                 if record.error() is not None and record.error().code() == KafkaError._PARTITION_EOF:
-                    asked.pop(place, None)
+                    ordered.pop(place, None)
                     answered = time.monotonic()
                     continue
                 if record.error():
                     raise KafkaException(record.error())
-                if place in asked and record.offset() >= asked[place]:
-                    offset, answered = asked.pop(place), time.monotonic()
+                if place in ordered and record.offset() >= ordered[place]:
+                    offset, answered = ordered.pop(place), time.monotonic()
                     if (at := appended_at(record)) is not None:
                         times[place, offset] = at
     return times

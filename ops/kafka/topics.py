@@ -73,7 +73,7 @@ def topic_states(settings: Settings) -> list[TopicState]:
 
 def _state(admin: AdminClient, topic: Topic, future: object, replication_factor: int) -> TopicState:
     try:
-        found = future.result(TIMEOUT_S)  # type: ignore[attr-defined]
+        existing = future.result(TIMEOUT_S)  # type: ignore[attr-defined]
     except KafkaException as error:
         if error.args[0].name() != "UNKNOWN_TOPIC_OR_PART":
             raise
@@ -82,13 +82,13 @@ def _state(admin: AdminClient, topic: Topic, future: object, replication_factor:
     resource = ConfigResource(ResourceType.TOPIC, topic.name)
     config = admin.describe_configs([resource], request_timeout=TIMEOUT_S)[resource].result(TIMEOUT_S)
     problems = []
-    if len(found.partitions) != topic.partitions:
-        problems.append(f"{len(found.partitions)} {PARTITIONS} {topic.partitions}: keys have moved")
+    if len(existing.partitions) != topic.partitions:
+        problems.append(f"{len(existing.partitions)} {PARTITIONS} {topic.partitions}: keys have moved")
     for key, value in topic.config(replication_factor).items():
         if config[key].value != value:
             problems.append(f"{key} is {config[key].value}, declared {value}")
-    return TopicState(topic=topic.name, partitions=len(found.partitions), retention_ms=topic.retention_ms, found=True,
-                      topic_id=str(found.topic_id), problems=tuple(problems))  # fmt: skip
+    return TopicState(topic=topic.name, partitions=len(existing.partitions), retention_ms=topic.retention_ms, found=True,
+                      topic_id=str(existing.topic_id), problems=tuple(problems))  # fmt: skip
 
 
 def apply_topics(settings: Settings, *, execute: bool) -> list[str]:

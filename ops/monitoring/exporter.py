@@ -92,12 +92,12 @@ def database_samples(connection: Connection, settings: Settings) -> Iterator[Sam
     yield DAYS_AHEAD, (), float(days_ahead(connection, now.date()))
     kept = timedelta(days=settings.outbox_days + 1)
     for service in SERVICES:
-        found = backlog(connection, service, confirmed_lsn=slot.confirmed_lsn, kept=kept)
-        yield PENDING, (service,), float(found.pending)
-        yield OLDEST, (service,), found.oldest_age_s
+        unpublished = backlog(connection, service, confirmed_lsn=slot.confirmed_lsn, kept=kept)
+        yield PENDING, (service,), float(unpublished.pending)
+        yield OLDEST, (service,), unpublished.oldest_age_s
     parked: Counter[tuple[str, str]] = Counter()
-    for one in counts(connection, Filter()):
-        parked[one.consumer, one.cause] += one.events
+    for row in counts(connection, Filter()):
+        parked[row.consumer, row.cause] += row.events
     for labels, events in parked.items():
         yield PARKED, labels, float(events)
     for currency, fen in imbalances(connection).items():
@@ -108,10 +108,10 @@ def lag_samples(settings: Settings) -> Iterator[Sample]:
     """Give how far each consumer is behind in each log."""
     positions = consumer_positions(settings)
     ages = lag_ages(settings, positions, utc_now())
-    for one in positions:
-        labels = (one.consumer, one.place[0], str(one.place[1]))
-        yield LAG, labels, float(one.behind)
-        yield LAG_SECONDS, labels, max(0.0, ages.get(one, 0.0))
+    for position in positions:
+        labels = (position.consumer, position.place[0], str(position.place[1]))
+        yield LAG, labels, float(position.behind)
+        yield LAG_SECONDS, labels, max(0.0, ages.get(position, 0.0))
 
 
 @dataclass
@@ -144,7 +144,7 @@ class Exporter:
 
     def describe(self) -> list[Metric]:
         """Return the metrics without samples: registering reads nothing."""
-        return [GaugeMetricFamily(name, told, labels=labels) for name, (told, labels) in DESCRIBED.items()]
+        return [GaugeMetricFamily(name, help_text, labels=labels) for name, (help_text, labels) in DESCRIBED.items()]
 
     def collect(self) -> list[Metric]:
         """Return the samples of what answers in time."""
@@ -156,7 +156,9 @@ class Exporter:
                     source.reading = self._threads.submit(source.timed)
             readings = {source.name: (source, source.reading) for source in self._sources if source.reading}
         wait([reading for _, reading in readings.values()], self._scrape_s)
-        families = {name: GaugeMetricFamily(name, told, labels=labels) for name, (told, labels) in DESCRIBED.items()}
+        families = {
+            name: GaugeMetricFamily(name, help_text, labels=labels) for name, (help_text, labels) in DESCRIBED.items()
+        }
         for source, reading in readings.values():
             samples = _outcome(source.name, reading)
             families[SOURCE_UP].add_metric((source.name,), float(samples is not None))

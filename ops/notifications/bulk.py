@@ -53,7 +53,7 @@ def acts(connection: Connection, *, limit: int = 50, identity: UUID | None = Non
     parts: dict[UUID, list[Any]] = {}
     for row in _rows(connection, _ACTS, id=identity, limit=limit):
         parts.setdefault(row.id, []).append(row)
-    return [_whole(parts[one]) for one in sorted(parts, reverse=True)][:limit]
+    return [_whole(parts[identity]) for identity in sorted(parts, reverse=True)][:limit]
 
 
 def _whole(parts: list[Any]) -> ActRow:
@@ -69,8 +69,8 @@ def _whole(parts: list[Any]) -> ActRow:
 
 def act(connection: Connection, identity: UUID) -> ActRow:
     """Return an act; raises Refused for none."""
-    if found := acts(connection, identity=identity):
-        return found[0]
+    if actions := acts(connection, identity=identity):
+        return actions[0]
     raise UnknownName(f"there is no act {identity}")
 
 
@@ -85,10 +85,10 @@ def statuses(connection: Connection, identity: UUID) -> dict[str, int]:
         id=identity,
         limit=FOLLOWED_MAX,
     )
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for row in rows:
-        found[row.status] = found.get(row.status, 0) + row.count
-    return dict(sorted(found.items()))
+        counts[row.status] = counts.get(row.status, 0) + row.count
+    return dict(sorted(counts.items()))
 
 
 def held_up(connection: Connection, identity: UUID) -> dict[str, int]:
@@ -104,10 +104,10 @@ def held_up(connection: Connection, identity: UUID) -> dict[str, int]:
         id=identity,
         limit=FOLLOWED_MAX,
     )
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for row in rows:
-        found[row.cause] = found.get(row.cause, 0) + row.count
-    return dict(sorted(found.items()))
+        counts[row.cause] = counts.get(row.cause, 0) + row.count
+    return dict(sorted(counts.items()))
 
 
 def items(connection: Connection, identity: UUID, *, limit: int = HISTORY_MAX) -> list[dict[str, Any]]:
@@ -131,7 +131,7 @@ def single_acts(connection: Connection, *, limit: int = 50) -> list[dict[str, An
         "SELECT * FROM {service}.notify_audit WHERE act_id IS NULL ORDER BY id DESC LIMIT :limit",
         limit=limit,
     )
-    return sorted((dict(row._mapping) for row in rows), key=lambda one: one["acted_at"], reverse=True)[:limit]
+    return sorted((dict(row._mapping) for row in rows), key=lambda row: row["acted_at"], reverse=True)[:limit]
 
 
 def new_id() -> UUID:

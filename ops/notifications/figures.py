@@ -80,25 +80,25 @@ def database_now(connection: Connection) -> datetime:
 def attempts_by_step(connection: Connection, *, begin: datetime, end: datetime, step_s: int) -> list[Step]:
     """Return the steps that had attempts, in order; of several services, the later one's lateness."""
     given = {"begin": begin, "end": end, "step_s": step_s, "slowest": SLOWEST}
-    found: dict[int, Step] = {}
+    steps: dict[int, Step] = {}
     for row in _each(connection, _ATTEMPTS, **given):
         step = Step(row.at, row.sent, row.failed, _seconds(row.late_p50_s), _seconds(row.late_p99_s))
-        found[row.at] = together(found[row.at], step) if row.at in found else step
-    return [found[at] for at in sorted(found)]
+        steps[row.at] = together(steps[row.at], step) if row.at in steps else step
+    return [steps[at] for at in sorted(steps)]
 
 
-def together(one: Step, other: Step) -> Step:
+def together(first: Step, other: Step) -> Step:
     """Return two services' attempts of one step as one.
 
     >>> together(Step(5, 1, 0, 0.1, 0.2), Step(5, 2, 3, None, 0.4))
     Step(at=5, sent=3, failed=3, late_p50_s=0.1, late_p99_s=0.4)
     """
     return Step(
-        one.at,
-        one.sent + other.sent,
-        one.failed + other.failed,
-        max((late for late in (one.late_p50_s, other.late_p50_s) if late is not None), default=None),
-        max((late for late in (one.late_p99_s, other.late_p99_s) if late is not None), default=None),
+        first.at,
+        first.sent + other.sent,
+        first.failed + other.failed,
+        max((late for late in (first.late_p50_s, other.late_p50_s) if late is not None), default=None),
+        max((late for late in (first.late_p99_s, other.late_p99_s) if late is not None), default=None),
     )
 
 
@@ -131,5 +131,5 @@ def joined(before: Sequence[Step], fresh: Sequence[Step], *, since: int, begin: 
     return [*(step for step in before if begin <= step.at < since), *fresh]
 
 
-def _seconds(found: float | None) -> float | None:
-    return None if found is None else float(found)
+def _seconds(value: float | None) -> float | None:
+    return None if value is None else float(value)

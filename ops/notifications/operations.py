@@ -119,7 +119,7 @@ def records(connection: Connection, wanted: Filter, *, limit: int, before: UUID 
         FROM {{service}}.notify_record
         WHERE {where} AND (CAST(:before AS uuid) IS NULL OR id < :before) ORDER BY id DESC LIMIT :limit"""  # noqa: S608
     rows = _rows(connection, statement, {**given, "before": before, "limit": limit})
-    return sorted((RecordRow(**row._mapping) for row in rows), key=lambda one: one.id, reverse=True)[:limit]
+    return sorted((RecordRow(**row._mapping) for row in rows), key=lambda row: row.id, reverse=True)[:limit]
 
 
 def record(connection: Connection, identity: UUID) -> dict[str, Any]:
@@ -127,12 +127,12 @@ def record(connection: Connection, identity: UUID) -> dict[str, Any]:
     for service in SERVICES:
 
         def rows(statement: str, service: str = service, **given: object) -> list[dict[str, Any]]:
-            found = connection.execute(text(statement.format(service=service)), {"id": identity, **given})
-            return [dict(row._mapping) for row in found]
+            result = connection.execute(text(statement.format(service=service)), {"id": identity, **given})
+            return [dict(row._mapping) for row in result]
 
-        if not (found := rows("SELECT * FROM {service}.notify_record WHERE id = :id")):
+        if not (matching := rows("SELECT * FROM {service}.notify_record WHERE id = :id")):
             continue
-        [own] = found
+        [own] = matching
         lane = rows(
             "SELECT * FROM {service}.notify_lane WHERE queue = :queue AND merchant_no = :merchant_no",
             queue=own["queue"],

@@ -34,15 +34,15 @@ def delete_topic(settings: Settings, name: str, topic: str, *, programs: Program
     the group is deleted and its other offsets committed again, for which the undo file, that holds all of them, stands in
     case this is cut off between the two. Raises Refused where the group has members.
     """
-    found = committed(settings, name)
-    write_undo(undo, name, found)
+    offsets = committed(settings, name)
+    write_undo(undo, name, offsets)
     if programs.are_there():
         _by_tool(settings, name, topic, programs)
         how = "by Kafka's own tool"
     else:
         delete(settings, name)
         try:
-            commit(settings, name, {place: offset for place, offset in found.items() if place[0] != topic})
+            commit(settings, name, {place: offset for place, offset in offsets.items() if place[0] != topic})
         except PayrelayError as error:
             raise type(error)(
                 f"{name} is deleted, and its other offsets are not back: payrelay offsets undo --execute {positional(name)} {quoted(undo)}: {error}"

@@ -87,10 +87,10 @@ def new_undo_file(folder: Path, now: datetime) -> Path:
 
 def last_undo_file(folder: Path) -> Path:
     """Return the undo file written last. Raises Refused where there is none."""
-    found = sorted(folder.glob("*.csv"))
-    if not found:
+    files = sorted(folder.glob("*.csv"))
+    if not files:
         raise Refused(f"no undo file in {folder}: nothing of this group was moved from here")
-    return found[-1]
+    return files[-1]
 
 
 def write_undo(path: Path, group: str, offsets: Mapping[Place, int]) -> None:

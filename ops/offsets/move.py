@@ -32,10 +32,10 @@ class Difference:
 def require_inactive(settings: Settings, name: str, *, how: str, within: timedelta = timedelta()) -> None:
     """The group had no member a moment ago. Raises Refused with its members, their hosts, and how to stop them."""
     deadline = time.monotonic() + within.total_seconds()
-    while (one := group(settings, name)).is_active:
+    while (current := group(settings, name)).is_active:
         if time.monotonic() >= deadline:
-            told = f"{name} is active, its members would go on from where they are:"
-            raise Refused(told, details=[*members(one), how])
+            message = f"{name} is active, its members would go on from where they are:"
+            raise Refused(message, details=[*members(current), how])
         time.sleep(POLL_S)
 
 
@@ -68,11 +68,11 @@ def execute(settings: Settings, plan: Plan, undo: Path) -> list[Difference]:
 
 
 def _require_unmoved(settings: Settings, plan: Plan) -> None:
-    found = committed(settings, plan.view.group.name)
+    offsets = committed(settings, plan.view.group.name)
     moved = [
         f"{topic}/{number}"
         for topic, number in plan.targets
-        if found.get((topic, number)) != plan.seen.get((topic, number))
+        if offsets.get((topic, number)) != plan.seen.get((topic, number))
     ]
     if moved:
         raise Refused(f"{', '.join(moved)} was moved since the plan was made: plan again")

@@ -83,19 +83,19 @@ def _is_nobodys(settings: Settings, group: str) -> None:
 
 
 def move_progress(
-    settings: Settings, group: str, one: Ours, moves: Mapping[Place, int], *, seen: Mapping[Place, int]
+    settings: Settings, group: str, consumer: Ours, moves: Mapping[Place, int], *, seen: Mapping[Place, int]
 ) -> None:
     """The consumer goes on there, in all of these partitions or in none. Own transaction, as the service.
 
     Raises Refused where it does not stand any more where it was seen: a worker, or another operator, has moved it.
     """
-    engine = engine_for(settings.dsn_of(one.processor.service), name="offsets", pool_size=1)
+    engine = engine_for(settings.dsn_of(consumer.processor.service), name="offsets", pool_size=1)
     try:
         with engine.begin() as connection:
             for topic in sorted({topic for topic, _ in moves}):
-                begin_topic(connection, group, one.processor.service, topic)
+                begin_topic(connection, group, consumer.processor.service, topic)
             for place in sorted(moves):
-                log, expected = one.logs[place], seen.get(place, moves[place])
+                log, expected = consumer.logs[place], seen.get(place, moves[place])
                 if place not in seen:
                     begin_log(connection, group, log, next_offset=expected)
                 was = lock_position(connection, group, log)
@@ -108,54 +108,59 @@ def move_progress(
         engine.dispose()
 
 
-def note_mirror(settings: Settings, group: str, one: Ours, moves: Mapping[Place, int]) -> None:
+def note_mirror(settings: Settings, group: str, consumer: Ours, moves: Mapping[Place, int]) -> None:
     """It is known that these offsets are in Kafka. Own transaction, as the service. May be repeated."""
-    engine = engine_for(settings.dsn_of(one.processor.service), name="offsets", pool_size=1)
+    engine = engine_for(settings.dsn_of(consumer.processor.service), name="offsets", pool_size=1)
     try:
         with engine.begin() as connection:
-            note_mirrored(connection, group, {one.logs[place]: offset for place, offset in moves.items()})
+            note_mirrored(connection, group, {consumer.logs[place]: offset for place, offset in moves.items()})
     finally:
         engine.dispose()
 
 
-def places_of_event(settings: Settings, one: Ours, identity: str) -> dict[Place, int]:
+def places_of_event(settings: Settings, consumer: Ours, identity: str) -> dict[Place, int]:
     """Return where an event first lies on the consumer's topics. Reads from when the event was made. Raises Refused where it is none."""
     try:
         wanted = UUID(identity)
     except ValueError as error:
         raise Misused(f"{identity!r} is no event id") from error
     at = time_of(wanted)
-    begins = {} if at is None else offsets_at(settings, one.topics, at - CLOCK_TOLERANCE)
-    found = _first(settings, one, begins, lambda message: id_of(message) == wanted, at_most=1)
-    if not found:
-        raise UnknownName(f"event {wanted} is on none of {', '.join(one.topics)}")
-    return found
+    begins = {} if at is None else offsets_at(settings, consumer.topics, at - CLOCK_TOLERANCE)
+    places = _first(settings, consumer, begins, lambda message: id_of(message) == wanted, at_most=1)
+    if not places:
+        raise UnknownName(f"event {wanted} is on none of {', '.join(consumer.topics)}")
+    return places
 
 
-def places_of_order(settings: Settings, one: Ours, order_no: str) -> dict[Place, int]:
+def places_of_order(settings: Settings, consumer: Ours, order_no: str) -> dict[Place, int]:
     """Return where an order's first event lies, of each partition that holds one. Reads the topics whole. Raises Refused where none is."""
     wanted = order_no.encode()
 
     def is_of_order(message: Message) -> bool:
         return dict(message.headers() or []).get(CORRELATION) == wanted
 
-    found = _first(settings, one, {}, is_of_order)
-    if not found:
-        raise UnknownName(f"no event of order {order_no!r} is on {', '.join(one.topics)}")
-    return found
+    places = _first(settings, consumer, {}, is_of_order)
+    if not places:
+        raise UnknownName(f"no event of order {order_no!r} is on {', '.join(consumer.topics)}")
+    return places
 
 
 def _first(
-    settings: Settings, one: Ours, begins: Mapping[Place, int], wanted: Callable[[Message], bool], *, at_most: int = 0
+    settings: Settings,
+    consumer: Ours,
+    begins: Mapping[Place, int],
+    wanted: Callable[[Message], bool],
+    *,
+    at_most: int = 0,
 ) -> dict[Place, int]:
     """Return the first offset of each partition whose record is wanted, reading on until there are so many of them."""
-    ends = bounds(settings, one.topics)
-    found: dict[Place, int] = {}
+    ends = bounds(settings, consumer.topics)
+    places: dict[Place, int] = {}
     spans = {place: range(begins.get(place, low), high) for place, (low, high) in ends.items()}
     with closing(read(settings, spans)) as messages:
         for message in messages:
             if wanted(message):
-                found.setdefault((message.topic(), message.partition()), message.offset())
-                if len(found) == at_most:
+                places.setdefault((message.topic(), message.partition()), message.offset())
+                if len(places) == at_most:
                     break
-    return found
+    return places

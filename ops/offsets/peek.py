@@ -38,7 +38,7 @@ def peek_rows(settings: Settings, view: View, *, before: int, after: int) -> lis
         rows = [_row(message) for message in around]
     else:
         met = meet(reader_engine(settings), view.ours.processor, view.group.name, around)
-        rows = [_row(one.message) | {"fate": one.fate} for one in met]
+        rows = [_row(record.message) | {"fate": record.fate} for record in met]
     for row in rows:
         row["transaction"] = transactions.get((row["topic"], row["partition"], row["offset"]), "")
     rows.sort(key=lambda row: (row["topic"], row["partition"], row["offset"]))

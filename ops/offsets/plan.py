@@ -37,33 +37,33 @@ def look(settings: Settings, name: str, scope: Scope | None = None) -> View:
 
     Raises Refused where a topic or partition does not exist, or where a group of ours hides its progress; Unreachable.
     """
-    known, one, found = ours(settings, name), group(settings, name), committed(settings, name)
-    assigned = {place for member in one.members for place in member.places}
+    known, described, offsets = ours(settings, name), group(settings, name), committed(settings, name)
+    assigned = {place for member in described.members for place in member.places}
     if scope is None:
-        topics = set(known.topics) if known else {topic for topic, _ in found.keys() | assigned}
+        topics = set(known.topics) if known else {topic for topic, _ in offsets.keys() | assigned}
     else:
         topics = set(scope)
     ends = bounds(settings, topics)
     if known is not None:
         ends = {place: span for place, span in ends.items() if place in known.logs}
     if scope is None:
-        wanted = [place for place in ends if known or place in found or place in assigned]
+        wanted = [place for place in ends if known or place in offsets or place in assigned]
     else:
         if known and (others := topics - set(known.topics)):
             raise UnknownName(f"{name} does not read {', '.join(sorted(others))}, but {', '.join(known.topics)}")
         wanted = _scoped(scope, ends)
     return View(
-        group=one,
+        group=described,
         ours=known,
         standings=[
             Standing(
                 place=place,
                 low=ends[place][0],
                 high=ends[place][1],
-                committed=found.get(place),
+                committed=offsets.get(place),
                 progress=known.progress.get(place) if known else None,
                 is_ours=known is not None,
-                note=_note(known, place, found.get(place), ends[place]),
+                note=_note(known, place, offsets.get(place), ends[place]),
             )
             for place in sorted(wanted)
         ],
@@ -166,42 +166,42 @@ def plan(settings: Settings, view: View, wish: Wish, *, count_limit: int) -> Pla
 
     Raises Refused where the wish leads nowhere; Unreachable.
     """
-    targets = [(one, found) for one in view.standings if (found := target(wish, one)) is not None]
+    targets = [(standing, new) for standing in view.standings if (new := target(wish, standing)) is not None]
     if not targets and not view.group.exists:
         raise UnknownName(f"there is no group {view.group.name!r}, and no --topic is named: payrelay offsets list")
     if not targets:
         raise Refused(
             f"nothing to move: {view.group.name} has no partition that this says something of; name a --topic"
         )
-    inside = {(one.place, found.offset) for one, found in targets if found.offset < one.high}
+    inside = {(standing.place, found.offset) for standing, found in targets if found.offset < standing.high}
     times = append_times(settings, inside)
-    spans = {one.place: _between(one, found.offset) for one, found in targets}
+    spans = {standing.place: _between(standing, found.offset) for standing, found in targets}
     total = sum(map(len, spans.values()))
     counted: dict[Place, Counted] = {}
     if view.ours is not None and total <= count_limit:
-        back = {one.place for one, found in targets if found.offset < one.begin}
+        back = {standing.place for standing, found in targets if found.offset < standing.begin}
         counted = count(settings, view.group.name, view.ours, spans, back=back)
     moves = [
         Move(
-            place=one.place,
-            old=one.position,
+            place=standing.place,
+            old=standing.position,
             new=found.offset,
-            lands_at=times.get((one.place, found.offset)),
-            lag=one.high - found.offset,
-            note="; ".join(filter(None, (found.note, one.note))),
-            span=spans[one.place],
-            counted=counted.get(one.place),
+            lands_at=times.get((standing.place, found.offset)),
+            lag=standing.high - found.offset,
+            note="; ".join(filter(None, (found.note, standing.note))),
+            span=spans[standing.place],
+            counted=counted.get(standing.place),
         )
-        for one, found in targets
+        for standing, found in targets
     ]
     return Plan(view=view, moves=moves, uncounted=total if view.ours is not None and total > count_limit else 0)
 
 
-def _between(one: Standing, new: int) -> range:
+def _between(standing: Standing, new: int) -> range:
     """Return the offsets of the log between where a group goes on and where it is to."""
-    if one.position is None and not one.is_ours:
+    if standing.position is None and not standing.is_ours:
         return range(0)
-    begin, end = sorted((min(one.begin, one.high), new))
+    begin, end = sorted((min(standing.begin, standing.high), new))
     return range(begin, end)
 
 
@@ -213,9 +213,9 @@ def count(
     Of spans that lead `back`, a later record of an event that would be applied counts as applied, since it is by then, and
     what would park behind its key as parked.
     """
-    found = {place: Counted() for place in spans}
+    counts = {place: Counted() for place in spans}
     if not any(spans.values()):
-        return found
+        return counts
     engine = reader_engine(settings)
     with engine.connect() as connection:
         oldest, _ = horizon(connection, known.processor.service)
@@ -224,19 +224,19 @@ def count(
     applied: set[UUID] = set()
     for met in meet(engine, known.processor, name, read(settings, spans)):
         place = met.message.topic(), met.message.partition()
-        one = found[place]
+        counted = counts[place]
         if met.fate is not Fate.MISSING or met.envelope is None:
-            one.effects.add(known.processor, met)
+            counted.effects.add(known.processor, met)
         elif behind.get(place[0], NO_HORIZON) <= met.envelope.id < oldest:
-            one.forgotten += 1
+            counted.forgotten += 1
         elif place in back and met.message.key() in blocked:
-            one.effects.add(known.processor, replace(met, fate=Fate.PARKED))
+            counted.effects.add(known.processor, replace(met, fate=Fate.PARKED))
         elif place in back and met.envelope.id in applied:
-            one.effects.add(known.processor, replace(met, fate=Fate.APPLIED))
+            counted.effects.add(known.processor, replace(met, fate=Fate.APPLIED))
         else:
             applied.add(met.envelope.id)
-            one.effects.add(known.processor, met)
-    return found
+            counted.effects.add(known.processor, met)
+    return counts
 
 
 def _parked_keys(connection: Connection, service: str, consumer: str) -> set[bytes]:

@@ -25,21 +25,21 @@ def both_ways(instant: datetime, local: datetime) -> str:
     return f"{at(instant)} = {local:%Y-%m-%d %H:%M:%S%z} {local.tzname()}"
 
 
-def standing_row(view: View, one: Standing, age_s: float | None) -> dict[str, Any]:
+def standing_row(view: View, standing: Standing, age_s: float | None) -> dict[str, Any]:
     """Return a partition's row of `offsets describe`."""
-    member = next((member for member in view.group.members if one.place in member.places), None)
+    member = next((member for member in view.group.members if standing.place in member.places), None)
     return {
-        "topic": one.place[0],
-        "partition": one.place[1],
-        "progress": one.progress,
-        "committed": one.committed,
-        "begin": one.low,
-        "end": one.high,
-        "lag": one.behind,
-        "lag_s": 0.0 if one.behind == 0 else age_s,
+        "topic": standing.place[0],
+        "partition": standing.place[1],
+        "progress": standing.progress,
+        "committed": standing.committed,
+        "begin": standing.low,
+        "end": standing.high,
+        "lag": standing.behind,
+        "lag_s": 0.0 if standing.behind == 0 else age_s,
         "client": member.client if member else "",
         "host": member.host if member else "",
-        "note": one.note,
+        "note": standing.note,
     }
 
 
@@ -96,15 +96,15 @@ def plan_columns(plan: Plan) -> tuple[str, ...]:
     return (*MOVE, *needed, *(["note"] if any(row["note"] for row in rows) else []))
 
 
-def _counts(one: Counted) -> dict[str, int]:
+def _counts(counted: Counted) -> dict[str, int]:
     return {
-        "records": one.effects.records + one.forgotten,
-        "applied": one.effects.applied,
-        "not_applied": one.effects.would_apply,
-        "parked": one.effects.parked,
-        "outside": one.effects.outside,
-        "forgotten": one.forgotten,
-        "unreadable": one.effects.unreadable,
+        "records": counted.effects.records + counted.forgotten,
+        "applied": counted.effects.applied,
+        "not_applied": counted.effects.would_apply,
+        "parked": counted.effects.parked,
+        "outside": counted.effects.outside,
+        "forgotten": counted.forgotten,
+        "unreadable": counted.effects.unreadable,
     }
 
 
@@ -138,7 +138,7 @@ def plan_lines(plan: Plan) -> list[str]:
 
 
 def _sum(counted: Sequence[Counted]) -> dict[str, int]:
-    rows = [_counts(one) for one in counted]
+    rows = [_counts(counts) for counts in counted]
     return {name: sum(row[name] for row in rows) for name in COUNTED}
 
 
@@ -148,9 +148,10 @@ def _rest(counts: Mapping[str, int], text: str) -> str:
     )
 
 
-def members(one: Group) -> list[str]:
+def members(described: Group) -> list[str]:
     """Return a line for each member: what it is, where it runs, and how many partitions it has."""
     lines = [
-        f"{member.client}  on {member.host}  {len(member.places)} partitions  {member.id}" for member in one.members
+        f"{member.client}  on {member.host}  {len(member.places)} partitions  {member.id}"
+        for member in described.members
     ]
-    return lines or [f"none yet: {one.state}"]
+    return lines or [f"none yet: {described.state}"]

@@ -82,44 +82,44 @@ class Target:
     note: str = ""
 
 
-def target(wish: Wish, one: Standing) -> Target | None:
+def target(wish: Wish, standing: Standing) -> Target | None:
     """Return where a wish leads in a partition, within its log; None where it says nothing of it.
 
     Raises Refused where it starts from a position that there is none of.
     """
-    wanted = _wanted(wish, one)
+    wanted = _wanted(wish, standing)
     if wanted is None:
         return None
     note = ""
-    if wish.mode is Mode.CURRENT and one.position is None:
-        note = "no position" + ("" if one.is_ours else ": the end, as Kafka's tool has it")
-    if wanted < one.low:
-        return Target(offset=one.low, note=f"clamped: {wanted} is before the log's beginning")
-    if wanted > one.high:
-        return Target(offset=one.high, note=f"clamped: {wanted} is beyond the log's end")
+    if wish.mode is Mode.CURRENT and standing.position is None:
+        note = "no position" + ("" if standing.is_ours else ": the end, as Kafka's tool has it")
+    if wanted < standing.low:
+        return Target(offset=standing.low, note=f"clamped: {wanted} is before the log's beginning")
+    if wanted > standing.high:
+        return Target(offset=standing.high, note=f"clamped: {wanted} is beyond the log's end")
     return Target(offset=wanted, note=note)
 
 
-def _wanted(wish: Wish, one: Standing) -> int | None:
+def _wanted(wish: Wish, standing: Standing) -> int | None:
     match wish.mode:
         case Mode.EARLIEST:
-            return one.low
+            return standing.low
         case Mode.LATEST:
-            return one.high
+            return standing.high
         case Mode.OFFSET:
             return wish.number
         case Mode.PLACES:
-            return wish.places.get(one.place)
+            return wish.places.get(standing.place)
         case Mode.KAFKA:
-            return one.committed
-        case Mode.CURRENT if one.position is None:
-            return one.begin if one.is_ours else one.high
+            return standing.committed
+        case Mode.CURRENT if standing.position is None:
+            return standing.begin if standing.is_ours else standing.high
         case Mode.CURRENT:
-            return one.position
+            return standing.position
         case Mode.SHIFT:
-            if one.position is None and not one.is_ours:
-                raise Refused(f"{one.place[0]}/{one.place[1]} has no committed offset to shift")
-            return (one.begin if one.position is None else one.position) + wish.number
+            if standing.position is None and not standing.is_ours:
+                raise Refused(f"{standing.place[0]}/{standing.place[1]} has no committed offset to shift")
+            return (standing.begin if standing.position is None else standing.position) + wish.number
 
 
 # ---- what an operator types -----------------------------------------------------------------------------------------

@@ -39,26 +39,27 @@ class Asked:
     def given(self) -> int:
         """How many of them were typed: one is right."""
         return sum(
-            value is not None and value is not False for value in (getattr(self, one.name) for one in fields(self))
+            value is not None and value is not False
+            for value in (getattr(self, option.name) for option in fields(self))
         )
 
 
-def look_for(settings: Settings, name: str, asked: Asked, scope: Scope | None) -> tuple[View, Wish]:
+def look_for(settings: Settings, name: str, options: Asked, scope: Scope | None) -> tuple[View, Wish]:
     """Return the group in the partitions meant, and where it is to go on. Raises Refused, Unreachable.
 
     What names partitions itself means these, or those of them that a scope leaves in.
     """
-    places = _places(settings, name, asked)
+    places = _places(settings, name, options)
     view = look(settings, name, scope if scope is not None or places is None else _scope_of(places))
-    if asked.at is not None:
-        places = offsets_at(settings, {one.place[0] for one in view.standings}, asked.at)
-    elif places is not None and (asked.from_file is not None or asked.map is not None):
+    if options.at is not None:
+        places = offsets_at(settings, {standing.place[0] for standing in view.standings}, options.at)
+    elif places is not None and (options.from_file is not None or options.map is not None):
         _require_all(view, places, scope)
     if places is not None:
         return view, Wish(mode=Mode.PLACES, places=places)
-    if asked.from_kafka and view.ours is None:
+    if options.from_kafka and view.ours is None:
         raise Refused(f"{name} is no group of ours: Kafka's offset is its position already")
-    return view, _plain(asked)
+    return view, _plain(options)
 
 
 def _require_all(view: View, places: Mapping[Place, int], scope: Scope | None) -> None:
@@ -66,7 +67,7 @@ def _require_all(view: View, places: Mapping[Place, int], scope: Scope | None) -
 
     What lies outside the scope's topics and partitions was left out on purpose.
     """
-    standing = {one.place for one in view.standings}
+    standing = {standing.place for standing in view.standings}
     meant = [place for place in places if scope is None or (place[0] in scope and scope[place[0]] is None)]
     if strays := sorted(set(meant) - standing):
         raise UnknownName(f"{view.group.name} has no partition {strays[0][0]}/{strays[0][1]}: nothing was moved")
@@ -74,42 +75,46 @@ def _require_all(view: View, places: Mapping[Place, int], scope: Scope | None) -
         raise Refused(f"nothing is said of topic {silent[0]}: nothing was moved")
 
 
-def _plain(asked: Asked) -> Wish:
-    if asked.to_offset is not None:
-        return Wish(mode=Mode.OFFSET, number=asked.to_offset)
-    if asked.shift_by is not None:
-        return Wish(mode=Mode.SHIFT, number=asked.shift_by)
+def _plain(options: Asked) -> Wish:
+    if options.to_offset is not None:
+        return Wish(mode=Mode.OFFSET, number=options.to_offset)
+    if options.shift_by is not None:
+        return Wish(mode=Mode.SHIFT, number=options.shift_by)
     modes = {
-        Mode.EARLIEST: asked.to_earliest,
-        Mode.LATEST: asked.to_latest,
-        Mode.CURRENT: asked.to_current,
-        Mode.KAFKA: asked.from_kafka,
+        Mode.EARLIEST: options.to_earliest,
+        Mode.LATEST: options.to_latest,
+        Mode.CURRENT: options.to_current,
+        Mode.KAFKA: options.from_kafka,
     }
     return Wish(mode=next(mode for mode, is_asked in modes.items() if is_asked))
 
 
-def _places(settings: Settings, name: str, asked: Asked) -> Mapping[Place, int] | None:
-    if asked.from_file is not None:
-        return read_file(asked.from_file, name, others={one.name for one in groups(settings)})
-    if asked.map is not None:
-        return asked.map
-    if asked.from_group is not None:
-        return _positions(settings, asked.from_group)
-    if asked.to_order is None and asked.to_event is None:
+def _places(settings: Settings, name: str, options: Asked) -> Mapping[Place, int] | None:
+    if options.from_file is not None:
+        return read_file(options.from_file, name, others={described.name for described in groups(settings)})
+    if options.map is not None:
+        return options.map
+    if options.from_group is not None:
+        return _positions(settings, options.from_group)
+    if options.to_order is None and options.to_event is None:
         return None
     known = ours(settings, name)
     if known is None:
         raise Refused(f"{name} is no group of ours: orders and events are found in ours only")
-    if asked.to_order is not None:
-        return places_of_order(settings, known, asked.to_order)
-    return places_of_event(settings, known, asked.to_event or "")
+    if options.to_order is not None:
+        return places_of_order(settings, known, options.to_order)
+    return places_of_event(settings, known, options.to_event or "")
 
 
 def _positions(settings: Settings, name: str) -> dict[Place, int]:
-    found = {one.place: one.position for one in look(settings, name).standings if one.position is not None}
-    if not found:
+    positions = {
+        standing.place: standing.position
+        for standing in look(settings, name).standings
+        if standing.position is not None
+    }
+    if not positions:
         raise UnknownName(f"group {name!r} has no position anywhere")
-    return found
+    return positions
 
 
 def _scope_of(places: Collection[Place]) -> Scope:

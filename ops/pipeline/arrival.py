@@ -170,19 +170,19 @@ def check_positions(settings: Settings) -> Verdict:
 
 def check_arrivals(settings: Settings, *, grace: timedelta = GRACE) -> Verdict:
     """Judge whether what was recorded longer ago than the grace is on its topic, topic by topic."""
-    found = arrivals(settings, grace=grace)
-    told = _told(found, grace)
-    missing = [row for one in found for row in one.missing]
+    checked = arrivals(settings, grace=grace)
+    message = _told(checked, grace)
+    missing = [row for arrival in checked for row in arrival.missing]
     if not missing:
-        return Verdict(True, told)
+        return Verdict(True, message)
     with reader_engine(settings).connect() as connection:
         repairing = is_repairing(connection)
     if repairing:
-        return Verdict(False, f"{told}; a repair is under way", "wait for the repair's end, then: payrelay doctor")
-    return Verdict(False, told, _fix(settings, found))
+        return Verdict(False, f"{message}; a repair is under way", "wait for the repair's end, then: payrelay doctor")
+    return Verdict(False, message, _fix(settings, checked))
 
 
-def _told(found: Collection[Arrival], grace: timedelta) -> str:
+def _told(checked: Collection[Arrival], grace: timedelta) -> str:
     """
     >>> well = Arrival(topic="a", judged=7, missing=(), unjudged=0)
     >>> _told([well, Arrival(topic="b", judged=0, missing=(), unjudged=0)], GRACE)
@@ -190,14 +190,14 @@ def _told(found: Collection[Arrival], grace: timedelta) -> str:
     >>> _told([Arrival(topic="b", judged=1, missing=(Recorded(id=UUID(int=7 << 76), lsn=1),), unjudged=0), well], GRACE)
     'on no topic after 60 s: b 1, since 1970-01-01 00:00:00+0000; arrived: a 7'
     """
-    missing = [f"{one.topic} {len(one.missing)}, since {_time(one.missing[0].id):%Y-%m-%d %H:%M:%S%z}"
-               for one in found if one.missing]  # fmt: skip
-    arrived = [f"{one.topic} {_arrived(one)}" for one in found if not one.missing]
+    missing = [f"{arrival.topic} {len(arrival.missing)}, since {_time(arrival.missing[0].id):%Y-%m-%d %H:%M:%S%z}"
+               for arrival in checked if arrival.missing]  # fmt: skip
+    arrived = [f"{arrival.topic} {_arrived(arrival)}" for arrival in checked if not arrival.missing]
     lines = [f"on no topic after {grace.total_seconds():.0f} s: {'; '.join(missing)}"] * bool(missing)
     return "; ".join([*lines, *([f"arrived: {', '.join(arrived)}"] * bool(arrived))])
 
 
-def _arrived(one: Arrival) -> str:
+def _arrived(arrival: Arrival) -> str:
     """Return how many rows have arrived, and how many lie further back than the records that were read, as on a busy topic.
 
     >>> for judged, unjudged in ((7, 0), (0, 7), (500, 500), (0, 0)):
@@ -207,20 +207,20 @@ def _arrived(one: Arrival) -> str:
     500 (500 more unknown: payrelay reconcile)
     0
     """
-    if not one.unjudged:
-        return str(one.judged)
-    return f"{one.judged} ({one.unjudged} more unknown: payrelay reconcile)" if one.judged else "unknown"
+    if not arrival.unjudged:
+        return str(arrival.judged)
+    return f"{arrival.judged} ({arrival.unjudged} more unknown: payrelay reconcile)" if arrival.judged else "unknown"
 
 
-def _fix(settings: Settings, found: Collection[Arrival]) -> str:
+def _fix(settings: Settings, checked: Collection[Arrival]) -> str:
     """Return what brings the missing events to their topics: the connector where it still will, the repair where it will not."""
-    names = {settings.topic_prefix + one.topic for one in found if one.missing}
+    names = {settings.topic_prefix + arrival.topic for arrival in checked if arrival.missing}
     if names - {topic for topic, _ in bounds(settings, names)}:
         return "payrelay topics apply"
     passed = passed_lsn(settings)
     with reader_engine(settings).connect() as connection:
         whole = published_tables(connection) == PUBLISHED_TABLES
-    if passed is None or not whole or any(row.lsn <= passed for one in found for row in one.missing):
+    if passed is None or not whole or any(row.lsn <= passed for arrival in checked for row in arrival.missing):
         return REPAIR
     try:
         state = ConnectClient(settings.connect_url, patience_s=3.0).status(settings.connector).state
@@ -236,10 +236,10 @@ def check_messages(settings: Settings) -> Verdict:
     config = ConnectClient(settings.connect_url, patience_s=3.0).config(settings.connector) or {}
     with reader_engine(settings).connect() as connection:
         emitters = public_emitters(connection)
-    found = "only the owner's and superusers' to write" if not emitters else "every role may write them"
+    state = "only the owner's and superusers' to write" if not emitters else "every role may write them"
     if config.get("message.prefix.exclude.list") != MESSAGES_LEFT_OUT:
-        return Verdict(False, f"{found}, and the connector stops at the first", "payrelay connect apply")
+        return Verdict(False, f"{state}, and the connector stops at the first", "payrelay connect apply")
     if not emitters:
-        return Verdict(True, found)
+        return Verdict(True, state)
     revoke = "; ".join(f"REVOKE EXECUTE ON FUNCTION {emitter} FROM PUBLIC" for emitter in emitters)
-    return Verdict(True, f"{found}; the connector passes over them", f"payrelay migrate, or as a superuser: {revoke}")
+    return Verdict(True, f"{state}; the connector passes over them", f"payrelay migrate, or as a superuser: {revoke}")

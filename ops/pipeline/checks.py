@@ -153,10 +153,10 @@ class Examination:
         except NoConnector as error:
             return str(error), "payrelay connect apply"
         causes = "; ".join(task.cause for task in status.tasks if task.cause)
-        found = f"{status.state}, tasks {[task.state for task in status.tasks]} {causes}".strip()
+        state = f"{status.state}, tasks {[task.state for task in status.tasks]} {causes}".strip()
         if status.is_running:
-            return found, ""
-        return found, f"payrelay connect {'resume' if status.state in ('STOPPED', 'PAUSED') else 'restart'}"
+            return state, ""
+        return state, f"payrelay connect {'resume' if status.state in ('STOPPED', 'PAUSED') else 'restart'}"
 
     def _streaming_fix(self) -> str:
         """Return the command that makes the connector read the slot again."""
@@ -172,8 +172,8 @@ class Examination:
         if not folder.is_up():
             return Check(check="parts", ok=False, found="the local stack is down", mend="payrelay up")
         stopped = stopped_parts(folder)
-        found = f"not running: {', '.join(stopped)}" if stopped else "all run"
-        return Check(check="parts", ok=not stopped, found=found, mend=self._start_parts(stopped) if stopped else "")
+        state = f"not running: {', '.join(stopped)}" if stopped else "all run"
+        return Check(check="parts", ok=not stopped, found=state, mend=self._start_parts(stopped) if stopped else "")
 
     def _heartbeat(self) -> Check:
         """The connector reads the slot and writes its heartbeat."""
@@ -181,9 +181,9 @@ class Examination:
             beat_at = beat_of(connection)
         limit_s = max(5.0, BEATS_MAX * self.settings.heartbeat_interval_ms / 1000)
         age_s = None if beat_at is None else max(0.0, (self.now - beat_at).total_seconds())
-        found = "none yet" if age_s is None else f"{age_s:.1f} s old, limit {limit_s:.0f} s"
+        state = "none yet" if age_s is None else f"{age_s:.1f} s old, limit {limit_s:.0f} s"
         ok = age_s is not None and age_s <= limit_s
-        return Check(check="heartbeat", ok=ok, found=found, mend="" if ok else self._streaming_fix())
+        return Check(check="heartbeat", ok=ok, found=state, mend="" if ok else self._streaming_fix())
 
     def _slot(self) -> Check:
         slot = self._slot_state
@@ -196,9 +196,9 @@ class Examination:
             )
         if not slot.found or slot.wal_status == "lost":
             return Check(check="slot", ok=False, found="lost", mend=REPAIR)
-        found = f"{'active' if slot.active else 'not active'}, {slot.retained_bytes} bytes of WAL retained"
+        state = f"{'active' if slot.active else 'not active'}, {slot.retained_bytes} bytes of WAL retained"
         ok = slot.active and slot.retained_bytes <= RETAINED_BYTES_MAX
-        return Check(check="slot", ok=ok, found=found, mend="" if ok else self._streaming_fix())
+        return Check(check="slot", ok=ok, found=state, mend="" if ok else self._streaming_fix())
 
     def _publication(self) -> Check:
         with reader_engine(self.settings).connect() as connection:
@@ -210,8 +210,8 @@ class Examination:
 
     def _connector(self) -> Check:
         """Kafka Connect says that it runs. It says so of a dead pipeline too: heartbeat and arrival judge that."""
-        found, fix = self._connector_state
-        return Check(check="connector", ok=not fix, found=found, mend=fix)
+        state, fix = self._connector_state
+        return Check(check="connector", ok=not fix, found=state, mend=fix)
 
     def _topics(self) -> Check:
         problems = [(state, problem) for state in self._topic_states for problem in state.problems]
@@ -225,8 +225,8 @@ class Examination:
             fixes.append("payrelay topics apply")
         if moved:  # nothing takes partitions away: what is there is declared, once consumers have read what lay before
             fixes.append(f"export PAYRELAY_PARTITIONS='{json.dumps(dict(self.settings.partitions) | moved)}'")
-        found = "; ".join(f"{state.topic}: {problem}" for state, problem in problems) or "as declared"
-        return Check(check="topics", ok=not problems, found=found, mend="; ".join(fixes))
+        differences = "; ".join(f"{state.topic}: {problem}" for state, problem in problems) or "as declared"
+        return Check(check="topics", ok=not problems, found=differences, mend="; ".join(fixes))
 
     def _days_ahead(self) -> Check:
         with reader_engine(self.settings).connect() as connection:
@@ -242,24 +242,24 @@ class Examination:
     def _processors(self) -> Check:
         """Every processor's consumer group has a member."""
         idle = idle_processors(self.settings)
-        found = f"nobody runs {', '.join(idle)}" if idle else "each has a member in its group"
+        state = f"nobody runs {', '.join(idle)}" if idle else "each has a member in its group"
         fix = self._run(idle, by_hand=f"payrelay worker {' '.join(idle)}") if idle else ""
-        return Check(check="processors", ok=not idle, found=found, mend=fix)
+        return Check(check="processors", ok=not idle, found=state, mend=fix)
 
     def _notifiers(self) -> Check:
         """Every notification queue has a notifier."""
         idle = idle_queues(self.settings)
         names = [f"notifier:{queue}" for queue in idle]
-        found = f"nobody serves {', '.join(idle)}" if idle else "each queue has a notifier"
+        state = f"nobody serves {', '.join(idle)}" if idle else "each queue has a notifier"
         fix = self._run(names, by_hand=f"payrelay worker {' '.join(names)}") if idle else ""
-        return Check(check="notifiers", ok=not idle, found=found, mend=fix)
+        return Check(check="notifiers", ok=not idle, found=state, mend=fix)
 
     def _services(self) -> Check:
         """Every HTTP service answers."""
         silent = silent_services(self.settings)
-        found = f"no answer from {', '.join(silent)}" if silent else "each answers"
+        state = f"no answer from {', '.join(silent)}" if silent else "each answers"
         fix = self._run(silent, by_hand=f"payrelay serve {' '.join(silent)}") if silent else ""
-        return Check(check="services", ok=not silent, found=found, mend=fix)
+        return Check(check="services", ok=not silent, found=state, mend=fix)
 
     def _positions(self) -> Check:
         """Every consumer's progress lies inside its log."""
@@ -268,7 +268,7 @@ class Examination:
             for position in self._consumer_positions
             if not position.low <= position.next_offset <= position.high
         ]
-        found = "; ".join(
+        state = "; ".join(
             f"{hole.consumer} {hole.place[0]}/{hole.place[1]} is at {hole.next_offset}, "
             f"the log holds {hole.low} to {hole.high}"
             for hole in holes
@@ -276,7 +276,7 @@ class Examination:
         return Check(
             check="positions",
             ok=not holes,
-            found=found or "inside their logs",
+            found=state or "inside their logs",
             mend=_fix_of_hole(holes, stops_workers=self.folder is not None) if holes else "",
         )
 
@@ -288,14 +288,14 @@ class Examination:
             messages[position.consumer] = messages.get(position.consumer, 0) + position.behind
         for position, age_s in lag_ages(self.settings, self._consumer_positions, self.now).items():
             ages[position.consumer] = max(ages.get(position.consumer, 0.0), age_s)
-        found = ", ".join(
+        state = ", ".join(
             f"{consumer} {count}" + (f" ({ages[consumer]:.0f} s)" if consumer in ages else "")
             for consumer, count in sorted(messages.items())
         )
         late = sorted(consumer for consumer, age_s in ages.items() if age_s > LAG_S_MAX)
         names = [consumer.removeprefix(self.settings.group_prefix) for consumer in late]
         fix = self._run(names, by_hand=f"payrelay worker {' '.join(names)}") if late else ""
-        return Check(check="lag", ok=not late, found=found or "no consumer has begun", mend=fix)
+        return Check(check="lag", ok=not late, found=state or "no consumer has begun", mend=fix)
 
     def _parked(self) -> Check:
         with reader_engine(self.settings).connect() as connection:

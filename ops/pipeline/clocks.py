@@ -81,8 +81,8 @@ def judge_clocks(*, apart: timedelta, recorded_ahead: timedelta, waiting: Sequen
     'host and database agree within 0 s'
     """
     if abs(apart) > APART_MAX:
-        found = f"the host's clock is {_span(apart)} {'ahead of' if apart > timedelta() else 'behind'} the database's"
-        return Verdict(False, found, "set the wrong clock right; then payrelay upkeep")
+        state = f"the host's clock is {_span(apart)} {'ahead of' if apart > timedelta() else 'behind'} the database's"
+        return Verdict(False, state, "set the wrong clock right; then payrelay upkeep")
     step = ""
     if recorded_ahead > AHEAD_MAX:
         step = (
@@ -91,10 +91,10 @@ def judge_clocks(*, apart: timedelta, recorded_ahead: timedelta, waiting: Sequen
         )
     if not waiting:
         return Verdict(True, f"{step}host and database agree within {_span(apart)}")
-    ready = sum(one.has_day for one in waiting)
-    found = f"{step}{len(waiting)} parked keys wait with events ahead of the clock, {ready} of them can be applied"
+    ready = sum(key.has_day for key in waiting)
+    state = f"{step}{len(waiting)} parked keys wait with events ahead of the clock, {ready} of them can be applied"
     return Verdict(
-        False, found, "payrelay upkeep" if ready else "wait: their days are made 14 days before, and upkeep retries"
+        False, state, "payrelay upkeep" if ready else "wait: their days are made 14 days before, and upkeep retries"
     )
 
 

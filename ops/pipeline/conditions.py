@@ -69,17 +69,20 @@ def _parsed(connection: Connection, table: str, condition: str) -> str:
         if error.sqlstate is None or error.sqlstate.startswith(("08", "57P")):
             raise Unreachable(f"PostgreSQL does not answer: {message_of(error)}") from error
         raise Refused(f"the condition does not hold as SQL: {message_of(error)}") from error
-    found = text("SELECT ev_action FROM pg_rewrite WHERE ev_class = CAST(:view AS regclass)")
-    return str(connection.execute(found, {"view": f"pg_temp.{VIEW}"}).scalar_one())
+    parsed = text("SELECT ev_action FROM pg_rewrite WHERE ev_class = CAST(:view AS regclass)")
+    return str(connection.execute(parsed, {"view": f"pg_temp.{VIEW}"}).scalar_one())
 
 
 def _changing(connection: Connection, tree: str) -> list[str]:
     """Return what the tree calls that is not PostgreSQL's own or may change something; somebody's types and views call theirs."""
-    operators = [*_OPERATOR.findall(tree), *(one for many in _OPERATORS.findall(tree) for one in many.split())]
+    operators = [
+        *_OPERATOR.findall(tree),
+        *(operator for many in _OPERATORS.findall(tree) for operator in many.split()),
+    ]
     about = {"functions": _FUNCTION.findall(tree), "operators": operators, "ours": OURS_FROM}
     called = [str(name) for name in connection.execute(_NAMED, about).scalars()]
-    types = sorted({one for one in _TYPE.findall(tree) if int(one) >= OURS_FROM})
+    types = sorted({oid for oid in _TYPE.findall(tree) if int(oid) >= OURS_FROM})
     others = connection.execute(
         _OTHERS, {"relations": _RELATION.findall(tree), "view": VIEW, "ours": OURS_FROM}
     ).scalars()
-    return [*called, *(f"type {one}" for one in types), *(f"{name}, which is no table" for name in others)]
+    return [*called, *(f"type {oid}" for oid in types), *(f"{name}, which is no table" for name in others)]

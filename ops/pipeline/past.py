@@ -69,16 +69,16 @@ def note_passed(settings: Settings, *, now: datetime) -> list[str]:
         readings = still_reading(connection)
     passed = _passed(settings, readings, now) if readings else []
     noted = []
-    for one in passed:
+    for reading in passed:
         with owner_engine(settings).begin() as owner:
             statement = text(f"""
-                UPDATE {one.service}.topic_begun SET passed_at = clock_timestamp()
+                UPDATE {reading.service}.topic_begun SET passed_at = clock_timestamp()
                 WHERE consumer = :consumer AND topic = :topic AND passed_at IS NULL AND NOT EXISTS (
-                  SELECT FROM {one.service}.parked WHERE consumer = :consumer AND topic = :topic
+                  SELECT FROM {reading.service}.parked WHERE consumer = :consumer AND topic = :topic
                   AND coalesce(CAST(event_id AS text), lower(headers ->> 'ce_id')) COLLATE "C" < :horizon)""")  # noqa: S608
-            values = {"consumer": one.consumer, "topic": one.topic, "horizon": str(one.horizon)}
+            values = {"consumer": reading.consumer, "topic": reading.topic, "horizon": str(reading.horizon)}
             if owner.execute(statement, values).rowcount:
-                noted.append(f"{one.consumer} {one.topic}")
+                noted.append(f"{reading.consumer} {reading.topic}")
     return noted
 
 
@@ -106,18 +106,18 @@ def forget_past(settings: Settings) -> dict[str, int]:
 
 
 def _passed(settings: Settings, readings: Collection[Reading], now: datetime) -> list[Reading]:
-    logs = bounds(settings, {one.topic for one in readings})
-    positions = {(one.consumer, one.place): one.begin for one in consumer_positions(settings)}
+    logs = bounds(settings, {reading.topic for reading in readings})
+    positions = {(position.consumer, position.place): position.begin for position in consumer_positions(settings)}
     begins = {
-        one: {place: positions.get((one.consumer, place), low) for place, (low, _) in _of(one.topic, logs)}
-        for one in readings
+        reading: {place: positions.get((reading.consumer, place), low) for place, (low, _) in _of(reading.topic, logs)}
+        for reading in readings
     }
     unread = {(place, begin) for own in begins.values() for place, begin in own.items() if begin < logs[place][1]}
     times = append_times(settings, unread)
     return [
-        one
-        for one, own in begins.items()
-        if own and all(times.get(at, now) >= one.until(settings.outbox_days) for at in own.items())
+        reading
+        for reading, own in begins.items()
+        if own and all(times.get(at, now) >= reading.until(settings.outbox_days) for at in own.items())
     ]
 
 

@@ -57,6 +57,10 @@ def consumer_positions(settings: Settings) -> list[Position]:
 
 def lag_ages(settings: Settings, positions: Sequence[Position], now: datetime) -> dict[Position, float]:
     """Return how old (seconds) the oldest message that waits is, of each position that is behind. Raises Unreachable."""
-    behind = [one for one in positions if one.behind]
-    times = append_times(settings, {(one.place, one.begin) for one in behind})
-    return {one: (now - at).total_seconds() for one in behind if (at := times.get((one.place, one.begin))) is not None}
+    behind = [position for position in positions if position.behind]
+    times = append_times(settings, {(position.place, position.begin) for position in behind})
+    return {
+        position: (now - at).total_seconds()
+        for position in behind
+        if (at := times.get((position.place, position.begin))) is not None
+    }

@@ -68,7 +68,9 @@ def plan_repair(settings: Settings, *, now: datetime, since: datetime | None = N
         begins = {service: first_id_at(now - MARGIN) for service in SERVICES}
         for service, ids in missing.items():
             # Rows recorded just before the oldest missing one may have been under way too.
-            begins[service] = min([begins[service], *(UUID(int=one.int - _as_id_distance(MARGIN)) for one in ids)])
+            begins[service] = min(
+                [begins[service], *(UUID(int=identity.int - _as_id_distance(MARGIN)) for identity in ids)]
+            )
         rows = sum(
             connection.execute(
                 text(f"SELECT count(*) FROM {service}.outbox WHERE id >= :bound"),  # noqa: S608 - a schema of ours
@@ -221,9 +223,9 @@ def _publish_all(engine: Engine, *, within_s: float) -> None:
         if getattr(error.orig, "sqlstate", None) != LOCKED:
             raise
         with engine.connect() as connection:
-            found = holders(connection, TABLES)
+            blocking = holders(connection, TABLES)
         raise NotReady(
-            f"the publication cannot be made whole while its tables are locked, and some were for {within_s:.0f} s: {found}. "
+            f"the publication cannot be made whole while its tables are locked, and some were for {within_s:.0f} s: {blocking}. "
             "End them, then repeat"
         ) from error
 

@@ -60,7 +60,7 @@ def find_rows(settings: Settings, services: Collection[str], wanted: Rows) -> di
     that could have an effect. Raises Refused for one that does or is no SQL, for a service that is none, and for more than a
     million rows.
     """
-    found: dict[str, list[UUID]] = {}
+    chosen: dict[str, list[UUID]] = {}
     engine = reader_engine(settings, role=SEARCHER if wanted.where else READER)
     for service in services:
         if service not in SERVICES:
@@ -71,10 +71,10 @@ def find_rows(settings: Settings, services: Collection[str], wanted: Rows) -> di
             connection.execute(text("SET TRANSACTION READ ONLY"))
             connection.execute(text(f"SET LOCAL statement_timeout = {LOOK_UP_MS}"))
             if ids := _look_up(connection, service, wanted):
-                found[service] = ids
-    if (rows := sum(map(len, found.values()))) > ROWS_MAX:
+                chosen[service] = ids
+    if (rows := sum(map(len, chosen.values()))) > ROWS_MAX:
         raise Refused(f"more than {ROWS_MAX} rows ({rows}): ask for a shorter stretch")
-    return found
+    return chosen
 
 
 def _look_up(connection: Connection, service: str, wanted: Rows) -> list[UUID]:
@@ -175,7 +175,7 @@ def _require_listener(settings: Settings) -> None:
 
 def _signal(engine: Engine, service: str, condition: str) -> None:
     table = f"{service}.outbox"
-    told = {
+    signal = {
         "type": "incremental",
         "data-collections": [table],
         "additional-conditions": [{"data-collection": table, "filter": condition}],
@@ -183,5 +183,5 @@ def _signal(engine: Engine, service: str, condition: str) -> None:
     with engine.begin() as connection:
         connection.execute(
             text(f"INSERT INTO {SIGNALS} (id, type, data) VALUES (:id, 'execute-snapshot', :data)"),  # noqa: S608
-            {"id": str(uuid4()), "data": json.dumps(told)},
+            {"id": str(uuid4()), "data": json.dumps(signal)},
         )

@@ -191,8 +191,8 @@ def _unread_from(settings: Settings) -> date:
 
     An event is appended at most as long after it was recorded as its outbox keeps it.
     """
-    behind = [one for one in consumer_positions(settings) if one.behind]
-    appended = append_times(settings, {(one.place, one.begin) for one in behind}).values()
+    behind = [position for position in consumer_positions(settings) if position.behind]
+    appended = append_times(settings, {(position.place, position.begin) for position in behind}).values()
     return (min(appended) - timedelta(days=settings.outbox_days)).date() if appended else date.max
 
 
@@ -201,9 +201,9 @@ def _retry_ahead(settings: Settings) -> dict[str, int]:
     from ops.delivery.parked import Queue, retry  # here: the supervisor starts faster without the processors
 
     with reader_engine(settings).connect() as connection:
-        ready = [one for one in waiting_ahead(connection, settings) if one.has_day]
+        ready = [key for key in waiting_ahead(connection, settings) if key.has_day]
     about = {"events": 1, "cause": Cause.AHEAD_OF_CLOCK.value, "type": "", "error": ""}
-    chosen = [Queue(id=one.id, consumer=one.consumer, key=one.key, **about) for one in ready]  # type: ignore[arg-type]
+    chosen = [Queue(id=key.id, consumer=key.consumer, key=key.key, **about) for key in ready]  # type: ignore[arg-type]
     retried = Counter[str]()
     for queue, drained in retry(settings, chosen, Act(action=Action.RETRY, actor="upkeep")):
         retried[queue.consumer] += drained.applied
