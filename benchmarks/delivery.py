@@ -80,10 +80,10 @@ def _rates(folder: StackFolder) -> dict[str, list[float]]:
 
 def loop_rate(folder: StackFolder, loop: str, work: str, prefix: str, count: int) -> float:
     process = _started(folder, loop, work, prefix, count)
-    told, _ = process.communicate(timeout=RUN_S)
+    printed, _ = process.communicate(timeout=RUN_S)
     if process.returncode:
         raise RuntimeError(f"{loop} {work}: exit code {process.returncode}")
-    return float(count / json.loads(told)["seconds"])
+    return float(count / json.loads(printed)["seconds"])
 
 
 def _started(folder: StackFolder, loop: str, work: str, prefix: str, count: int) -> subprocess.Popen[bytes]:

@@ -47,7 +47,9 @@ DRAINED_S = 180.0
 POLL_S, QUIET = 0.3, 3
 AMOUNT_FEN = 10_000
 
-PROCESSORS = {one.processor.name: one.processor for one in FOLLOWERS if one.processor.service != "bank"}
+PROCESSORS = {
+    consumer.processor.name: consumer.processor for consumer in FOLLOWERS if consumer.processor.service != "bank"
+}
 """What is paid here is paid without a bank: its own notifications are not among what is planted."""
 FIRST = ("funds", "points", "accounting", "notification")
 """The processors whose events are there from the beginning; settlement's are what funds has answered."""
@@ -183,8 +185,8 @@ class Field:
                 ]
                 ids = record(connection, outgoing)
             recorded += [
-                Envelope(id=identity, version=1, correlation=one.correlation, event=one.event)
-                for identity, one in zip(ids, outgoing, strict=True)
+                Envelope(id=identity, version=1, correlation=outgoing_event.correlation, event=outgoing_event.event)
+                for identity, outgoing_event in zip(ids, outgoing, strict=True)
             ]
         self.events += len(events)
         return recorded
@@ -213,32 +215,32 @@ class Field:
         for name in FIRST:
             undelivered = self.record([self._settled("undelivered") for _ in range(count)])
             self._know(name, undelivered, then_forget=True)
-            self.planted |= {("undelivered", name, one.event.key) for one in undelivered}
+            self.planted |= {("undelivered", name, envelope.event.key) for envelope in undelivered}
             without = self.record([self._settled("no_effect") for _ in range(count)])
             self._know(name, without)
-            self.planted |= {("no_effect", name, one.event.key) for one in without}
+            self.planted |= {("no_effect", name, envelope.event.key) for envelope in without}
         for name in FIRST[:3]:
             wrong = self.record([self._settled("wrong") for _ in range(count)])
-            self._handle(PROCESSORS[name], [_altered(one) for one in wrong])
+            self._handle(PROCESSORS[name], [_altered(envelope) for envelope in wrong])
             self._know(name, wrong)
-            self.planted |= {("wrong_effect", name, one.event.key) for one in wrong}
+            self.planted |= {("wrong_effect", name, envelope.event.key) for envelope in wrong}
         for name in FIRST:
             stray = [
                 Envelope(id=fresh_id(), version=1, correlation=event.order_no, event=event)
                 for event in (self._settled("stray") for _ in range(count))
             ]
             self._handle(PROCESSORS[name], stray)
-            self.planted |= {("stray_effect", name, one.event.key) for one in stray}
+            self.planted |= {("stray_effect", name, envelope.event.key) for envelope in stray}
             forgotten = self.record([self._settled("forgotten") for _ in range(count)])
-            self._inbox.append((name, [one.id for one in forgotten]))
-            self.planted |= {("forgotten", name, one.event.key) for one in forgotten}
+            self._inbox.append((name, [envelope.id for envelope in forgotten]))
+            self.planted |= {("forgotten", name, envelope.event.key) for envelope in forgotten}
         contradicted = self.record([self._settled("contradicted") for _ in range(count)])
-        self.planted |= {("contradicted", "", one.event.key) for one in contradicted}
+        self.planted |= {("contradicted", "", envelope.event.key) for envelope in contradicted}
         untold = self.record([self._settled("untold") for _ in range(count)])
-        self.planted |= {("untold", "notification", one.event.key) for one in untold}
+        self.planted |= {("untold", "notification", envelope.event.key) for envelope in untold}
         self._plant_parked(count)
-        for one in ("undelivered", "no_effect"):
-            self.record([self._requested(f"{one}-answer") for _ in range(count)])
+        for kind in ("undelivered", "no_effect"):
+            self.record([self._requested(f"{kind}-answer") for _ in range(count)])
 
     def _plant_unrecorded(self, count: int) -> None:
         """Orders that ended, and nobody has recorded it."""
@@ -255,12 +257,12 @@ class Field:
         with self.engine("owner").begin() as connection:
             connection.execute(text(f"ALTER PUBLICATION {PUBLICATION} ADD TABLE payments.outbox"))
         self.events -= count
-        self.planted |= {("unpublished", "", one.event.key) for one in events}
+        self.planted |= {("unpublished", "", envelope.event.key) for envelope in events}
 
     def _plant_parked(self, count: int) -> None:
         """Events that funds' tables do not take while they are delivered."""
         events = self.record([self._settled("parked") for _ in range(count)])
-        self._parked = [one.event.key for one in events]
+        self._parked = [envelope.event.key for envelope in events]
         self.planted |= {("parked", "funds", key) for key in self._parked}
         with self.engine("owner").begin() as connection:
             connection.execute(
@@ -272,9 +274,9 @@ class Field:
         consumer, service = self.settings.group_prefix + name, PROCESSORS[name].service
         log = Log(cluster_id="", topic=events[0].event.topic.name, topic_id="", partition=0)
         with self.engine(service).begin() as connection:
-            arrive(connection, consumer, [Arrival(event_id=one.id, log=log, offset=0) for one in events])
+            arrive(connection, consumer, [Arrival(event_id=envelope.id, log=log, offset=0) for envelope in events])
         if then_forget:
-            self._inbox.append((name, [one.id for one in events]))
+            self._inbox.append((name, [envelope.id for envelope in events]))
 
     def _handle(self, processor: Processor, events: Sequence[Envelope]) -> None:
         with self.engine(processor.service).begin() as connection:
@@ -365,10 +367,16 @@ class Field:
         deadline, quiet = time.monotonic() + DRAINED_S, 0
         consumers = {self.settings.group_prefix + name for name in names}
         while quiet < QUIET:
-            positions = [one for one in consumer_positions(self.settings) if one.consumer in consumers]
-            ends = {one.place: one.high for one in positions if one.place[0].endswith(PAYMENT_ORDER.name)}
-            begun = {one.consumer for one in positions} == consumers
-            is_done = begun and sum(ends.values()) >= self._expected() and not any(one.behind for one in positions)
+            positions = [position for position in consumer_positions(self.settings) if position.consumer in consumers]
+            ends = {
+                position.place: position.high
+                for position in positions
+                if position.place[0].endswith(PAYMENT_ORDER.name)
+            }
+            begun = {position.consumer for position in positions} == consumers
+            is_done = (
+                begun and sum(ends.values()) >= self._expected() and not any(position.behind for position in positions)
+            )
             quiet = quiet + 1 if is_done else 0
             if time.monotonic() > deadline:
                 raise TimeoutError(f"not drained after {DRAINED_S:.0f} s: {positions}")
@@ -381,7 +389,7 @@ class Field:
 
 def named(findings: Sequence[Finding]) -> list[Named]:
     """Return findings as they were planted."""
-    return [(str(one.kind), one.consumer, one.business_no) for one in findings]
+    return [(str(finding.kind), finding.consumer, finding.business_no) for finding in findings]
 
 
 def _altered(envelope: Envelope) -> Envelope:

@@ -163,8 +163,8 @@ def _rate(engine: Engine, count: int, *, batch: int, handle: Callable[..., None]
 
 
 def _deliver(delivery: Delivery, slices: Sequence[Slice]) -> None:
-    for one in slices:
-        [outcome] = delivery.deliver([one]).values()
+    for part in slices:
+        [outcome] = delivery.deliver([part]).values()
         if not isinstance(outcome, Delivered) or outcome.parked:
             raise AssertionError(outcome)
 
@@ -257,7 +257,7 @@ def _work(dsn: str, name: str, partitions: Sequence[int], merchants: int, start:
         stretch = _Stretch(engine, merchants=merchants, partitions=PARTITIONS, name=name)
         each = WORKER_EVENTS // PARTITIONS
         per_partition = [list(stretch.slices(partition, each, BATCH)) for partition in partitions]
-        slices = [one for together in zip(*per_partition, strict=True) for one in together]
+        slices = [piece for together in zip(*per_partition, strict=True) for piece in together]
         delivery = Delivery(PROCESSOR, engine, consumer=name, clock=utc_now)
         start.wait(120)
         _deliver(delivery, slices)
@@ -287,7 +287,7 @@ def _settled_at_rate(settings: Settings) -> dict[str, float]:
     def settle(number: int, opened: Opened) -> None:
         time.sleep(max(0.0, first + number / RATE - time.perf_counter()))
         starts.append(time.perf_counter())
-        told = BankNotification(
+        notification = BankNotification(
             transaction_no=f"B{opened.payment_no}",
             payment_no=opened.payment_no,
             amount_fen=opened.amount_fen,
@@ -297,7 +297,7 @@ def _settled_at_rate(settings: Settings) -> dict[str, float]:
         with engine.begin() as connection:
             order = locked_order(connection, opened.payment_no)
             assert order is not None
-            settle_payment(connection, order, told, now=utc_now())
+            settle_payment(connection, order, notification, now=utc_now())
 
     first = time.perf_counter()
     with ThreadPoolExecutor(THREADS) as threads:
@@ -327,11 +327,11 @@ def _opened(engine: Engine) -> list[Opened]:
     for start in range(0, PAYMENTS, BATCH):
         with engine.begin() as connection:
             for number in range(start, min(start + BATCH, PAYMENTS)):
-                asked = PaymentRequest(
+                request = PaymentRequest(
                     payer_no=f"{name}-U{number % 40}", amount_fen=10_000 + number, order_no=f"{name}-{number}"
                 )
                 merchant = f"{name}-M{number % 8}"
                 opened.append(
-                    open_payment(connection, merchant, asked, now=now, zone=ZoneInfo("UTC"), ttl=timedelta(hours=1))
+                    open_payment(connection, merchant, request, now=now, zone=ZoneInfo("UTC"), ttl=timedelta(hours=1))
                 )
     return opened

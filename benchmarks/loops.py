@@ -40,7 +40,7 @@ Deliver = Callable[[Sequence[Slice]], Mapping[Log, Any]]
 
 def nothing(slices: Sequence[Slice]) -> Mapping[Log, Delivered]:
     """Return that all is done."""
-    return {one.log: Delivered() for one in slices}
+    return {part.log: Delivered() for part in slices}
 
 
 class Counted:
@@ -56,7 +56,7 @@ class Counted:
         outcomes = self._deliver(slices)
         if not all(isinstance(outcome, Delivered) for outcome in outcomes.values()):
             raise AssertionError(outcomes)
-        self._left -= sum(len(one.records) for one in slices)
+        self._left -= sum(len(part.records) for part in slices)
         if self._left <= 0:
             print(json.dumps({"seconds": time.perf_counter() - self._begun}), flush=True)
             os._exit(0)

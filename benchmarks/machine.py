@@ -39,7 +39,7 @@ def result(name: str, targets: list[dict[str, Any]], **more: Any) -> dict[str, A
             "java": "system" if java() == "/usr/bin/java" else "wheel",
             "faust-streaming": version("faust-streaming"),
         },
-        "load": [round(one, 2) for one in os.getloadavg()],
+        "load": [round(average, 2) for average in os.getloadavg()],
         "targets": targets,
         **more,
     }

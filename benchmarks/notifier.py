@@ -110,11 +110,11 @@ class Bench:
 
     def rates(self, url: str) -> dict[str, list[float]]:
         """Return deliveries a second, round by round: bare, and with records, logs and lanes written."""
-        found: dict[str, list[float]] = {"bare": [], "notifier": []}
+        rates: dict[str, list[float]] = {"bare": [], "notifier": []}
         for _ in range(ROUNDS):
             bare = self._start("bare", url, str(RATE_RECORDS), str(IN_FLIGHT), stdout=subprocess.PIPE)
-            told, _ = bare.communicate(timeout=PATIENCE_S)
-            found["bare"].append(RATE_RECORDS / seconds_of(told))
+            printed, _ = bare.communicate(timeout=PATIENCE_S)
+            rates["bare"].append(RATE_RECORDS / seconds_of(printed))
             queue = self._queue(url)
             self._fill(queue, RATE_RECORDS)
             with self._notifier(queue):
@@ -124,24 +124,24 @@ class Bench:
                 "WHERE notify_record.queue = :queue",
                 queue,
             )
-            found["notifier"].append(RATE_RECORDS / (last - first).total_seconds())
+            rates["notifier"].append(RATE_RECORDS / (last - first).total_seconds())
             logged, written = self._row(
                 "SELECT (SELECT count(*) FROM notify_record_log WHERE queue = :queue AND counted AND result = 'SUCCESS'),"
                 "       (SELECT count(*) FROM notify_record WHERE queue = :queue AND status = 'SUCCESS' AND attempts = 1)",
                 queue,
             )
             assert (logged, written) == (RATE_RECORDS, RATE_RECORDS)
-        return found
+        return rates
 
     def beside_silent(self, url: str) -> dict[tuple[int, str], list[float]]:
         """Return the others' p99 lateness in ms, without and beside so many silent receivers, in alternating runs."""
-        found: dict[tuple[int, str], list[float]] = {}
+        p99s: dict[tuple[int, str], list[float]] = {}
         for _ in range(SILENT_ROUNDS):
             for count in SILENT_RECEIVERS:
                 for where, silent in (("without", 0), ("beside", count)):
                     p99_ms = self.live(url, BESIDE_S, silent=silent)["p99_ms"]
-                    found.setdefault((count, where), []).append(p99_ms)
-        return found
+                    p99s.setdefault((count, where), []).append(p99_ms)
+        return p99s
 
     def live(self, url: str, seconds: float, *, silent: int = 0) -> dict[str, float]:
         """Return how late attempts begin at 200 a second, each record made at its time whatever the others do.
@@ -188,12 +188,12 @@ class Bench:
         self._settle()
         [lowest, highest] = self._row(_WATCHED, queue, dead=f"{queue}-dead", most=WATCHED)
         watched = {"low": lowest, "high": highest}
-        begun, sizes, told = utc_now(), [0.0], 0
+        begun, sizes, delivered = utc_now(), [0.0], 0
         with self._notifier(queue) as process:
-            while told < WATCHED:
+            while delivered < WATCHED:
                 time.sleep(SAMPLE_S)
-                [told] = self._row(f"SELECT count(*) {_WATCHED_TOLD}", queue, **watched)
-                if told >= WATCHED // 20:  # by then a process has grown to its size
+                [delivered] = self._row(f"SELECT count(*) {_WATCHED_TOLD}", queue, **watched)
+                if delivered >= WATCHED // 20:  # by then a process has grown to its size
                     sizes.append(resident_mb(process.pid))
         times = sorted(
             (row.finished_at - begun).total_seconds()
@@ -291,20 +291,20 @@ _FILL = text("""
     INSERT INTO notify_wake (queue, merchant_no, planned_at) SELECT :queue, merchant_no, min(planned_at) FROM made GROUP BY merchant_no""")
 
 
-def silent_targets(found: dict[tuple[int, str], list[float]]) -> list[dict[str, Any]]:
+def silent_targets(p99s: dict[tuple[int, str], list[float]]) -> list[dict[str, Any]]:
     """Return the README's promise: the others' p99 is at most 1.2 times what it is without them, or 20 ms more, if that is larger."""
     targets = []
     for count in SILENT_RECEIVERS:
-        without, beside = median(found[count, "without"]), median(found[count, "beside"])
+        without, beside = median(p99s[count, "without"]), median(p99s[count, "beside"])
         bound_ms = max(1.2 * without, without + 20)
         targets.append(target(f"others_p99_ms_without_{count}_silent", without))
         targets.append(target(f"others_p99_ms_beside_{count}_silent", beside, at_most=bound_ms))
     return targets
 
 
-def seconds_of(told: bytes) -> float:
+def seconds_of(printed: bytes) -> float:
     """Return the seconds that a bare loop has told."""
-    return float(json.loads(told)["seconds"])
+    return float(json.loads(printed)["seconds"])
 
 
 def resident_mb(pid: int) -> float:

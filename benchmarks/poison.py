@@ -54,10 +54,10 @@ def run() -> dict[str, Any]:
     finally:
         down(folder, wipe=True)
     del runs[0]  # it warms up
-    figures = [target("none_events_per_second", median(one["none"][1] for one in runs))]
+    figures = [target("none_events_per_second", median(figures_of["none"][1] for figures_of in runs))]
     for kind in KINDS[1:]:
-        search_s = median((one[kind][0] - one["none"][0]) / KEYS for one in runs)
-        steady = median(one[kind][1] / one["none"][1] for one in runs)
+        search_s = median((measured[kind][0] - measured["none"][0]) / KEYS for measured in runs)
+        steady = median(measured[kind][1] / measured["none"][1] for measured in runs)
         figures += [
             target(f"{kind}_search_ms_per_key", 1000 * search_s),
             target(f"{kind}_steady_ratio", steady, at_least=RATIO),
@@ -84,7 +84,7 @@ def _deliver(engine: Engine, kind: str) -> tuple[float, float]:
         ]
         while slices:  # what is braked comes again
             outcomes = delivery.deliver(slices)
-            slices = [one for one in slices if not isinstance(outcomes[one.log], Delivered)]
+            slices = [part for part in slices if not isinstance(outcomes[part.log], Delivered)]
         if first < OPENING:
             opened = time.perf_counter()
     ended = time.perf_counter()

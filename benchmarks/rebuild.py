@@ -38,18 +38,21 @@ def run() -> dict[str, Any]:
             rebuilt.append(_rebuilt(settings, prefix))
     finally:
         down(folder, wipe=True)
-    rates = [one.records / one.feed_s for one in rebuilt]
+    rates = [result.records / result.feed_s for result in rebuilt]
     return result(
         "rebuild",
         [
             target("rebuild_ratio_to_live", median(rates) / median(live), at_least=0.8),
             target("rebuild_events_per_second", median(rates)),
             target("live_events_per_second", median(live)),
-            target("compare_s", median(one.compare_s for one in rebuilt)),
+            target("compare_s", median(result.compare_s for result in rebuilt)),
             target("events", EVENTS),
         ],
-        holds=all(one.records == one.difference.compared == EVENTS and not one.difference.counts for one in rebuilt),
-        runs={"live": [round(one) for one in live], "rebuild": [round(one) for one in rates]},
+        holds=all(
+            result.records == result.difference.compared == EVENTS and not result.difference.counts
+            for result in rebuilt
+        ),
+        runs={"live": [round(rate) for rate in live], "rebuild": [round(rate) for rate in rates]},
     )
 
 

@@ -58,16 +58,16 @@ def run(payments: int = PAYMENTS, holes: int = HOLES) -> dict[str, Any]:
         field.close()
     finally:
         down(folder, wipe=True)
-    wanted, found = field.planted, named(first.findings)
+    wanted, seen = field.planted, named(first.findings)
     by_hand = sum(len(step.findings) for step in steps if step.by_hand and step.kind is not Kind.UNTOLD)
     return result(
         "reconcile",
         [
             target("payments", field.events, at_least=payments),
             target("planted", len(wanted)),
-            target("named", len(found), at_least=len(wanted)),
-            target("named_and_not_planted", len(set(found) - wanted) + len(found) - len(set(found)), at_most=0),
-            target("planted_and_not_named", len(wanted - set(found)), at_most=0),
+            target("named", len(seen), at_least=len(wanted)),
+            target("named_and_not_planted", len(set(seen) - wanted) + len(seen) - len(set(seen)), at_most=0),
+            target("planted_and_not_named", len(wanted - set(seen)), at_most=0),
             target("full_run_s", first.seconds, at_most=30),
             target("named_again_by_the_next_run", len(wanted & set(named(again.findings))), at_least=len(wanted)),
             target("next_run_s", again.seconds),
@@ -110,7 +110,7 @@ def _settled(field: Field, *, full: bool) -> Report:
 def _told(field: Field, report: Report) -> Report:
     """Return the first report in which every notification was answered, or the last one before the time is over."""
     deadline = time.monotonic() + WITHIN_S
-    while any(one.kind is Kind.UNTOLD for one in report.findings) and time.monotonic() < deadline:
+    while any(finding.kind is Kind.UNTOLD for finding in report.findings) and time.monotonic() < deadline:
         time.sleep(POLL_S)
         report = reconcile(field.settings, grace=GRACE)
     return report

@@ -34,24 +34,27 @@ def run(name: str) -> dict[str, Any]:
     return outcome
 
 
-def part(one: dict[str, Any]) -> str:
+def part(outcome: dict[str, Any]) -> str:
     """Return what the page says of one result."""
-    machine, versions = one["machine"], ", ".join(f"{name} {number}" for name, number in one["versions"].items())
+    machine, versions = (
+        outcome["machine"],
+        ", ".join(f"{name} {number}" for name, number in outcome["versions"].items()),
+    )
     lines = [
-        f"## {one['benchmark']}",
+        f"## {outcome['benchmark']}",
         "",
-        f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}; {versions}; load {one['load']}",
+        f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}; {versions}; load {outcome['load']}",
         "",
         "| figure | value | target | met |",
         "|---|---|---|---|",
         *(
             f"| {row['name']} | {row['value']} | {row['target']} | {('yes' if row['ok'] else 'no') if row['target'] else ''} |"
-            for row in one["targets"]
+            for row in outcome["targets"]
         ),
     ]
-    if not one.get("valid", True):
+    if not outcome.get("valid", True):
         lines += ["", "This run is not valid: it did not reach 98 % of its rate."]
-    if not one.get("holds", True):
+    if not outcome.get("holds", True):
         lines += ["", "This run is not valid: what it did is not as it should be, whatever its speed."]
     return "\n".join(lines) + "\n"
 
@@ -62,8 +65,8 @@ def parts(page: str) -> dict[str, str]:
     >>> parts("# Performance\\n\\n## startup\\na\\n\\n## latency\\nb\\n")
     {'startup': '## startup\\na\\n', 'latency': '## latency\\nb\\n'}
     """
-    found = re.split(r"^(?=## )", page, flags=re.MULTILINE)[1:]
-    return {text.split("\n", 1)[0].removeprefix("## "): text.strip("\n") + "\n" for text in found}
+    sections = re.split(r"^(?=## )", page, flags=re.MULTILINE)[1:]
+    return {text.split("\n", 1)[0].removeprefix("## "): text.strip("\n") + "\n" for text in sections}
 
 
 if __name__ == "__main__":

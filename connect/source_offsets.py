@@ -41,9 +41,9 @@ def exported_from(text: str, *, connector: str) -> Exported:
     try:
         content = json.loads(text)
         name, offsets = content["connector"], content["offsets"]
-        for one in offsets:
-            _position(one["offset"][LSN])
-            dict(one["partition"])
+        for entry in offsets:
+            _position(entry["offset"][LSN])
+            dict(entry["partition"])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise Refused("the file holds no offsets as `payrelay connect offsets get` prints them") from error
     if name != connector:
@@ -57,7 +57,7 @@ def position_of(offsets: Offsets) -> int | None:
     >>> position_of([{"partition": {"server": "p"}, "offset": {"lsn": 17, "txId": 4}}]), position_of([])
     (17, None)
     """
-    positions = [_position(offset[LSN]) for one in offsets if (offset := one.get("offset")) and LSN in offset]
+    positions = [_position(offset[LSN]) for entry in offsets if (offset := entry.get("offset")) and LSN in offset]
     return max(positions, default=None)
 
 

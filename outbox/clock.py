@@ -87,12 +87,12 @@ def in_zone(at: datetime, zone: ZoneInfo) -> datetime:
     >>> in_zone(datetime(2026, 11, 23, 8), ZoneInfo("Asia/Shanghai")).isoformat()
     '2026-11-23T08:00:00+08:00'
     """
-    one, other = (at.replace(tzinfo=zone, fold=fold) for fold in (0, 1))
-    if one.utcoffset() != other.utcoffset():
+    earlier, other = (at.replace(tzinfo=zone, fold=fold) for fold in (0, 1))
+    if earlier.utcoffset() != other.utcoffset():
         raise ValueError(
             f"{at.isoformat()} is there twice or never in {zone.key}, where clocks are changed: write the offset"
         )
-    return one
+    return earlier
 
 
 def time_of(identity: UUID) -> datetime | None:

@@ -110,15 +110,15 @@ def _keys(consumer: str, log: Log) -> dict[str, str | int]:
 
 def positions(connection: Connection, consumer: str, logs: Sequence[Log]) -> dict[Log, tuple[int, int | None]]:
     """Return the next offset, and the one last mirrored to Kafka, of each log that the consumer has begun."""
-    found = {}
+    offsets = {}
     for log in logs:
         row = connection.execute(
             text(f"SELECT next_offset, mirrored_offset FROM progress WHERE consumer = :consumer AND {_LOG}"),  # noqa: S608
             _keys(consumer, log),
         ).first()
         if row is not None:
-            found[log] = (row.next_offset, row.mirrored_offset)
-    return found
+            offsets[log] = (row.next_offset, row.mirrored_offset)
+    return offsets
 
 
 def all_positions(connection: Connection, consumer: str) -> dict[Log, int]:

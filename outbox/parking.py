@@ -252,8 +252,8 @@ def note_failure(connection: Connection, event: Held, act: Act, *, cause: Cause,
 
 def _audit(connection: Connection, event: Held, act: Act, *, outcome: str, error: str, leaves: bool) -> None:
     parameters = {"outcome": outcome, "error": error, "leaves": leaves, "id": event.id}
-    told = {"action": act.action.value, "actor": act.actor, "reason": _storable(act.reason)}
-    connection.execute(_AUDIT, parameters | told)
+    values = {"action": act.action.value, "actor": act.actor, "reason": _storable(act.reason)}
+    connection.execute(_AUDIT, parameters | values)
 
 
 def _held(row: Row[Any] | None) -> Held | None:
@@ -271,6 +271,6 @@ def _held(row: Row[Any] | None) -> Held | None:
     )
 
 
-def _storable(told: str) -> str:
+def _storable(content: str) -> str:
     """Return text as PostgreSQL can hold it."""
-    return told.replace("\0", "\ufffd")
+    return content.replace("\0", "\ufffd")

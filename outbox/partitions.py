@@ -76,7 +76,7 @@ def read_clocks(connection: Connection, *, now: datetime, schemas: Iterable[str]
     return Clocks(
         host=now,
         database=database_now(connection),
-        newest_row=max((one for one in newest if one is not None), default=None),
+        newest_row=max((row for row in newest if row is not None), default=None),
     )
 
 
@@ -268,8 +268,8 @@ def _patiently(connection: Connection, statements: str) -> None:
         if _try(connection, statements):
             return
         time.sleep(backoff_s(attempt, cap_s=1.0))
-    asked = " ".join(statements.split()).split(" FOR ")[0]
-    raise NotReady(f"no lock for {asked!r} after {TRIES_MAX} tries: end the long transactions")
+    summary = " ".join(statements.split()).split(" FOR ")[0]
+    raise NotReady(f"no lock for {summary!r} after {TRIES_MAX} tries: end the long transactions")
 
 
 def _try(connection: Connection, statements: str) -> bool:

@@ -79,8 +79,8 @@ def holders(connection: Connection, tables: Sequence[str]) -> str:
 
 
 def _sessions(rows: Sequence[Row[Any]]) -> str:
-    told = [_session(row.pid, row.usename, row.application_name, row.xact_start, row.gid) for row in rows]
-    return "; ".join(told) or "they have ended by now"
+    sessions = [_session(row.pid, row.usename, row.application_name, row.xact_start, row.gid) for row in rows]
+    return "; ".join(sessions) or "they have ended by now"
 
 
 def _session(

@@ -54,7 +54,7 @@ def signed_headers(
 ) -> dict[str, str]:
     """Return the three headers that prove a body's origin and time. While secrets rotate both have signed: either verifies."""
     secrets = [secret] if old_secret is None else [secret, old_secret]
-    signatures = [_signature(one, message_id, int(at.timestamp()), body) for one in secrets]
+    signatures = [_signature(secret, message_id, int(at.timestamp()), body) for secret in secrets]
     return {ID: message_id, TIMESTAMP: str(int(at.timestamp())), SIGNATURE: " ".join(signatures)}
 
 
@@ -70,7 +70,7 @@ def signed_at(secret: str, headers: Mapping[str, str], body: bytes) -> datetime 
     except (KeyError, ValueError):
         return None
     given = headers.get(SIGNATURE, "").split(" ")[:SIGNATURES_MAX]
-    good = [hmac.compare_digest(one.encode(), expected.encode()) for one in given]
+    good = [hmac.compare_digest(signature.encode(), expected.encode()) for signature in given]
     return at if any(good) else None
 
 

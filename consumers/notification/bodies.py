@@ -12,18 +12,18 @@ def body_of(event: Event) -> str | None:
     """Return what the merchant is told of an event; None where nothing."""
     match event:
         case PaymentSettled():
-            told = {"status": "SETTLED", "bank_transaction_no": event.bank_transaction_no, "at": event.settled_at}
+            outcome = {"status": "SETTLED", "bank_transaction_no": event.bank_transaction_no, "at": event.settled_at}
         case PaymentFailed():
-            told = {"status": "FAILED", "reason": event.reason, "at": event.failed_at}
+            outcome = {"status": "FAILED", "reason": event.reason, "at": event.failed_at}
         case _:
             return None
     common = {"payment_no": event.payment_no, "order_no": event.order_no, "amount_fen": event.amount_fen}
-    return msgspec.json.encode({"type": event.type, **common, "currency": event.currency, **told}).decode()
+    return msgspec.json.encode({"type": event.type, **common, "currency": event.currency, **outcome}).decode()
 
 
 def bank_body_of(event: BankTransactionExecuted) -> str:
     """Return what the platform is told of the bank's transaction."""
-    told = BankNotification(
+    notification = BankNotification(
         transaction_no=event.transaction_no,
         payment_no=event.payment_no,
         amount_fen=event.amount_fen,
@@ -32,4 +32,4 @@ def bank_body_of(event: BankTransactionExecuted) -> str:
         reason=event.reason,
         executed_at=event.executed_at,
     )
-    return msgspec.json.encode(told).decode()
+    return msgspec.json.encode(notification).decode()

@@ -35,8 +35,8 @@ def resend_notifications(
     Whatever their status, but for those being sent just now. Each has a row in the audit table, what was left too, which
     names the act that it is an item of. Transaction: the caller's. May be repeated: each call sends once more.
     """
-    asked = {"ids": list(ids), "reason": reason, "actor": actor, "act_id": act_id}
-    return list(connection.execute(_RESEND, asked).scalars())
+    parameters = {"ids": list(ids), "reason": reason, "actor": actor, "act_id": act_id}
+    return list(connection.execute(_RESEND, parameters).scalars())
 
 
 # What is under a lease is not locked: its sender updates it in an order of its own.
@@ -72,8 +72,8 @@ def pause(
     time is the database's, or `now`.
     """
     require_merchant(connection, queue, merchant_no)
-    asked = {"queue": queue, "merchant_no": merchant_no, "now": now}
-    changed = bool(connection.execute(_PAUSE, asked).rowcount)
+    parameters = {"queue": queue, "merchant_no": merchant_no, "now": now}
+    changed = bool(connection.execute(_PAUSE, parameters).rowcount)
     _audit(connection, "PAUSE", queue, merchant_no, "PAUSED" if changed else "WAS_PAUSED", reason=reason, actor=actor)
     return changed
 
@@ -92,8 +92,8 @@ def resume(
     Transaction: the caller's. May be repeated. Raises Refused for an unknown merchant or queue. The time is the database's, or `now`.
     """
     require_merchant(connection, queue, merchant_no)
-    asked = {"queue": queue, "merchant_no": merchant_no, "now": now}
-    changed = bool(connection.execute(_RESUME, asked).rowcount)
+    parameters = {"queue": queue, "merchant_no": merchant_no, "now": now}
+    changed = bool(connection.execute(_RESUME, parameters).rowcount)
     _audit(connection, "RESUME", queue, merchant_no, "RESUMED" if changed else "NOT_PAUSED", reason=reason, actor=actor)
     return changed
 

@@ -39,8 +39,8 @@ def rotate_secret(connection: Connection, merchant_no: str, *, secret: str, old_
     """
     if not is_secret(secret):
         raise Refused(f"a secret is {SECRET_FORM}")
-    asked = {"merchant_no": merchant_no, "secret": secret, "until": old_until}
-    if not connection.execute(_ROTATE, asked).rowcount:
+    parameters = {"merchant_no": merchant_no, "secret": secret, "until": old_until}
+    if not connection.execute(_ROTATE, parameters).rowcount:
         raise UnknownName(f"merchant {merchant_no!r} has no receiver")
 
 

@@ -108,8 +108,8 @@ def _delay(name: str, value: object) -> timedelta:
     if isinstance(value, Decimal) and value.is_finite():
         # More digits than a delay can have are not computed with: 1e999999 would overflow.
         seconds = value * 60 if value.adjusted() < DIGITS_MAX else Decimal("inf")
-    elif isinstance(value, str) and (found := _WITH_UNIT.fullmatch(value)):
-        seconds = Decimal(found[1]) * UNITS[found[2]]
+    elif isinstance(value, str) and (matched := _WITH_UNIT.fullmatch(value)):
+        seconds = Decimal(matched[1]) * UNITS[matched[2]]
     if seconds is None:
         raise Misused(
             f'attempt {name}: {str(value)[:50]!r} is neither minutes (0, 1, 0.5) nor text with a unit ("5s", "30m", "2h", "1d")'

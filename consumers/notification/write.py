@@ -57,8 +57,13 @@ def write(connection: Connection, queue: str, rows: Sequence[dict[str, object]])
     if not rows:
         return
     rule = rule_of(connection, queue)
-    asked = {"queue": queue, "rule": rule, "first_s": parse_rule(rule).delays[0].total_seconds(), "rows": as_json(rows)}
-    written = connection.execute(_WRITE, asked).one()
+    parameters = {
+        "queue": queue,
+        "rule": rule,
+        "first_s": parse_rule(rule).delays[0].total_seconds(),
+        "rows": as_json(rows),
+    }
+    written = connection.execute(_WRITE, parameters).one()
     if written.records != len(rows):
         raise DuplicateFact("a record of this event was written before")
     refuse_ahead(connection, written.last, written.at)

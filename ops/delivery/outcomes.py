@@ -38,15 +38,15 @@ def fates(connection: Connection, service: str, consumer: str, ids: Collection[U
     """
     if service not in SERVICES:
         raise ValueError(service)
-    found = dict.fromkeys(ids, Fate.MISSING)
-    wanted = {"consumer": consumer, "ids": list(found)}
+    outcomes = dict.fromkeys(ids, Fate.MISSING)
+    wanted = {"consumer": consumer, "ids": list(outcomes)}
     for fate, table in ((Fate.PARKED, "parked"), (Fate.APPLIED, "inbox"), (Fate.APPLIED, "inbox_behind")):
         rows = connection.execute(
             text(f"SELECT event_id FROM {service}.{table} WHERE consumer = :consumer AND event_id = ANY(:ids)"),  # noqa: S608
             wanted,
         )
-        found.update(dict.fromkeys(rows.scalars(), fate))
-    return found
+        outcomes.update(dict.fromkeys(rows.scalars(), fate))
+    return outcomes
 
 
 def progress_of(connection: Connection, schema: str, consumer: str) -> dict[Log, int]:
@@ -138,14 +138,14 @@ def _parked_places(
     if not places:
         return set()
     rows = [{"topic": topic, "partition": partition, "offset": offset} for topic, partition, offset in places]
-    found = connection.execute(
+    parked_rows = connection.execute(
         text(f"""SELECT parked.topic, parked.partition, parked."offset" FROM {service}.parked
                  JOIN json_to_recordset(CAST(:rows AS json)) AS place (topic text, partition integer, "offset" bigint)
                    USING (topic, partition, "offset")
                  WHERE consumer = :consumer"""),  # noqa: S608 - a schema of ours
         {"consumer": consumer, "rows": as_json(rows)},
     )
-    return {(row.topic, row.partition, row.offset) for row in found}
+    return {(row.topic, row.partition, row.offset) for row in parked_rows}
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -100,7 +100,7 @@ _WHERE = """
 
 def counts(connection: Connection, wanted: Filter) -> list[Count]:
     """Return how many events are parked, by consumer, cause and type, the most first."""
-    found = [
+    groups = [
         Count(**row._mapping)
         for row in _rows(
             connection,
@@ -110,7 +110,7 @@ def counts(connection: Connection, wanted: Filter) -> list[Count]:
             wanted,
         )
     ]
-    return sorted(found, key=lambda one: -one.events)
+    return sorted(groups, key=lambda group: -group.events)
 
 
 def events(connection: Connection, wanted: Filter, *, limit: int) -> list[ParkedRow]:
@@ -123,8 +123,8 @@ def events(connection: Connection, wanted: Filter, *, limit: int) -> list[Parked
         wanted,
         limit=limit,
     )
-    found = [ParkedRow(**{**row._mapping, "key": _legible(row.key), "error": row.error[:200]}) for row in rows]
-    return sorted(found, key=lambda one: one.parked_at)[:limit]
+    listed = [ParkedRow(**{**row._mapping, "key": _legible(row.key), "error": row.error[:200]}) for row in rows]
+    return sorted(listed, key=lambda row: row.parked_at)[:limit]
 
 
 def event(connection: Connection, identity: str) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def place_of(identity: str) -> tuple[str, int]:
 
 def queues(connection: Connection, wanted: Filter, *, limit: int) -> list[Queue]:
     """Return what a retry of the wanted events tries, oldest first: of an event with a key, the whole key from its head."""
-    found = _rows(
+    rows = _rows(
         connection,
         f"""SELECT '{{service}}:' || min(lot.id) AS id, lot.consumer, lot.key, count(*) AS events,
                    (array_agg(lot.cause ORDER BY lot.id))[1] AS cause,
@@ -165,7 +165,7 @@ def queues(connection: Connection, wanted: Filter, *, limit: int) -> list[Queue]
         wanted,
         limit=limit,
     )
-    return [Queue(**row._mapping) for row in found][:limit]
+    return [Queue(**row._mapping) for row in rows][:limit]
 
 
 def retry(settings: Settings, chosen: Sequence[Queue], act: Act) -> Iterator[tuple[Queue, out.Drained]]:

@@ -84,7 +84,7 @@ def cast(run: str, seed: int) -> Run:
 
     payers = [payer(number, RICH_FEN) for number in range(PAYERS)]
     poor = [payer(PAYERS + number, 0) for number in range(POOR_PAYERS)]
-    numbers = [*(one.merchant_no for one in merchants), *(one.payer_no for one in (*payers, *poor))]
+    numbers = [*(party.merchant_no for party in merchants), *(payer.payer_no for payer in (*payers, *poor))]
     return Run(
         name=run,
         merchants=merchants,

@@ -34,8 +34,12 @@ def latencies_ms(settings: Settings, *, since: datetime, consumer: str = "accoun
     ledger = _commits(settings, "accounting.inbox", "event_id", since, consumer=settings.group_prefix + consumer)
     appended = _append_times(settings, set(committed), since)
     return {
-        "commit_to_kafka": [(appended[one] - at) * 1000 for one, at in committed.items() if one in appended],
-        "commit_to_ledger": [(ledger[one] - at) * 1000 for one, at in committed.items() if one in ledger],
+        "commit_to_kafka": [
+            (appended[identity] - at) * 1000 for identity, at in committed.items() if identity in appended
+        ],
+        "commit_to_ledger": [
+            (ledger[identity] - at) * 1000 for identity, at in committed.items() if identity in ledger
+        ],
     }
 
 
@@ -51,8 +55,8 @@ def _commits(settings: Settings, table: str, column: str, since: datetime, *, co
 
 def _append_times(settings: Settings, wanted: set[UUID], since: datetime) -> dict[UUID, float]:
     """Return when the broker appended each event's first record, in seconds."""
-    found: dict[UUID, float] = {}
+    times: dict[UUID, float] = {}
     for identity, at in event_times(settings, [settings.topic_prefix + PAYMENT_ORDER.name], since=since):
         if identity in wanted:
-            found.setdefault(identity, at)
-    return found
+            times.setdefault(identity, at)
+    return times

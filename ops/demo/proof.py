@@ -148,19 +148,19 @@ def judge(journal: Journal, facts: Facts, *, delivered: int | None = None) -> Pr
     findings += [f"order {order_no} of the journal was never opened" for order_no in intents if order_no not in opened]
 
     settled = [row for row in facts.payments if row.status == "SETTLED"]
-    told = [row for row in facts.payments if row.status in ("SETTLED", "FAILED")]
+    finished = [row for row in facts.payments if row.status in ("SETTLED", "FAILED")]
     counts = {
         "funds": Counter(row.payment_no for row in facts.funds),
         "points": Counter(row.payment_no for row in facts.points),
         "accounting": Counter(row.business_no for row in facts.vouchers if row.account.startswith("merchant_payable:")),
         "notification": Counter(row.payment_no for row in facts.records if row.status == "SUCCESS"),
     }
-    for name, found in counts.items():
-        for row in told if name == "notification" else settled:
-            if not found[row.payment_no]:
+    for name, counted in counts.items():
+        for row in finished if name == "notification" else settled:
+            if not counted[row.payment_no]:
                 lost.add(row.payment_no)
                 findings.append(f"payment {row.payment_no} of order {row.order_no} has no {name} effect")
-        for payment_no, count in found.items():
+        for payment_no, count in counted.items():
             if count > 1:
                 doubled += count - 1
                 findings.append(f"payment {payment_no} has {count} {name} effects")
@@ -183,18 +183,18 @@ def judge(journal: Journal, facts: Facts, *, delivered: int | None = None) -> Pr
     findings += facts.ledger
     if facts.parked:
         findings.append(f"{facts.parked} events are parked: look into <service>.parked")
-    if delivered is not None and delivered < len(told):
-        findings.append(f"{len(told) - delivered} notifications did not reach their merchants")
+    if delivered is not None and delivered < len(finished):
+        findings.append(f"{len(finished) - delivered} notifications did not reach their merchants")
     return Proof(
         orders=len(intents),
         settled=len(settled),
         failed=sum(row.status == "FAILED" for row in facts.payments),
         unsettled=unsettled,
         effects={
-            name: sum(bool(found[row.payment_no]) for row in (told if name == "notification" else settled))
-            for name, found in counts.items()
+            name: sum(bool(counted[row.payment_no]) for row in (finished if name == "notification" else settled))
+            for name, counted in counts.items()
         },
-        delivered=len(told) if delivered is None else delivered,
+        delivered=len(finished) if delivered is None else delivered,
         lost=len(lost),
         doubled=doubled,
         parked=facts.parked,

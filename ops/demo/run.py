@@ -118,7 +118,7 @@ def _counts(engine: Engine, run: str) -> tuple[int, ...]:
         "SELECT count(*) FROM notification.notify_record WHERE merchant_no LIKE :like AND status = 'SUCCESS'",
     )
     with engine.connect() as connection:
-        return tuple(connection.execute(text(one), {"like": f"{run}-%"}).scalar_one() for one in statements)
+        return tuple(connection.execute(text(statement), {"like": f"{run}-%"}).scalar_one() for statement in statements)
 
 
 def _figures(settings: Settings, begun: datetime, seconds: float, starts: list[float], proof: Proof) -> dict[str, Any]:

@@ -78,8 +78,8 @@ def create_app(settings: Settings) -> Starlette:
 
         def opened(connection: Connection) -> JSONResponse:
             merchant_no = _merchant_of(connection, request, body, decoy=link_secret)
-            found = _open(connection, merchant_no, body, now=utc_now(), zone=zone, ttl=ttl)
-            return JSONResponse(_invitation(found, settings, link_secret), status_code=201)
+            payment = _open(connection, merchant_no, body, now=utc_now(), zone=zone, ttl=ttl)
+            return JSONResponse(_invitation(payment, settings, link_secret), status_code=201)
 
         return await database.transact(opened)
 
@@ -170,11 +170,11 @@ def _open(
 ) -> Opened:
     """Return the payment that a merchant's body asks for, opened; raises HttpError."""
     try:
-        asked = msgspec.json.decode(body, type=PaymentRequest)
+        payment_request = msgspec.json.decode(body, type=PaymentRequest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise HttpError(400, "bad_request", str(error)) from error
     try:
-        return open_payment(connection, merchant_no, asked, now=now, zone=zone, ttl=ttl)
+        return open_payment(connection, merchant_no, payment_request, now=now, zone=zone, ttl=ttl)
     except OrderConflict as error:
         raise HttpError(409, "order_conflict", str(error)) from error
     except NoAccount as error:
@@ -183,21 +183,21 @@ def _open(
         raise HttpError(422, "limit_exceeded", str(error)) from error
 
 
-def _invitation(found: Opened, settings: Settings, secret: str) -> dict[str, str]:
+def _invitation(payment: Opened, settings: Settings, secret: str) -> dict[str, str]:
     """Return what a merchant is answered: where the payer pays, at the bank or with us."""
-    by_bank = found.method == "bank_card"
+    by_bank = payment.method == "bank_card"
     link = PaymentLink(
-        payment_no=found.payment_no,
-        account_no=found.account_no,
-        amount_fen=found.amount_fen,
-        currency=found.currency,
-        expires_at=int(found.expires_at.timestamp()),
+        payment_no=payment.payment_no,
+        account_no=payment.account_no,
+        amount_fen=payment.amount_fen,
+        currency=payment.currency,
+        expires_at=int(payment.expires_at.timestamp()),
     )
     url = settings.bank_url if by_bank else settings.payments_url
     return {
-        "payment_no": found.payment_no,
-        "bank_address" if by_bank else "confirm_address": link_address(url, secret, link, method=found.method),
-        "expires_at": found.expires_at.isoformat(),
+        "payment_no": payment.payment_no,
+        "bank_address" if by_bank else "confirm_address": link_address(url, secret, link, method=payment.method),
+        "expires_at": payment.expires_at.isoformat(),
     }
 
 

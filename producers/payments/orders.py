@@ -324,8 +324,8 @@ def _require_secret(who: str, number: str, secret: str) -> None:
         raise Refused(f"the secret of {who} {number!r} must be {SECRET_FORM}")
 
 
-def _number(told: str) -> str:
+def _number(given: str) -> str:
     try:
-        return msgspec.convert(told, Number)
+        return msgspec.convert(given, Number)
     except msgspec.ValidationError as error:
-        raise Refused(f"number {told!r}: {error}") from error
+        raise Refused(f"number {given!r}: {error}") from error

@@ -45,8 +45,8 @@ def begin_resend(
         raise Refused("say why: the reason is kept in the audit table")
     matched = count_matching(connection, wanted, newest=newest)
     if matched:
-        asked = {"id": identity, "wanted": json.dumps(wanted.given()), "matched": matched, "newest": newest}
-        connection.execute(_BEGIN, {**asked, "reason": reason.strip(), "actor": actor})
+        parameters = {"id": identity, "wanted": json.dumps(wanted.given()), "matched": matched, "newest": newest}
+        connection.execute(_BEGIN, {**parameters, "reason": reason.strip(), "actor": actor})
     return matched
 
 
@@ -108,8 +108,8 @@ def _next(connection: Connection, act: Any, limit: int) -> list[UUID]:
     statement = f"""
         SELECT id FROM notify_record
         WHERE {where} AND id <= :newest AND (CAST(:last AS uuid) IS NULL OR id > :last) ORDER BY id LIMIT :limit"""  # noqa: S608
-    asked = {**given, "newest": act.newest, "last": act.last, "limit": limit}
-    return list(connection.execute(text(statement), asked).scalars())
+    parameters = {**given, "newest": act.newest, "last": act.last, "limit": limit}
+    return list(connection.execute(text(statement), parameters).scalars())
 
 
 def _progress(act: Any) -> Progress:

@@ -99,7 +99,7 @@ def queue_of(connection: Connection, queue: str) -> Queue:
     row = connection.execute(text("SELECT * FROM notify_queue WHERE queue = :queue"), {"queue": queue}).first()
     if row is None:
         raise UnknownName(f"no queue {queue!r}: payrelay notify rule list")
-    return Queue(**{one.name: getattr(row, one.name) for one in fields(Queue)})
+    return Queue(**{field.name: getattr(row, field.name) for field in fields(Queue)})
 
 
 def verdict(ended: Ended, lane: Lane) -> Verdict:
@@ -189,12 +189,14 @@ def turn(
     }
     given = _given(rows, lanes, free, room)
     orders = [_order(merchant_no, lanes[merchant_no], share, queue) for merchant_no, share in given.items() if share]
-    found: Sequence[Any] = ()
+    claimed: Sequence[Any] = ()
     if orders:
         until = now + timedelta(seconds=lease_s)
-        asked = {"queue": queue.queue, "now": now, "until": until, "orders": as_json(orders)}
-        found = connection.execute(_CLAIM, asked).all()
-    places = {row.merchant_no: min(row.ready_at or now, now) for row in rows} | {row.merchant_no: now for row in found}
+        parameters = {"queue": queue.queue, "now": now, "until": until, "orders": as_json(orders)}
+        claimed = connection.execute(_CLAIM, parameters).all()
+    places = {row.merchant_no: min(row.ready_at or now, now) for row in rows} | {
+        row.merchant_no: now for row in claimed
+    }
     for row in rows:
         if (
             row.in_flight
@@ -206,7 +208,7 @@ def turn(
     _save(connection, queue, lanes, places, now=now)
     return [
         Claimed(**row._mapping, prompt=_is_prompt(lanes[row.merchant_no]))
-        for row in sorted(found, key=lambda row: (row.planned_at, row.id))
+        for row in sorted(claimed, key=lambda row: (row.planned_at, row.id))
     ]
 
 
@@ -219,7 +221,7 @@ def _ready(connection: Connection, queue: Queue, room: Room, known: Mapping[str,
 
     Where only the last slots are left, they are for receivers that hold none: only those are looked at.
     """
-    asked = {
+    parameters = {
         "queue": queue.queue,
         "now": now,
         "known": sorted(known),
@@ -227,7 +229,7 @@ def _ready(connection: Connection, queue: Queue, room: Room, known: Mapping[str,
         "others": max(0, min(room.other, LANES_MAX)),
         "last": room.prompt <= room.prompt_kept,
     }
-    rows = connection.execute(_READY, asked).all()
+    rows = connection.execute(_READY, parameters).all()
     return sorted(rows, key=lambda row: row.ready_at or now)
 
 
@@ -318,15 +320,15 @@ def _finish(
     if not ended and not newly_slow:
         return {}
     of_lane: dict[str, list[Ended]] = {merchant_no: [] for merchant_no in newly_slow}
-    for one in ended:
-        of_lane.setdefault(one.claimed.merchant_no, []).append(one)
+    for attempt in ended:
+        of_lane.setdefault(attempt.claimed.merchant_no, []).append(attempt)
     locked = connection.execute(_LOCK, {"queue": queue.queue, "merchants": sorted(of_lane)}).all()
     lanes = {
-        row.merchant_no: after(_lane(row), [_evidence(one) for one in of_lane[row.merchant_no]], queue, now=now)
+        row.merchant_no: after(_lane(row), [_evidence(attempt) for attempt in of_lane[row.merchant_no]], queue, now=now)
         for row in locked
     }
     for part in _apart(ended):
-        rows = [_row(one, verdict(one, lanes[one.claimed.merchant_no])) for one in part]
+        rows = [_row(attempt, verdict(attempt, lanes[attempt.claimed.merchant_no])) for attempt in part]
         connection.execute(_FINISH, {"queue": queue.queue, "rows": as_json(rows)})
     return lanes
 
@@ -337,11 +339,11 @@ def _apart(ended: Sequence[Ended]) -> list[list[Ended]]:
     A record's SUCCESS comes first: nothing else may count before it.
     """
     parts: list[dict[UUID, Ended]] = []
-    for one in sorted(ended, key=lambda attempt: attempt.result is not Result.SUCCESS):
-        part = next((part for part in parts if one.claimed.id not in part), None)
+    for finished in sorted(ended, key=lambda attempt: attempt.result is not Result.SUCCESS):
+        part = next((part for part in parts if finished.claimed.id not in part), None)
         if part is None:
             parts.append(part := {})
-        part[one.claimed.id] = one
+        part[finished.claimed.id] = finished
     return [list(part.values()) for part in parts]
 
 
@@ -419,7 +421,7 @@ def hand_back(connection: Connection, queue: str, unbegun: Sequence[Claimed]) ->
 
     May be repeated, and run beside itself.
     """
-    rows = [{"id": one.id, "lease": one.leased_until} for one in unbegun]
+    rows = [{"id": notification.id, "lease": notification.leased_until} for notification in unbegun]
     connection.execute(_HAND_BACK, {"queue": queue, "rows": as_json(rows)})
 
 
@@ -457,7 +459,7 @@ _RELEASE = text("""
     SELECT id, attempts + 1, 'LEASE', was, planned_at FROM released""")
 
 
-_LANE = [one.name for one in fields(Lane)]
+_LANE = [field.name for field in fields(Lane)]
 
 
 def _lane(row: Any) -> Lane:

@@ -67,10 +67,10 @@ def parsed(given: dict[str, str]) -> Filter:
     >>> parsed({"status": "FAILED", "begin": "2026-01-01T00:00:00+00:00"}).given()
     {'status': 'FAILED', 'begin': '2026-01-01T00:00:00+00:00'}
     """
-    found: dict[str, Any] = dict(given)
-    found |= {name: datetime.fromisoformat(given[name]) for name in ("begin", "end") if name in given}
-    found |= {"id": UUID(given["id"])} if "id" in given else {}
-    return Filter(**found)
+    values: dict[str, Any] = dict(given)
+    values |= {name: datetime.fromisoformat(given[name]) for name in ("begin", "end") if name in given}
+    values |= {"id": UUID(given["id"])} if "id" in given else {}
+    return Filter(**values)
 
 
 def conditions(wanted: Filter) -> tuple[str, dict[str, Any]]:
@@ -81,24 +81,24 @@ def conditions(wanted: Filter) -> tuple[str, dict[str, Any]]:
     >>> conditions(Filter())
     ('true', {})
     """
-    found: list[str] = []
+    clauses: list[str] = []
     given: dict[str, Any] = {}
     if wanted.status == WAITING:
-        found.append(UNFINISHED)
+        clauses.append(UNFINISHED)
     elif wanted.status:
-        found.append(f"status = '{wanted.status}'")  # written out: partial indexes are by it
+        clauses.append(f"status = '{wanted.status}'")  # written out: partial indexes are by it
     for column in ("id", "queue", "merchant_no", "order_no", "payment_no"):
         if said := getattr(wanted, column):
-            found.append(f"{column} = :{column}")
+            clauses.append(f"{column} = :{column}")
             given[column] = said
     if wanted.http_status == NO_ANSWER:
-        found.append("http_status IS NULL AND attempts > 0")
+        clauses.append("http_status IS NULL AND attempts > 0")
     elif wanted.http_status:
         low = int(wanted.http_status.replace("x", "0"))
-        found.append("http_status BETWEEN :http_low AND :http_high")
+        clauses.append("http_status BETWEEN :http_low AND :http_high")
         given |= {"http_low": low, "http_high": low + (99 if "x" in wanted.http_status else 0)}
     for name, condition in (("begin", "id >= :begin"), ("end", "id < :end")):
         if (moment := getattr(wanted, name)) is not None:
-            found.append(condition)
+            clauses.append(condition)
             given[name] = first_id_at(moment)
-    return " AND ".join(found) or "true", given
+    return " AND ".join(clauses) or "true", given

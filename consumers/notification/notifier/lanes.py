@@ -118,26 +118,26 @@ def after(lane: Lane, attempts: Sequence[Evidence], queue: Queue, *, now: dateti
     Failures in a row open the breaker: nothing is sent for a while, then one attempt at a time, until one is answered with
     2xx; each that fails meanwhile doubles the while, up to the queue's cap.
     """
-    for one in sorted(attempts, key=lambda attempt: attempt.ended_at):
-        lane = replace(_after_one(lane, one, queue), pace=pace_of(one))
+    for evidence in sorted(attempts, key=lambda attempt: attempt.ended_at):
+        lane = replace(_after_one(lane, evidence, queue), pace=pace_of(evidence))
     return replace(lane, crowded=False, freed_at=now) if lane.crowded else lane
 
 
-def _after_one(lane: Lane, one: Evidence, queue: Queue) -> Lane:
-    if one.result is not Result.HTTP_REQUEST_FAILED:
+def _after_one(lane: Lane, attempt: Evidence, queue: Queue) -> Lane:
+    if attempt.result is not Result.HTTP_REQUEST_FAILED:
         if lane.failures < queue.breaker_failures:
             return replace(lane, failures=0) if lane.failures else lane
-        return _blocked(replace(lane, failures=0, opened_at=None, blocked_until=None), one.ended_at, Cause.BREAKER)
-    if lane.opened_at is None or one.started_at >= lane.opened_at:
+        return _blocked(replace(lane, failures=0, opened_at=None, blocked_until=None), attempt.ended_at, Cause.BREAKER)
+    if lane.opened_at is None or attempt.started_at >= lane.opened_at:
         lane = replace(lane, failures=lane.failures + 1)
         if lane.failures >= queue.breaker_failures:
             doublings = min(lane.failures - queue.breaker_failures, 30)
             open_s = min(queue.breaker_cap_s, queue.breaker_first_s * 2.0**doublings)
-            lane = replace(lane, opened_at=one.ended_at)
-            lane = _blocked(lane, one.ended_at + timedelta(seconds=open_s), Cause.BREAKER)
-    if one.retry_after is not None:
+            lane = replace(lane, opened_at=attempt.ended_at)
+            lane = _blocked(lane, attempt.ended_at + timedelta(seconds=open_s), Cause.BREAKER)
+    if attempt.retry_after is not None:
         limit = timedelta(seconds=queue.retry_after_cap_s)
-        lane = _blocked(lane, one.ended_at + min(one.retry_after, limit), Cause.RETRY_AFTER)
+        lane = _blocked(lane, attempt.ended_at + min(attempt.retry_after, limit), Cause.RETRY_AFTER)
     return lane
 
 

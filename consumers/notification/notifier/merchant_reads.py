@@ -48,16 +48,16 @@ _SHOWN = """SELECT id, queue, payment_no, order_no, status, attempts, created_at
 
 def one(connection: Connection, merchant_no: str, identity: UUID) -> dict[str, Any] | None:
     """Return a merchant's own notification; None where there is none of that id."""
-    asked = {"merchant_no": merchant_no, "id": identity}
-    row = connection.execute(text(f"{_SHOWN} WHERE merchant_no = :merchant_no AND id = :id"), asked).first()
+    parameters = {"merchant_no": merchant_no, "id": identity}
+    row = connection.execute(text(f"{_SHOWN} WHERE merchant_no = :merchant_no AND id = :id"), parameters).first()
     return dict(row._mapping) if row is not None else None
 
 
 def of_order(connection: Connection, merchant_no: str, order_no: str) -> list[dict[str, Any]]:
     """Return a merchant's own notifications of an order, the oldest first."""
-    asked = {"merchant_no": merchant_no, "order_no": order_no, "limit": ORDER_MAX}
+    parameters = {"merchant_no": merchant_no, "order_no": order_no, "limit": ORDER_MAX}
     statement = f"{_SHOWN} WHERE merchant_no = :merchant_no AND order_no = :order_no ORDER BY id LIMIT :limit"
-    return [dict(row._mapping) for row in connection.execute(text(statement), asked)]
+    return [dict(row._mapping) for row in connection.execute(text(statement), parameters)]
 
 
 def feed(
@@ -72,8 +72,8 @@ def feed(
     steady = first_id_at(min(clock.steady, now))
     if after > first_id_at(max(clock.at, now)):
         after = first_id_at(clock.at - AGAIN) if is_cursor else UUID(int=steady.int - 1)
-    asked = {"merchant_no": merchant_no, "after": after, "before": steady, "missed": missed, "limit": limit}
-    rows = [dict(row._mapping) for row in connection.execute(_FEED, asked)]
+    parameters = {"merchant_no": merchant_no, "after": after, "before": steady, "missed": missed, "limit": limit}
+    rows = [dict(row._mapping) for row in connection.execute(_FEED, parameters)]
     if len(rows) == limit:
         return rows, rows[-1]["id"]
     return rows, max(after, UUID(int=steady.int - 1))

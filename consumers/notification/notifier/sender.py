@@ -346,16 +346,16 @@ def retry_after(status: int, headers: Mapping[str, str], *, now: datetime) -> ti
     >>> retry_after(429, {"retry-after": "20"}, now=datetime(2026, 1, 1, tzinfo=UTC))
     datetime.timedelta(seconds=20)
     """
-    asked = next((value for name, value in headers.items() if name.lower() == "retry-after"), "").strip()
-    if status not in WAITING_STATUSES or not asked or len(asked) > 64:
+    wanted = next((value for name, value in headers.items() if name.lower() == "retry-after"), "").strip()
+    if status not in WAITING_STATUSES or not wanted or len(wanted) > 64:
         return None
-    if asked.isdecimal():
+    if wanted.isdecimal():
         try:  # HTTP allows zeros in front
-            return timedelta(seconds=min(parse_whole(asked.lstrip("0") or "0", high=10**LENGTH_MAX), 86_400))
+            return timedelta(seconds=min(parse_whole(wanted.lstrip("0") or "0", high=10**LENGTH_MAX), 86_400))
         except ValueError:
             return None
     try:
-        until = parsedate_to_datetime(asked)
+        until = parsedate_to_datetime(wanted)
         return max(timedelta(), min(until - now, timedelta(days=1)))
     except (ValueError, TypeError, OverflowError):  # no date, or one without a zone
         return None

@@ -112,10 +112,10 @@ class Resolver(AbstractResolver):
         places = await asyncio.shield(loop.run_in_executor(self._threads, ask))
         return [
             ResolveResult(
-                hostname=host, host=str(place[0]), port=int(place[1]), family=found, proto=protocol,
+                hostname=host, host=str(place[0]), port=int(place[1]), family=family, proto=protocol,
                 flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
             )
-            for found, _, protocol, _, place in places
+            for family, _, protocol, _, place in places
         ]  # fmt: skip
 
     def _note(self, host: str, was_prompt: bool, took_s: float) -> None:
@@ -144,10 +144,10 @@ class GuardedResolver(AbstractResolver):
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         """Return the host's addresses; raises ForbiddenAddress if one of them is not public."""
-        found: list[ResolveResult] = await self._resolver.resolve(host, port, family)
-        if not self._allow_private and not all(is_public(one["host"]) for one in found):
+        addresses: list[ResolveResult] = await self._resolver.resolve(host, port, family)
+        if not self._allow_private and not all(is_public(address["host"]) for address in addresses):
             raise ForbiddenAddress(f"{host} resolves to an address that is not public")
-        return found
+        return addresses
 
     async def close(self) -> None:
         """Nothing is held."""
