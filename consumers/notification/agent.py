@@ -1,6 +1,6 @@
 """The notification processors, the platform's and the bank's: they only write the record; the sender sends."""
 
-from consumers.delivery.loop import Processor
+from consumers.delivery.processor import Processor
 from consumers.notification.records import body_of, resend, write_bank_records, write_records
 from schemas.topics import BANK_TRANSACTION, PAYMENT_ORDER
 
@@ -9,7 +9,7 @@ PROCESSOR = Processor(
     service="notification",
     topics=(PAYMENT_ORDER,),
     handle=write_records,
-    touches_outside=lambda event: body_of(event) is not None,
+    notifies=lambda event: body_of(event) is not None,
     resend=resend,
 )
 
@@ -18,6 +18,6 @@ BANK_PROCESSOR = Processor(
     service="bank",
     topics=(BANK_TRANSACTION,),
     handle=write_bank_records,
-    touches_outside=lambda _: True,
+    notifies=lambda _: True,
     resend=resend,
 )

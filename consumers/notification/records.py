@@ -9,7 +9,7 @@ from uuid import UUID
 import msgspec
 from sqlalchemy import Connection, text
 
-from consumers.delivery.loop import DuplicateFact
+from consumers.delivery.processor import DuplicateFact
 from consumers.notification.notifier.ssrf import ForbiddenAddress, check_url
 from consumers.notification.queues import PLATFORM
 from consumers.notification.rules import parse_rule
