@@ -20,7 +20,7 @@ import msgspec
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 
-from consumers.delivery.loop import Processor
+from consumers.delivery.processor import Processor
 from consumers.funds.funds import deposit
 from ops.pipeline.positions import consumer_positions
 from ops.reconcile.effects import FOLLOWERS

@@ -22,7 +22,8 @@ from benchmarks.machine import result, target
 from consumers.accounting.agent import PROCESSOR
 from consumers.accounting.entries import voucher_of
 from consumers.accounting.ledger import post
-from consumers.delivery.loop import Delivered, Delivery, Slice
+from consumers.delivery.loop import Delivered, Delivery
+from consumers.delivery.messages import Slice
 from consumers.runtime.worker import SWITCH_S
 from ops.demo.latency import latencies_ms, percentile
 from ops.ledger.reads import ledger_problems
@@ -189,7 +190,7 @@ class _Stretch:
         for start in range(0, count, batch):
             end = min(start + batch, count)
             records = [self._record(partition, offset) for offset in range(start, end)]
-            yield Slice(log=self.logs[partition], start=start, end=end, records=records)
+            yield Slice(log=self.logs[partition], start=start, end=end, messages=records)
 
     def _record(self, partition: int, offset: int) -> Record:
         number = partition * (WORKER_EVENTS // PARTITIONS) + offset

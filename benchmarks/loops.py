@@ -21,7 +21,8 @@ import uvloop
 from aiokafka import AIOKafkaConsumer
 
 from consumers.accounting.agent import PROCESSOR
-from consumers.delivery.loop import Delivered, Delivery, Slice
+from consumers.delivery.loop import Delivered, Delivery
+from consumers.delivery.messages import Slice
 from consumers.runtime.app import PipelineApp
 from consumers.runtime.worker import SWITCH_S
 from ops.cli.pipeline import current_settings
@@ -56,7 +57,7 @@ class Counted:
         outcomes = self._deliver(slices)
         if not all(isinstance(outcome, Delivered) for outcome in outcomes.values()):
             raise AssertionError(outcomes)
-        self._left -= sum(len(part.records) for part in slices)
+        self._left -= sum(len(part.messages) for part in slices)
         if self._left <= 0:
             print(json.dumps({"seconds": time.perf_counter() - self._begun}), flush=True)
             os._exit(0)
@@ -78,7 +79,7 @@ def begun_logs(settings: Settings, group: str) -> dict[int, Log]:
 
 def slice_of(log: Log, records: Sequence[Any]) -> Slice:
     """Return records of one log as a slice; these topics have no gaps."""
-    return Slice(log=log, start=records[0].offset, end=records[-1].offset + 1, records=records)
+    return Slice(log=log, start=records[0].offset, end=records[-1].offset + 1, messages=records)
 
 
 async def bare(settings: Settings, group: str, counted: Counted) -> None:

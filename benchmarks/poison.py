@@ -17,7 +17,9 @@ from sqlalchemy import Engine, text
 
 from benchmarks.machine import result, target
 from consumers.accounting.agent import PROCESSOR
-from consumers.delivery.loop import PARKED_KEYS_MAX, Delivered, Delivery, Record, Slice
+from consumers.delivery.brake import PARKED_KEYS_MAX
+from consumers.delivery.loop import Delivered, Delivery
+from consumers.delivery.messages import Message, Slice
 from ops.stack.control import down, up
 from ops.stack.state import StackFolder
 from outbox.clock import first_id_at, utc_now
@@ -79,7 +81,7 @@ def _deliver(engine: Engine, kind: str) -> tuple[float, float]:
     for first in range(0, len(backlog[0]), BATCH):
         batch = [records[first : first + BATCH] for records in backlog]
         slices = [
-            Slice(log=log, start=first, end=first + len(records), records=records)
+            Slice(log=log, start=first, end=first + len(records), messages=records)
             for log, records in zip(logs, batch, strict=True)
         ]
         while slices:  # what is braked comes again
@@ -100,9 +102,9 @@ def _deliver(engine: Engine, kind: str) -> tuple[float, float]:
     return opened - begun, sum(offset >= OPENING for offset in good) / (ended - opened)
 
 
-def _records(prefix: str, log: Log, kind: str) -> list[Record]:
+def _records(prefix: str, log: Log, kind: str) -> list[Message]:
     """Return a partition's backlog; its poison comes on a few keys of its own, evenly."""
-    records: list[Record] = []
+    records: list[Message] = []
     for number in range(EVENTS // PARTITIONS):
         name = f"{prefix}{log.partition}-{number}"
         event = PaymentSettled(

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Thread
 from typing import Any
 
 import msgspec
 from prometheus_client import REGISTRY, disable_created_metrics
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from uvicorn.server import ServerState
 
@@ -20,6 +22,7 @@ from outbox.errors import Refused
 from outbox.http.limits import Connections, limits_of
 from outbox.http.protocol import server_config
 from outbox.settings import Settings
+from outbox.status import Condition
 
 PATH = "/metrics"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -29,6 +32,13 @@ SCRAPES_MAX = 4
 """At once; further ones are refused."""
 CONNECTIONS_MAX = 64
 """Far more than scrapers have; the one that waits longest for its client makes room."""
+
+CONDITION = "worker_condition_seconds"
+CONDITION_HELP = (
+    "Since when a subject (a consumer, one of its logs, the notifier) is braked, waiting for its database, stopped at a "
+    "hole in its log, or otherwise not well; no series while it is well."
+)
+CONDITION_LABELS = ("about", "condition")
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
@@ -53,6 +63,25 @@ def serve_metrics(settings: Settings) -> bool:
     connections = Connections(limits_of(own, requests=SCRAPES_MAX))
     Thread(target=asyncio.run, args=(_serve(listening, connections),), name="metrics", daemon=True).start()
     return True
+
+
+class ConditionMetrics:
+    """The condition of this process, as `payrelay status` shows it."""
+
+    def __init__(self, condition: Condition) -> None:
+        self._condition = condition
+
+    def collect(self) -> Iterator[Metric]:
+        """Give for how long each subject has not been well."""
+        family = GaugeMetricFamily(CONDITION, CONDITION_HELP, labels=CONDITION_LABELS)
+        for (about, kind), age_s in self._condition.ages().items():
+            family.add_metric([about, kind], age_s)
+        yield family
+
+
+def expose_condition(condition: Condition) -> None:
+    """This process's condition is among its metrics. Once a process."""
+    REGISTRY.register(ConditionMetrics(condition))
 
 
 async def _serve(listening: socket.socket, connections: Connections) -> None:

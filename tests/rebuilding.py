@@ -16,7 +16,7 @@ from sqlalchemy import Connection, create_engine, make_url, text
 from sqlalchemy.pool import NullPool
 
 from consumers.accounting.agent import PROCESSOR as ACCOUNTING
-from consumers.delivery.loop import Processor
+from consumers.delivery.processor import Processor
 from consumers.funds.agent import PROCESSOR as FUNDS
 from consumers.points.agent import PROCESSOR as POINTS
 from ops.delivery.outcomes import progress_of

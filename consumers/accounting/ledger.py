@@ -11,7 +11,7 @@ from zlib import crc32
 from sqlalchemy import Connection, text
 
 from consumers.accounting.entries import Entry, Voucher, general_account, voucher_of
-from consumers.delivery.loop import DuplicateFact
+from consumers.delivery.processor import DuplicateFact
 from outbox.errors import Refused, UnknownName
 from outbox.rows import as_json
 from schemas.codec import Envelope

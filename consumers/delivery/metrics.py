@@ -1,16 +1,13 @@
-"""What processors and the notifier count. Per batch, never per event: a batch costs some microseconds."""
+"""Metrics of a processor's delivery. Counted per batch, never per event: a batch costs some microseconds."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from uuid import UUID
 
-from prometheus_client import REGISTRY, Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client import Counter, Histogram
 
 from outbox.metrics import SECONDS
-from outbox.status import Condition
 
 EVENTS = Counter(
     "events_processed",
@@ -41,30 +38,10 @@ LATENCY = Histogram(
     ["consumer"],
     buckets=SECONDS,
 )
-ATTEMPTS = Counter(
-    "notify_attempts",
-    "Notifications sent, by rule (the queue) and result: success (2xx and the agreed word) or failure.",
-    ["rule", "result"],
-)
-ATTEMPT = Histogram(
-    "notify_attempt_seconds", "Duration of one attempt to notify, to the end of the answer.", ["rule"], buckets=SECONDS
-)
-LATENESS = Histogram(
-    "notify_lateness_seconds",
-    "From when an attempt was last planned to when it began; postponed says whether it had been put off (pause, breaker, bound …).",
-    ["rule", "postponed"],
-    buckets=SECONDS,
-)
-CONDITION = "worker_condition_seconds"
-CONDITION_HELP = (
-    "Since when a subject (a consumer, one of its logs, the notifier) is braked, waiting for its database, stopped at a "
-    "hole in its log, or otherwise not well; no series while it is well."
-)
-CONDITION_LABELS = ("about", "condition")
 
 
 class DeliveryMetrics:
-    """One consumer's children of the metrics above, looked up once."""
+    """A consumer's own children of the metrics above, looked up once and not per batch."""
 
     def __init__(self, consumer: str) -> None:
         self.handler = HANDLER.labels(consumer)
@@ -87,22 +64,3 @@ class DeliveryMetrics:
         self._transaction.observe(time.monotonic() - began)
         if first is not None:
             self._latency.observe(max(0.0, time.time() - (first.int >> 80) / 1000))
-
-
-class ConditionMetrics:
-    """What this process says of itself, as `payrelay status` shows it."""
-
-    def __init__(self, condition: Condition) -> None:
-        self._condition = condition
-
-    def collect(self) -> Iterator[Metric]:
-        """Give since when each subject that is not well has been so."""
-        family = GaugeMetricFamily(CONDITION, CONDITION_HELP, labels=CONDITION_LABELS)
-        for (about, kind), age_s in self._condition.ages().items():
-            family.add_metric([about, kind], age_s)
-        yield family
-
-
-def expose(condition: Condition) -> None:
-    """This process's condition is among its metrics. Once a process."""
-    REGISTRY.register(ConditionMetrics(condition))

@@ -1,4 +1,4 @@
-"""Parked events tried again, key by key, in order: the edge that owns the transactions. outbox/parking.py says why it is safe."""
+"""Retries and skips of parked events, key by key, in order. Owns its transactions; outbox/parking.py says why that is safe."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from typing import TypeVar
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import IntegrityError
 
-from consumers.delivery.loop import Delivery, is_transient
+from consumers.delivery.loop import Delivery
+from consumers.delivery.processor import is_transient
 from outbox.inbox import Arrival, arrive, behind_horizons, note_lot
 from outbox.parking import Act, Cause, Held, head_of, held, lock_keys, note_failure, take_out
 from outbox.retry import backoff_s
 
 EVENTS_MAX = 100_000
-"""Events of one key that one call takes out; the live stream may park behind them meanwhile."""
+"""Events of one key that one call takes out at most: the live stream may park behind them as fast as they go."""
 
 TRIES_MAX = 5
+"""Attempts at a transaction whose failure may pass, over a second and a half: a deadlock is over by then."""
 
 APPLIED, KNOWN, SKIPPED = "APPLIED", "KNOWN", "SKIPPED"
-"""Outcomes in the audit table; KNOWN had been applied before. Any other outcome is the cause for which the event stays."""
+"""Outcomes in the audit table; KNOWN: already applied. Any other outcome is the cause for which the event stays."""
 
 NO_DAY = "23514"
 """SQLSTATE of a row that no partition takes."""
@@ -35,9 +37,9 @@ class Drained:
 
     applied: int = 0
     known: int = 0
-    """Had been applied before."""
+    """Already applied."""
     cause: Cause | None = None
-    """Why the first of those that are left fails."""
+    """Why the first of the events that are left fails."""
     error: str = ""
 
 
@@ -54,8 +56,8 @@ def retry_key(engine: Engine, delivery: Delivery, key: bytes, act: Act) -> Drain
     return _drain(engine, step)
 
 
-def retry_one(engine: Engine, delivery: Delivery, number: int, act: Act) -> Drained:
-    """The record, which has no key, is parked no more, or still fails. Own transaction. May be repeated, and run beside itself."""
+def retry_keyless(engine: Engine, delivery: Delivery, number: int, act: Act) -> Drained:
+    """The message, which has no key, is parked no more, or still fails. Own transaction. May be repeated, and run beside itself."""
 
     def step(connection: Connection) -> str | Drained | None:
         return _retry(connection, delivery, held(connection, delivery.consumer, number), act)
@@ -66,8 +68,8 @@ def retry_one(engine: Engine, delivery: Delivery, number: int, act: Act) -> Drai
 def skip(engine: Engine, consumer: str, number: int, act: Act) -> bool:
     """The event is parked no more, and stands whole in the audit table; returns whether it was parked.
 
-    It will not be applied, nor will a repeat of it: the inbox knows it from now on. Only a record that could not be read as an
-    event is judged anew if it comes again. Own transaction. May be repeated, and run beside the live stream and a retry.
+    It will not be applied, nor will a repeat of it: the inbox has it from now on. Only a message that is no event is decoded
+    again if it comes again. Own transaction. May be repeated, and run beside the live stream and a retry.
     """
 
     def step(connection: Connection) -> bool:
@@ -82,9 +84,9 @@ def skip(engine: Engine, consumer: str, number: int, act: Act) -> bool:
 
 
 def remember(connection: Connection, consumer: str, arrival: Arrival) -> None:
-    """The inbox knows the event; one that it has no day for is behind its horizon or ahead of the clock, and not applied anyway.
+    """The inbox has the event, unless it has no day for it: such an event is behind its horizon or ahead of the clock.
 
-    Transaction: the caller's.
+    Such an event is not applied anyway. Transaction: the caller's.
     """
     try:
         with connection.begin_nested():

@@ -1,6 +1,6 @@
 """The funds processor."""
 
-from consumers.delivery.loop import Processor
+from consumers.delivery.processor import Processor
 from consumers.funds.funds import move_funds
 from schemas.topics import PAYMENT_ORDER
 

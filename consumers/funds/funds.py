@@ -9,7 +9,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from consumers.delivery.loop import DuplicateFact
+from consumers.delivery.processor import DuplicateFact
 from outbox.errors import Refused
 from outbox.record import Outgoing, record
 from outbox.rows import as_json

@@ -1,6 +1,6 @@
-"""The notification processors, the platform's and the bank's: they only write the record; the sender sends."""
+"""The notification processors, the platform's and the bank's: they only write the notification; the notifier sends it."""
 
-from consumers.delivery.loop import Processor
+from consumers.delivery.processor import Processor
 from consumers.notification.bodies import body_of
 from consumers.notification.control import resend
 from consumers.notification.write import write_bank_notifications, write_merchant_notifications
@@ -11,7 +11,7 @@ PROCESSOR = Processor(
     service="notification",
     topics=(PAYMENT_ORDER,),
     handle=write_merchant_notifications,
-    touches_outside=lambda event: body_of(event) is not None,
+    notifies=lambda event: body_of(event) is not None,
     resend=resend,
 )
 
@@ -20,6 +20,6 @@ BANK_PROCESSOR = Processor(
     service="bank",
     topics=(BANK_TRANSACTION,),
     handle=write_bank_notifications,
-    touches_outside=lambda _: True,
+    notifies=lambda _: True,
     resend=resend,
 )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, text
 
-from consumers.delivery.loop import DuplicateFact
+from consumers.delivery.processor import DuplicateFact
 from consumers.notification.bodies import bank_body_of, body_of
 from consumers.notification.control import rule_of
 from consumers.notification.queues import BANK, MERCHANT, PLATFORM

@@ -1,6 +1,6 @@
 """The points processor."""
 
-from consumers.delivery.loop import Processor
+from consumers.delivery.processor import Processor
 from consumers.points.points import add_points
 from schemas.topics import PAYMENT_ORDER
 

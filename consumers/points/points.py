@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, text
 
-from consumers.delivery.loop import DuplicateFact
+from consumers.delivery.processor import DuplicateFact
 from outbox.rows import as_json
 from schemas.codec import Envelope
 from schemas.events import PaymentSettled

@@ -7,33 +7,36 @@ import logging
 import os
 import random
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import faust
-from confluent_kafka import KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
 from faust.app.base import BootStrategy
-from faust.types import TP
-from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from consumers.delivery.loop import Braked, Delivered, Delivery, Processor, Unexpected, is_transient, told
+from consumers.delivery.brake import Braked
+from consumers.delivery.loop import Delivered, Delivery, OffsetGap, SliceOutcome
+from consumers.delivery.processor import Processor, error_line, is_transient
+from consumers.runtime.aiokafka_patches import require_versions
+from consumers.runtime.buffers import Batch
 from consumers.runtime.database_watch import watch_database
+from consumers.runtime.positions import DatabasePositions
 from consumers.runtime.sensors import BatchSensors
-from consumers.runtime.transport import FAILED, Batch, BatchSchema, Consumer, Opening, require_versions
+from consumers.runtime.transport import FAILED, BatchSchema, Consumer
 from outbox.clock import utc_now
 from outbox.database import engine_for
-from outbox.inbox import Log, all_positions, begin_log, begin_topic, lock_position, move_to, note_mirrored, positions
+from outbox.inbox import Log, note_mirrored
 from outbox.retry import backoff_s
 from outbox.settings import Settings
 from outbox.status import Condition
 
-ADMIN_TIMEOUT_S = 10.0
 BRAKE_S = 1.0
+"""How long a braked partition waits before its slice comes again: six failures, of two a try, take some three seconds."""
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class _Boot(BootStrategy):  # type: ignore[misc]
@@ -60,23 +63,7 @@ class PipelineApp(faust.App):  # type: ignore[misc]
         self.positions = DatabasePositions(self, settings)
         self.database = ThreadPoolExecutor(1, thread_name_prefix=f"{processor.name}-database")
         self.busy_since = Pulse()
-        super().__init__(
-            self.consumer_name,
-            broker=f"batch://{settings.kafka_bootstrap}",
-            autodiscover=False,
-            web_enabled=False,
-            topic_disable_leader=True,
-            topic_allow_declare=False,
-            table_standby_replicas=0,
-            consumer_auto_offset_reset="none",
-            consumer_metadata_max_age_ms=int(settings.metadata_max_age_s * 1000),
-            broker_session_timeout=settings.session_timeout_s,
-            broker_heartbeat_interval=min(1.0, settings.session_timeout_s / 4),
-            broker_request_timeout=max(20.0, settings.session_timeout_s),
-            broker_rebalance_timeout=15.0,
-            broker_max_poll_interval=settings.max_poll_interval_s,
-            broker_max_poll_records=settings.batch_max,
-        )
+        super().__init__(self.consumer_name, **_faust_options(settings))
         self.sensors = BatchSensors(self)
         self.task(watch_database)
         names = [settings.topic_prefix + topic.name for topic in processor.topics]
@@ -113,33 +100,35 @@ class PipelineApp(faust.App):  # type: ignore[misc]
                 raise
             except BaseException as error:
                 if not is_transient(error):
-                    log.critical("delivery failed consumer=%s", subject, exc_info=error)
+                    logger.critical("delivery failed consumer=%s", subject, exc_info=error)
                     os._exit(FAILED)
-                self.condition.tell(subject, f"waiting for the database: {told(error)}")
+                self.condition.tell(subject, f"waiting for the database: {error_line(error)}")
                 await batch.pause(backoff_s(attempt, jitter=random.random()))  # noqa: S311 - no secret
             else:
                 self.condition.tell(subject, "")
-                self.sensors.handled([one for one in slices if isinstance(outcomes[one.log], Delivered)], began=began)
-                for one, outcome in outcomes.items():
-                    self._settle(batch, one, outcome)
+                self.sensors.handled(
+                    [slice_ for slice_ in slices if isinstance(outcomes[slice_.log], Delivered)], began=began
+                )
+                for log, outcome in outcomes.items():
+                    self._settle(batch, log, outcome)
                 return
             finally:
                 self.busy_since.rest()
 
-    def _settle(self, batch: Batch, one: Log, outcome: Delivered | Braked | Unexpected) -> None:
+    def _settle(self, batch: Batch, log: Log, outcome: SliceOutcome) -> None:
         """Faust's side of the log's slice follows what became of it in the database."""
-        subject = f"{self.consumer_name} {one}"
+        subject = f"{self.consumer_name} {log}"
         match outcome:
             case Delivered():
-                batch.done(one)
+                batch.done(log)
                 self.condition.tell(subject, "")
                 if outcome.parked:
-                    log.warning("parked consumer=%s log=%s events=%d", self.consumer_name, one, outcome.parked)
+                    logger.warning("parked consumer=%s log=%s events=%d", self.consumer_name, log, outcome.parked)
             case Braked():
                 self.condition.tell(subject, f"braked: {outcome}")
-                batch.hold(one, min(BRAKE_S, self.conf.broker_session_timeout))
-            case Unexpected():
-                log.warning("rewind consumer=%s %s", self.consumer_name, outcome)
+                batch.hold(log, min(BRAKE_S, self.conf.broker_session_timeout))
+            case OffsetGap():
+                logger.warning("rewind consumer=%s %s", self.consumer_name, outcome)
 
     async def mirrored(self, offsets: Mapping[Log, int]) -> None:
         """These offsets were written to Kafka: remembered, so that somebody else's commit can be told from ours."""
@@ -150,11 +139,31 @@ class PipelineApp(faust.App):  # type: ignore[misc]
             with self.engine.begin() as connection:
                 note_mirrored(connection, self.consumer_name, offsets)
         except SQLAlchemyError as error:  # the next mirror will tell
-            log.warning("mirror not noted: %s", told(error))
+            logger.warning("mirror not noted: %s", error_line(error))
+
+
+def _faust_options(settings: Settings) -> dict[str, Any]:
+    """Return the app's options: no web server, no tables, no leader election, and Kafka's offsets left alone."""
+    return {
+        "broker": f"batch://{settings.kafka_bootstrap}",
+        "autodiscover": False,
+        "web_enabled": False,
+        "topic_disable_leader": True,
+        "topic_allow_declare": False,
+        "table_standby_replicas": 0,
+        "consumer_auto_offset_reset": "none",
+        "consumer_metadata_max_age_ms": int(settings.metadata_max_age_s * 1000),
+        "broker_session_timeout": settings.session_timeout_s,
+        "broker_heartbeat_interval": min(1.0, settings.session_timeout_s / 4),
+        "broker_request_timeout": max(20.0, settings.session_timeout_s),
+        "broker_rebalance_timeout": 15.0,
+        "broker_max_poll_interval": settings.max_poll_interval_s,
+        "broker_max_poll_records": settings.batch_max,
+    }
 
 
 class Pulse:
-    """When the database was last turned to, for the watchdog: it watches state changes, never progress."""
+    """Whether a turn to the database is under way, and for how many of the watchdog's ticks: it judges turns, never progress."""
 
     def __init__(self) -> None:
         self.ticks_busy = 0
@@ -165,119 +174,6 @@ class Pulse:
 
     def rest(self) -> None:
         self.is_busy, self.ticks_busy = False, 0
-
-
-class DatabasePositions:
-    """`progress` as the consumer's truth about positions, with the topics' ids from the broker."""
-
-    def __init__(self, app: PipelineApp, settings: Settings) -> None:
-        self._app = app
-        self._admin = AdminClient(
-            {"bootstrap.servers": settings.kafka_bootstrap, "log_level": 0, "socket.timeout.ms": 10_000}
-        )
-        self._cluster_id = ""
-
-    async def topic_ids(self, topics: Collection[str]) -> Mapping[str, str]:
-        """Return the id of each topic that exists."""
-        return await asyncio.to_thread(self._topic_ids, list(topics))
-
-    async def open(
-        self, earliest: Mapping[TP, int], latest: Mapping[TP, int], committed: Mapping[TP, int | None]
-    ) -> Mapping[TP, Opening]:
-        """Return where to begin each partition whose topic exists; a log met for the first time begins at its earliest."""
-        opened = await asyncio.to_thread(self._open, earliest, latest, committed)
-        self._app.condition.ready()
-        return opened
-
-    async def progress(self) -> Mapping[Log, int]:
-        """Return the next offset of every log that the consumer has begun."""
-        return await asyncio.to_thread(self._progress)
-
-    def _progress(self) -> dict[Log, int]:
-        engine: Engine = self._app.engine
-        with engine.connect() as connection:
-            return all_positions(connection, self._app.consumer_name)
-
-    def tell(self, about: str, condition: str) -> None:
-        """Say how a partition is."""
-        self._app.condition.tell(f"{self._app.consumer_name} {about}", condition)
-
-    def _open(
-        self, earliest: Mapping[TP, int], latest: Mapping[TP, int], committed: Mapping[TP, int | None]
-    ) -> dict[TP, Opening]:
-        ids = self._topic_ids(sorted({tp.topic for tp in earliest}))
-        cluster_id = self._cluster()
-        logs = {
-            tp: Log(cluster_id=cluster_id, topic=tp.topic, topic_id=ids[tp.topic], partition=tp.partition)
-            for tp in earliest
-            if tp.topic in ids
-        }
-        engine: Engine = self._app.engine
-        with engine.begin() as connection:
-            for topic in sorted({one.topic for one in logs.values()}):
-                begin_topic(connection, self._app.consumer_name, self._app.delivery.processor.service, topic)
-            for tp, one in sorted(logs.items()):
-                begin_log(connection, self._app.consumer_name, one, next_offset=earliest[tp])
-            found = positions(connection, self._app.consumer_name, list(logs.values()))
-        self._app.delivery.note_begun()
-        for tp, one in logs.items():
-            if found[one][0] > latest[tp]:
-                found[one] = (self._within_its_log(one), found[one][1])
-        return {tp: self._opening(one, found[one], earliest[tp], committed.get(tp)) for tp, one in logs.items()}
-
-    def _within_its_log(self, one: Log) -> int:
-        """Progress is at the log's end if it was beyond; returns where it is. Transaction: its own.
-
-        A log that ends before progress has lost records that were applied, as after a restore. What will ever lie there is
-        new, and would be passed over once the log has grown; should it not be new, the inbox knows it. The end is asked for
-        once nobody can move progress: one seen before a freeze is older than what siblings have applied since.
-        """
-        with self._app.engine.begin() as connection:
-            next_offset = lock_position(connection, self._app.consumer_name, one)
-            end = self._end(one)
-            if next_offset <= end:
-                return next_offset
-            log.error(
-                "log %s ends at %s, progress was at %s: it has lost records; going on at its end", one, end, next_offset
-            )
-            move_to(connection, self._app.consumer_name, one, end)
-            return end
-
-    def _end(self, one: Log) -> int:
-        asked = TopicPartition(one.topic, one.partition)
-        future = self._admin.list_offsets({asked: OffsetSpec.latest()}, request_timeout=ADMIN_TIMEOUT_S)[asked]
-        return int(future.result(ADMIN_TIMEOUT_S).offset)
-
-    def _opening(self, one: Log, position: tuple[int, int | None], earliest: int, committed: int | None) -> Opening:
-        next_offset, mirrored = position
-        hole = ""
-        if next_offset < earliest:
-            hole = f"progress is at {next_offset}, the log begins at {earliest}: payrelay doctor"
-        foreign = committed is not None and (committed > next_offset or (mirrored is not None and committed < mirrored))
-        if foreign:
-            log.warning(
-                "Kafka's committed offset %s of %s is not ours: progress %s is kept", committed, one, next_offset
-            )
-        return Opening(log=one, next_offset=next_offset, mirror=committed != next_offset, hole=hole)
-
-    def _topic_ids(self, topics: Sequence[str]) -> dict[str, str]:
-        if not topics:
-            return {}
-        described = self._admin.describe_topics(TopicCollection(list(topics)), request_timeout=ADMIN_TIMEOUT_S)
-        ids = {}
-        for name, future in described.items():
-            try:
-                ids[name] = str(future.result(ADMIN_TIMEOUT_S).topic_id)
-            except KafkaException as error:
-                if error.args[0].name() != "UNKNOWN_TOPIC_OR_PART":
-                    raise
-        return ids
-
-    def _cluster(self) -> str:
-        if not self._cluster_id:
-            described = self._admin.describe_cluster(request_timeout=ADMIN_TIMEOUT_S).result(ADMIN_TIMEOUT_S)
-            self._cluster_id = str(described.cluster_id)
-        return self._cluster_id
 
 
 def wait_for_broker(settings: Settings, condition: Condition) -> None:

@@ -1,8 +1,8 @@
-"""Record batches of the Kafka client: a record or a batch that cannot be read concerns its own partition only.
+"""Patches how aiokafka reads Kafka's batches: a message or a batch that cannot be read concerns its own partition only.
 
-aiokafka takes the name of a header for UTF-8, while Kafka takes any bytes. Where the name is none, aiokafka raises
-UnicodeDecodeError out of the poll, whose other partitions lose what came in for them. So a batch that holds such a name is
-read again, by aiokafka's own slower reader, and its record says that it cannot be read; other batches are read as before.
+aiokafka takes the name of a header for UTF-8, while Kafka takes any bytes. If a name is not UTF-8, aiokafka raises
+UnicodeDecodeError out of the poll, and the other partitions lose what came in for them. So a batch that holds such a name is
+read again, by aiokafka's own slower reader, and its message says that it cannot be read; other batches are read as before.
 A batch that is broken itself (a wrong check sum) raises UnreadableBatch, which names its partition, once what lies before it
 has been handed out. `install` replaces the two names under which aiokafka's fetcher knows its readers.
 """
@@ -35,7 +35,7 @@ class UnreadableBatch(KafkaError):  # type: ignore[misc]
         self.tp = tp
 
 
-class Records:
+class LenientRecords:
     """The batches that a fetch has brought of a partition; stands in for aiokafka's MemoryRecords."""
 
     __slots__ = ("_content", "_records", "has_next", "size_in_bytes")
@@ -49,11 +49,11 @@ class Records:
     def next_batch(self) -> Any:
         """Return the next batch, or None."""
         batch = self._records.next_batch()
-        return None if batch is None else Batch(batch, self._content)
+        return None if batch is None else LenientBatch(batch, self._content)
 
 
-class Batch:
-    """A batch whose records can all be read; everything else is aiokafka's."""
+class LenientBatch:
+    """A batch whose messages can all be read; everything else is aiokafka's."""
 
     __slots__ = ("_batch", "_content")
 
@@ -74,10 +74,10 @@ class Batch:
                 count += 1
                 yield record
         except UnicodeDecodeError:
-            yield from islice(_Lenient(_batch_at(self._content, self._batch.base_offset)), count, None)
+            yield from islice(_LenientReader(_batch_at(self._content, self._batch.base_offset)), count, None)
 
 
-class Partition(PartitionRecords):  # type: ignore[misc]
+class LenientPartition(PartitionRecords):  # type: ignore[misc]
     """What a fetch has brought of a partition, up to the first batch that cannot be read."""
 
     def _unpack_records(self) -> Iterator[Any]:
@@ -85,9 +85,8 @@ class Partition(PartitionRecords):  # type: ignore[misc]
         try:
             yield from super()._unpack_records()
         except Exception as error:
-            if (
-                self.next_fetch_offset == begin
-            ):  # else what lies before it would be lost with it; the next fetch begins at it
+            # Else messages before it would be lost with it: they are handed out, and the next fetch begins at the batch.
+            if self.next_fetch_offset == begin:
                 raise UnreadableBatch(self._tp, begin, error) from error
 
 
@@ -102,8 +101,8 @@ class _Names(bytearray):
         return super().decode(encoding, "surrogateescape")
 
 
-class _Lenient(_DefaultRecordBatchPy):  # type: ignore[misc]
-    """A batch in which the names of headers may be any bytes. A record that has such a name says so in a header of its own."""
+class _LenientReader(_DefaultRecordBatchPy):  # type: ignore[misc]
+    """A batch in which the names of headers may be any bytes. A message that has such a name says so in a header of its own."""
 
     _buffer: bytearray
 
@@ -145,5 +144,5 @@ def _batch_at(content: bytes, base_offset: int) -> bytes:
 
 def install() -> None:
     """aiokafka's consumers of this process read batches as described above. May be repeated."""
-    aiokafka.consumer.fetcher.MemoryRecords = Records
-    aiokafka.consumer.fetcher.PartitionRecords = Partition
+    aiokafka.consumer.fetcher.MemoryRecords = LenientRecords
+    aiokafka.consumer.fetcher.PartitionRecords = LenientPartition

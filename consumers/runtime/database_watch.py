@@ -1,4 +1,4 @@
-"""A processor with nothing to deliver asks now and then whether its database answers, and says so where it does not."""
+"""A processor with nothing to deliver asks its database every few seconds for an answer, and says so if none comes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from consumers.delivery.loop import told
+from consumers.delivery.processor import error_line
 
 if TYPE_CHECKING:
     from consumers.runtime.app import PipelineApp
@@ -24,22 +24,21 @@ async def watch_database(app: PipelineApp) -> None:
         await app.sleep(ASK_S)
         if app.busy_since.is_busy:
             continue
-        asked = loop.run_in_executor(app.database, _ask, app)
-        while (
-            not asked.done() and not app.should_stop
-        ):  # the thread is the delivery's too: no second question joins the queue
-            await asyncio.wait({asked}, timeout=ASK_S)
-            if not asked.done():
+        answer = loop.run_in_executor(app.database, _ask, app)
+        # The thread is the delivery's too: no second question joins the queue.
+        while not answer.done() and not app.should_stop:
+            await asyncio.wait({answer}, timeout=ASK_S)
+            if not answer.done():
                 app.condition.tell(app.consumer_name, "waiting for the database: it does not answer")
-        if asked.done():
-            app.condition.tell(app.consumer_name, asked.result())
+        if answer.done():
+            app.condition.tell(app.consumer_name, answer.result())
 
 
 def _ask(app: PipelineApp) -> str:
-    """Return the consumer's condition: empty where the database answers."""
+    """Return the consumer's condition: empty if the database answers."""
     try:
         with app.engine.connect() as connection:
             connection.execute(text("SELECT 1"))
     except SQLAlchemyError as error:
-        return f"waiting for the database: {told(error)}"
+        return f"waiting for the database: {error_line(error)}"
     return ""

@@ -15,11 +15,10 @@ from typing import Any
 import faust
 import uvloop
 
-from consumers.delivery.loop import Processor
-from consumers.delivery.metrics import expose
+from consumers.delivery.processor import Processor
 from consumers.runtime.app import PipelineApp, wait_for_broker
 from consumers.runtime.transport import FAILED
-from outbox.metrics import serve_metrics
+from outbox.metrics import expose_condition, serve_metrics
 from outbox.settings import Environment, Settings
 from outbox.status import Condition
 
@@ -51,7 +50,7 @@ def run(processors: Sequence[Processor], settings: Settings) -> None:
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
     condition = Condition(Environment().payrelay_condition_file, processors[0].name)
     serve_metrics(settings)
-    expose(condition)
+    expose_condition(condition)
     wait_for_broker(settings, condition)
     apps = [PipelineApp(processor, settings, condition) for processor in processors]
     threading.Thread(target=_watch, args=(apps,), name="watchdog", daemon=True).start()
@@ -62,7 +61,7 @@ def run(processors: Sequence[Processor], settings: Settings) -> None:
         worker.execute_from_commandline()
     except SystemExit as end:
         code = end.code or 0
-    except BaseException:  # noqa: BLE001 - told, and the process ends
+    except BaseException:  # noqa: BLE001 - printed, and the process ends
         traceback.print_exc()
         code = 1
     # Everything has ended in order. What is left are threads of libraries, which an interpreter that is taken down around

@@ -1,6 +1,6 @@
 """The settlement processor: payments' own, with its role, inbox and progress."""
 
-from consumers.delivery.loop import Processor
+from consumers.delivery.processor import Processor
 from consumers.settlement.settlement import finish_balance_payments
 from schemas.topics import FUNDS_TRANSFER
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from consumers.delivery.loop import DuplicateFact
+from consumers.delivery.processor import DuplicateFact
 from outbox.record import Outgoing, record
 from outbox.rows import as_json
 from producers.payments.orders import free_limit

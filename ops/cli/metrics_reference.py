@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from consumers.delivery import metrics as worker
+from consumers.notification.notifier import metrics as notifier
 from ops.monitoring import exporter
+from outbox import metrics as process
 from outbox.http import app as http
 from outbox.http import protocol as http_protocol
 
@@ -14,7 +16,7 @@ TARGET = Path(__file__).resolve().parents[2] / "docs" / "reference" / "metrics.m
 
 COUNTED: dict[str, tuple[Any, ...]] = {
     "worker": (worker.EVENTS, worker.BATCH, worker.TRANSACTION, worker.HANDLER, worker.LATENCY),
-    "notifier": (worker.ATTEMPTS, worker.ATTEMPT, worker.LATENESS),
+    "notifier": (notifier.ATTEMPTS, notifier.ATTEMPT, notifier.LATENESS),
     "service": (http.REQUESTS, http.REQUEST),
 }
 """Whose endpoint has which."""
@@ -28,7 +30,7 @@ def rows() -> list[tuple[str, str, tuple[str, ...], str, str]]:
         for metric in metrics
         for family in metric.describe()
     ]  # fmt: skip
-    found.append((worker.CONDITION, "gauge", worker.CONDITION_LABELS, "worker, notifier", worker.CONDITION_HELP))
+    found.append((process.CONDITION, "gauge", process.CONDITION_LABELS, "worker, notifier", process.CONDITION_HELP))
     [closed] = http_protocol.CLOSED.describe()
     found.append((f"{closed.name}_total", closed.type, http_protocol.CLOSED._labelnames, "all", closed.documentation))
     found += [(name, "gauge", labels, "exporter", told) for name, (told, labels) in exporter.DESCRIBED.items()]

@@ -12,7 +12,7 @@ from uuid import UUID
 from confluent_kafka import Message
 from sqlalchemy import Connection, Engine, text
 
-from consumers.delivery.loop import Processor
+from consumers.delivery.processor import Processor
 from outbox.inbox import Log
 from outbox.rows import as_json
 from outbox.settings import SERVICES
@@ -96,7 +96,7 @@ class Effects:
             self.unreadable += 1
         else:
             self.would_apply += 1
-            self.outside += processor.touches_outside(met.envelope.event)
+            self.outside += processor.notifies(met.envelope.event)
 
 
 def meet(

@@ -182,7 +182,7 @@ def retry(settings: Settings, chosen: Sequence[Queue], act: Act) -> Iterator[tup
             if queue.key is not None:
                 yield queue, out.retry_key(engine, delivery, queue.key, act)
             else:
-                yield queue, out.retry_one(engine, delivery, place_of(queue.id)[1], act)
+                yield queue, out.retry_keyless(engine, delivery, place_of(queue.id)[1], act)
         for consumer, processor in processors.items():
             out.settle_lot(engine_of(processor.service), consumer)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from consumers.delivery.loop import Delivery
-from consumers.delivery.redeliver import Found, Redelivered, redeliver, sort_out
+from consumers.delivery.redeliver import PastMessage, Redelivered, redeliver, sort_out
 from ops.delivery.outcomes import Fate, batched, fates
 from ops.delivery.search import Search, Window, id_of, searching
 from outbox.clock import utc_now
@@ -52,7 +52,7 @@ def plan(
     with searching(settings, consumer, window) as search:
         records, waits = _source(search, from_outbox=from_outbox)
         for part in batched(records, CHUNK):
-            by_place: dict[str, list[Found]] = {}
+            by_place: dict[str, list[PastMessage]] = {}
             for one in part:
                 by_place.setdefault(str(one.log), []).append(one)
             for place, members in by_place.items():
@@ -65,7 +65,7 @@ def plan(
         return Plan(places=dict(sorted(places.items())), missing=window.events - search.met)
 
 
-def _foresee(search: Search, records: list[Found], counted: set[UUID]) -> Redelivered:
+def _foresee(search: Search, records: list[PastMessage], counted: set[UUID]) -> Redelivered:
     """Return what would become of the records; `counted` are the events met so far that would be applied."""
     outcome, chosen = sort_out(search.connection, search.delivery, records)
     processor = search.delivery.processor
@@ -74,11 +74,11 @@ def _foresee(search: Search, records: list[Found], counted: set[UUID]) -> Redeli
     for envelope in envelopes:
         if found[envelope.id] is Fate.APPLIED or envelope.id in counted:
             outcome.known += 1
-            outcome.resent += processor.touches_outside(envelope.event)
+            outcome.resent += processor.notifies(envelope.event)
         else:
             counted.add(envelope.id)
             outcome.applied += 1
-            outcome.outside += processor.touches_outside(envelope.event)
+            outcome.outside += processor.notifies(envelope.event)
     return outcome
 
 
@@ -100,7 +100,7 @@ def carry_out(
                 engine,
                 Delivery(processor, engine, consumer=consumer, clock=utc_now),
                 _to_hand_over(search, records, waits, passed, with_known=resends_external),
-                resends_external=resends_external,
+                notifies_again=resends_external,
             )
         finally:
             engine.dispose()
@@ -111,12 +111,12 @@ def carry_out(
 
 def _to_hand_over(
     search: Search,
-    records: Iterable[Found],
-    waits: Callable[[Found], bool],
+    records: Iterable[PastMessage],
+    waits: Callable[[PastMessage], bool],
     passed: Redelivered,
     *,
     with_known: bool,
-) -> Iterator[Found]:
+) -> Iterator[PastMessage]:
     """Give the records that neither wait nor are known as applied; the others are counted as passed."""
     for part in batched(records, CHUNK):
         ids = {identity for one in part if (identity := id_of(one)) is not None}
@@ -145,7 +145,7 @@ def redeliver_events(settings: Settings, consumer: str, ids: Collection[UUID], *
     return plan(settings, consumer, window, from_outbox=True).total
 
 
-def _source(search: Search, *, from_outbox: bool) -> tuple[Iterator[Found], Callable[[Found], bool]]:
+def _source(search: Search, *, from_outbox: bool) -> tuple[Iterator[PastMessage], Callable[[PastMessage], bool]]:
     """Return the window's records, and what tells which of them the live stream has yet to come to, beyond its own position."""
     if from_outbox:
         return search.in_outbox(), search.waiting()

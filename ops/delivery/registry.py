@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from consumers.delivery.loop import Processor
+from consumers.delivery.processor import Processor
 from consumers.processors import PROCESSORS
 from outbox.errors import UnknownName
 from outbox.settings import Settings

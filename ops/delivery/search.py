@@ -12,8 +12,9 @@ from confluent_kafka import Message
 from sqlalchemy import Connection, Row, text
 
 from connect.connector import headers_of_row
-from consumers.delivery.loop import Delivery, headers_of
-from consumers.delivery.redeliver import FROM_OUTBOX, Found, Key
+from consumers.delivery.loop import Delivery
+from consumers.delivery.messages import headers_of
+from consumers.delivery.redeliver import FROM_OUTBOX, Key, PastMessage
 from ops.delivery.registry import processor_of
 from ops.kafka.reader import bounds, offsets_at, read
 from ops.kafka.reader import id_of as id_of_message
@@ -47,7 +48,7 @@ class Window:
     order: str = ""
     events: frozenset[UUID] = frozenset()
 
-    def holds(self, record: Found) -> bool:
+    def holds(self, record: PastMessage) -> bool:
         """Return whether a record within the times is meant."""
         headers = headers_of(record)
         return (
@@ -72,7 +73,7 @@ class Search:
     met: set[UUID] = field(default_factory=set)
     """Events that were asked for by id and found so far."""
 
-    def on_topics(self) -> Iterator[Found]:
+    def on_topics(self) -> Iterator[PastMessage]:
         """Give the window's records as they lie on the topics, each partition's in order."""
         names = [self.settings.topic_prefix + topic.name for topic in self.topics]
         ids = {state.topic: state.topic_id for state in topic_states(self.settings)}
@@ -91,7 +92,7 @@ class Search:
             )
             yield from self._meant(_found(message, log))
 
-    def in_outbox(self) -> Iterator[Found]:
+    def in_outbox(self) -> Iterator[PastMessage]:
         """Give the window's events as their outboxes hold them, in the order of their recording, made into records."""
         window = self.window
         for service in sorted({topic.service for topic in self.topics}):
@@ -134,7 +135,7 @@ class Search:
         )
         return list(self.connection.execute(statement, {"name": self.delivery.consumer}))
 
-    def _meant(self, record: Found) -> Iterator[Found]:
+    def _meant(self, record: PastMessage) -> Iterator[PastMessage]:
         if self.window.holds(record):
             if self.window.events and (identity := id_of(record)) is not None:
                 self.met.add(identity)
@@ -162,7 +163,7 @@ class Waiting:
             version = _version(dict(message.headers() or []))
             self._first[key] = min(version, self._first.get(key, version))
 
-    def __call__(self, record: Found) -> bool:
+    def __call__(self, record: PastMessage) -> bool:
         """Return whether a record made of an outbox row waits. Records come in the order of their recording."""
         headers = headers_of(record)
         first = self._first.get((record.log.topic, record.key or b""))
@@ -197,7 +198,7 @@ def searching(settings: Settings, consumer: str, window: Window) -> Generator[Se
         yield Search(settings=settings, delivery=delivery, connection=connection, topics=topics, window=window)
 
 
-def id_of(record: Found) -> UUID | None:
+def id_of(record: PastMessage) -> UUID | None:
     """Return the id of the event that a record carries; None if it is no event of ours."""
     try:
         return UUID(headers_of(record).get(ID, b"").decode())
@@ -213,8 +214,8 @@ def _version(headers: Mapping[str, bytes | None]) -> int:
         return 0
 
 
-def _found(message: Message, log: Log) -> Found:
-    return Found(
+def _found(message: Message, log: Log) -> PastMessage:
+    return PastMessage(
         log=log,
         offset=message.offset(),
         key=message.key(),
@@ -223,8 +224,8 @@ def _found(message: Message, log: Log) -> Found:
     )
 
 
-def _made(row: Row[tuple[object, ...]], topic: str) -> Found:
-    return Found(
+def _made(row: Row[tuple[object, ...]], topic: str) -> PastMessage:
+    return PastMessage(
         log=Log(cluster_id="", topic=topic, topic_id="", partition=FROM_OUTBOX),
         offset=FROM_OUTBOX,
         key=row.key.encode(),

@@ -9,7 +9,8 @@ from uuid import UUID
 
 from confluent_kafka import Message
 
-from consumers.delivery.loop import CLOCK_TOLERANCE, Processor
+from consumers.delivery.messages import CLOCK_TOLERANCE
+from consumers.delivery.processor import Processor
 from ops.delivery.outcomes import progress_of
 from ops.delivery.registry import known_processors, topics_of
 from ops.kafka.groups import cluster_id, topic_ids

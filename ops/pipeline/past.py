@@ -20,7 +20,7 @@ from outbox.migrate import owner_engine
 from outbox.settings import SERVICES, Settings
 
 FORGET_AFTER = timedelta(minutes=10)
-"""Longer than a worker goes by what it has read of its horizon (consumers/delivery/loop.py: HORIZON_S)."""
+"""Longer than a worker goes by what it has read of its horizon (consumers/delivery/messages.py: HORIZON_S)."""
 
 FORGET_BATCH = 5_000
 FORGET_BATCHES_MAX = 200

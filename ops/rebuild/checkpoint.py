@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from sqlalchemy import Connection, text
 
-from consumers.delivery.loop import Processor
+from consumers.delivery.processor import Processor
 from ops.delivery.outcomes import progress_of
 from ops.delivery.registry import processor_of
 from ops.rebuild.schemas import Made, copy_rows, find_schemas, make_schema

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, text
 
 from consumers.accounting.entries import Voucher
 from consumers.accounting.ledger import correct_voucher, find_voucher, post_vouchers, reverse_voucher
-from consumers.delivery.loop import DuplicateFact
+from consumers.delivery.processor import DuplicateFact
 from consumers.delivery.retry import remember, transact
 from ops.rebuild.difference import REVERSED, Finding, What
 from ops.rebuild.rebuild import Rebuilt, alone_with

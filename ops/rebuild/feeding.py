@@ -15,7 +15,10 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Engine, text
 
-from consumers.delivery.loop import Brake, Delivered, Delivery, Processor, Slice, is_transient
+from consumers.delivery.brake import Brake
+from consumers.delivery.loop import Delivered, Delivery
+from consumers.delivery.messages import Slice
+from consumers.delivery.processor import Processor, is_transient
 from ops.delivery.registry import topics_of
 from ops.kafka.groups import cluster_id, topic_ids
 from ops.kafka.reader import bounds, read
@@ -149,7 +152,7 @@ class Feeder:
     def _deliver(self, at: dict[Log, int], stops: Mapping[Log, int], waiting: dict[Log, list[Record]]) -> None:
         """What waits of the logs that stop somewhere is delivered; nothing waits then."""
         slices = [
-            Slice(log=log, start=at[log], end=stop, records=self._wanted(log, waiting[log]))
+            Slice(log=log, start=at[log], end=stop, messages=self._wanted(log, waiting[log]))
             for log, stop in stops.items()
             if at[log] < stop
         ]

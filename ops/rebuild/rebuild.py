@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, text
 
-from consumers.delivery.loop import Processor
+from consumers.delivery.processor import Processor
 from ops.delivery.outcomes import progress_of
 from ops.delivery.registry import processor_of
 from ops.pipeline.health import reader_engine

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection, text
 
-from consumers.delivery.loop import Processor
+from consumers.delivery.processor import Processor
 from consumers.funds.funds import move_funds
 from outbox.errors import Refused
 from schemas.codec import Envelope

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import OperationalError
 
-from consumers.delivery.loop import Processor
+from consumers.delivery.processor import Processor
 from ops.delivery.outcomes import progress_of
 from ops.delivery.registry import processor_of
 from ops.rebuild.checkpoint import require_past_read

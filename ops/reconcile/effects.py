@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from consumers.accounting.agent import PROCESSOR as ACCOUNTING
 from consumers.accounting.entries import voucher_of
-from consumers.delivery.loop import Processor
+from consumers.delivery.processor import Processor
 from consumers.funds.agent import PROCESSOR as FUNDS
 from consumers.funds.funds import payer_account
 from consumers.notification.agent import BANK_PROCESSOR as BANK_NOTIFICATION

@@ -14,8 +14,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from consumers.accounting.entries import voucher_of
 from consumers.accounting.ledger import correct_fact
-from consumers.delivery.loop import told
-from consumers.delivery.repair import Outcome, reapply, remember
+from consumers.delivery.processor import error_line
+from consumers.delivery.repair import ReapplyOutcome, reapply, remember
 from consumers.delivery.retry import transact
 from consumers.funds.corrections import correct_moves, record_deposit
 from consumers.points.corrections import correct_points
@@ -258,7 +258,11 @@ class _Hands:
             if self._is_answered(envelope):
                 return "funds has decided and answered it, and would decide again by the balance of now: by hand"
             done = reapply(self._engine(finding.service), follower.processor, finding.consumer, envelope)
-            return "" if done.outcome in (Outcome.APPLIED, Outcome.STANDS) else f"{done.outcome} {done.error}"
+            return (
+                ""
+                if done.outcome in (ReapplyOutcome.APPLIED, ReapplyOutcome.STANDS)
+                else f"{done.outcome} {done.error}"
+            )
         if finding.kind is Kind.FORGOTTEN:
             remember(self._engine(finding.service), finding.consumer, _arrival(finding, envelope), finding.key)
             return ""
@@ -336,7 +340,7 @@ def _note(mended: Mended, finding: Finding, act: Callable[[], str]) -> None:
     try:
         failure = act()
     except AWAY as error:
-        failure = told(error)
+        failure = error_line(error)
     if failure:
         mended.failed[str(finding.event_id or finding.business_no)] = failure
     else:

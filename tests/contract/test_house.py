@@ -25,6 +25,10 @@ VIOLATIONS = {
     "a scene another": ("producers/bank/tables.py", "import producers.payments.tables"),
     "a processor another": ("consumers/funds/tables.py", "import consumers.points.tables"),
     "faust below consumers": ("outbox/inbox.py", "import faust"),
+    "faust in a consumer": ("consumers/delivery/loop.py", "import faust"),
+    "faust in ops": ("ops/pipeline/health.py", "from faust.types import TP"),
+    "mode beside the runtime": ("consumers/processors.py", "from mode import Service"),
+    "aiokafka in the notifier": ("consumers/notification/notifier/sender.py", "from aiokafka.errors import KafkaError"),
     "I/O in a pure module": ("consumers/accounting/entries.py", "import requests"),
 }
 

@@ -15,7 +15,8 @@ from aiokafka.errors import CommitFailedError
 from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 from sqlalchemy import text
 
-from consumers.runtime.transport import FAILED, commit_as_member
+from consumers.runtime.aiokafka_patches import commit_as_member
+from consumers.runtime.transport import FAILED
 from outbox.settings import Settings
 from tests.pipeline import Pipeline, engine_of
 from tests.waiting import eventually

@@ -9,7 +9,7 @@ from typing import Any
 from faust.types import TP
 
 from consumers.accounting.agent import PROCESSOR
-from consumers.runtime.app import DatabasePositions
+from consumers.runtime.positions import DatabasePositions
 from consumers.runtime.worker import run
 from outbox.settings import Settings
 

@@ -15,7 +15,7 @@ import requests
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from consumers.delivery.loop import DuplicateFact
+from consumers.delivery.processor import DuplicateFact
 from consumers.funds.funds import deposit, move_funds, payer_account
 from consumers.settlement.settlement import finish_balance_payments
 from ops.ledger.reads import check

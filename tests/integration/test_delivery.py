@@ -14,7 +14,10 @@ import pytest
 from sqlalchemy import Connection, text
 
 from consumers.accounting.agent import PROCESSOR
-from consumers.delivery.loop import PATIENCE, Braked, Delivered, Delivery, Processor, Slice, Unexpected
+from consumers.delivery.brake import PATIENCE, Braked
+from consumers.delivery.loop import Delivered, Delivery, OffsetGap
+from consumers.delivery.messages import Slice
+from consumers.delivery.processor import Processor
 from ops.delivery.parked import Filter, counts, event, events
 from ops.pipeline.checks import examine
 from ops.pipeline.upkeep import upkeep
@@ -58,9 +61,9 @@ class Stretch:
                 begin_log(connection, self.consumer, log, next_offset=0)
 
     def slice_of(self, records: Sequence[Any], partition: int = 0) -> Slice:
-        return Slice(log=self.logs[partition], start=records[0].offset, end=records[-1].offset + 1, records=records)
+        return Slice(log=self.logs[partition], start=records[0].offset, end=records[-1].offset + 1, messages=records)
 
-    def deliver(self, *slices: Slice) -> list[Delivered | Braked | Unexpected]:
+    def deliver(self, *slices: Slice) -> list[Delivered | Braked | OffsetGap]:
         return list(self.delivery.deliver(slices).values())
 
     def rows(self, statement: str) -> list[Any]:
@@ -95,7 +98,7 @@ def test_a_slice_ahead_of_progress_and_a_poisoned_one_do_not_hold_up_the_others(
     poisoned = stretch.slice_of([record_of(0, settled(), value=b"{}"), *good(prefix, 10, 3, 1)], 1)
     plain = stretch.slice_of(good(prefix, 20, 3, 0), 2)
     first, second, third = stretch.deliver(ahead, poisoned, plain)
-    assert isinstance(first, Unexpected)
+    assert isinstance(first, OffsetGap)
     assert (second, third) == (Delivered(parked=1), Delivered())
     assert stretch.posted() == 6
 

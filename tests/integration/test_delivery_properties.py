@@ -32,7 +32,10 @@ from sqlalchemy.exc import OperationalError
 
 from consumers.accounting.agent import PROCESSOR
 from consumers.accounting.entries import merchant_payable
-from consumers.delivery.loop import Braked, Delivered, Delivery, Slice, Unexpected, is_transient
+from consumers.delivery.brake import Braked
+from consumers.delivery.loop import Delivered, Delivery, OffsetGap
+from consumers.delivery.messages import Slice
+from consumers.delivery.processor import is_transient
 from consumers.delivery.retry import retry_key, settle_lot, skip
 from outbox.clock import utc_now
 from outbox.database import engine_for
@@ -262,7 +265,7 @@ class Machine(RuleBasedStateMachine):
             start, stop = self.model.progress[log] + 1, len(self.model.logs[log])
             if stop > start:
                 [outcome] = self.owners[which].delivery.deliver([self._slice(log, start, stop)]).values()
-                assert isinstance(outcome, Unexpected)
+                assert isinstance(outcome, OffsetGap)
 
     @precondition(lambda self: self.generations < GENERATIONS and len(self.model.applied) >= 5 * self.generations)
     @rule()
@@ -375,7 +378,7 @@ class Machine(RuleBasedStateMachine):
     def _attempt(self, owner: Owner, spans: dict[Log, tuple[int, int]], trouble: str) -> None:
         slices = [self._slice(log, start, stop) for log, (start, stop) in spans.items()]
         self.trouble = {"killed": _die, "cut off": _cut_off}.get(trouble, lambda _: None)
-        outcomes: dict[Log, Delivered | Braked | Unexpected] = {}
+        outcomes: dict[Log, Delivered | Braked | OffsetGap] = {}
         try:
             outcomes = dict(owner.delivery.deliver(slices)) if slices else {}
         except Crash:
@@ -393,7 +396,7 @@ class Machine(RuleBasedStateMachine):
                 case Braked():
                     assert self.model.may_brake(log, start, stop), "nothing in it had to wait"
                     owner.fetched.pop(log, None)
-                case Unexpected():
+                case OffsetGap():
                     assert start > self.model.progress[log]
                     owner.fetched.pop(log, None)
                 case None:  # it died: one slice may be committed, another not, but each as a whole
@@ -407,7 +410,7 @@ class Machine(RuleBasedStateMachine):
 
     def _slice(self, log: Log, start: int, stop: int) -> Slice:
         records = [self._record(offset, self.model.logs[log][offset]) for offset in range(start, stop)]
-        return Slice(log=log, start=start, end=stop, records=records)
+        return Slice(log=log, start=start, end=stop, messages=records)
 
     def _key(self, number: int) -> bytes:
         return settled(prefix=self.prefix, number=number).key.encode()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, text
 
-from consumers.delivery.loop import Processor
+from consumers.delivery.processor import Processor
 from consumers.processors import PROCESSORS
 from outbox.settings import Settings
 from producers.payments.orders import register_merchant

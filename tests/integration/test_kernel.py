@@ -25,7 +25,9 @@ import outbox.tables
 import producers.bank.tables
 import producers.payments.tables
 from consumers.accounting.agent import PROCESSOR
-from consumers.delivery.loop import Delivered, Delivery, Slice, is_transient
+from consumers.delivery.loop import Delivered, Delivery
+from consumers.delivery.messages import Slice
+from consumers.delivery.processor import is_transient
 from outbox.clock import time_of, utc_now
 from outbox.database import driver_url
 from outbox.errors import NotInTransaction, NotReady, PayrelayError, Refused
@@ -162,7 +164,7 @@ def test_a_handler_that_is_refused_an_id_parks_nothing_and_is_tried_again(steppe
     delivery = Delivery(processor, stepped, consumer=f"{prefix}x", clock=utc_now)
     log = Log(cluster_id="c", topic=prefix, topic_id="i", partition=0)
     records = [record_of(n, settled(prefix=prefix, number=n)) for n in range(3)]
-    whole = Slice(log=log, start=0, end=3, records=records)
+    whole = Slice(log=log, start=0, end=3, messages=records)
     with stepped.begin() as connection:
         begin_log(connection, delivery.consumer, log, next_offset=0)
     with pytest.raises(PayrelayError) as refusal:

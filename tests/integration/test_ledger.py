@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from consumers.accounting.entries import CHART, Entry, merchant_payable
 from consumers.accounting.ledger import correct_voucher, find_voucher, post, reverse_voucher
-from consumers.delivery.loop import DuplicateFact
+from consumers.delivery.processor import DuplicateFact
 from ops.cli.main import app
 from ops.ledger.reads import Balance, Difference, accounts, check, ledger_problems, statement, trial_balance
 from outbox.clock import utc_now

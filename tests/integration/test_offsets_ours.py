@@ -19,7 +19,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 from typer.testing import CliRunner
 
-from consumers.delivery.loop import Delivery, Processor, Slice
+from consumers.delivery.loop import Delivery
+from consumers.delivery.messages import Slice
+from consumers.delivery.processor import Processor
 from ops.cli.main import app
 from ops.kafka.groups import commit, committed
 from ops.kafka.reader import read
@@ -87,7 +89,7 @@ class Operated:
             for log in known.logs.values():
                 begin_log(connection, self.group, log, next_offset=0)
         for place, span in spans.items():
-            delivery.deliver([Slice(log=known.logs[place], start=0, end=span.stop, records=records[place])])
+            delivery.deliver([Slice(log=known.logs[place], start=0, end=span.stop, messages=records[place])])
         self.mirror()
 
     def mirror(self) -> None:

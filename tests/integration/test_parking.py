@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from consumers.accounting.agent import PROCESSOR
 from consumers.delivery.loop import Delivered, Delivery
-from consumers.delivery.retry import Drained, retry_key, retry_one, settle_lot, skip
+from consumers.delivery.retry import Drained, retry_key, retry_keyless, settle_lot, skip
 from ops.cli.main import app
 from outbox.clock import utc_now
 from outbox.errors import PayrelayError, Refused
@@ -220,7 +220,7 @@ def test_a_record_without_a_key_is_retried_by_itself(lot: Lot) -> None:
     keyless = record_of(0, settled(prefix=lot.prefix), key=None)
     assert lot.deliver(lot.slice_of([keyless, lot.event(1, 1, 2)])) == [Delivered(parked=1)]
     [row] = lot.parked()
-    drained = retry_one(lot.engine, lot.delivery, row.id, ACT)
+    drained = retry_keyless(lot.engine, lot.delivery, row.id, ACT)
     assert (drained.applied, drained.cause) == (0, Cause.UNDECODABLE)
     assert lot.parked()[0].attempts == 2
 

@@ -13,9 +13,8 @@ from sqlalchemy import text
 
 from consumers.accounting.agent import PROCESSOR
 from consumers.delivery.loop import Delivered, Delivery, Retried
-from consumers.delivery.redeliver import Found as FoundAgain
-from consumers.delivery.redeliver import Redelivered, redeliver
-from consumers.delivery.repair import Outcome, reapply
+from consumers.delivery.redeliver import PastMessage, Redelivered, redeliver
+from consumers.delivery.repair import ReapplyOutcome, reapply
 from consumers.delivery.retry import Drained, retry_key, skip
 from ops.delivery.outcomes import Fate, fates
 from ops.pipeline.past import forget_past, note_passed
@@ -140,11 +139,11 @@ def test_an_old_event_is_known_to_everybody_who_asks_until_it_is_forgotten(lot: 
             (identity, other), Fate.APPLIED
         )
     record = old_record(lot, 0, identity)
-    again = FoundAgain(log=lot.logs[0], offset=0, key=record.key, headers=record.headers, value=record.value)
+    again = PastMessage(log=lot.logs[0], offset=0, key=record.key, headers=record.headers, value=record.value)
     delivery = Delivery(lot.delivery.processor, lot.engine, consumer=lot.consumer, clock=utc_now)
     assert redeliver(lot.engine, delivery, [again]) == Redelivered(known=1)
     envelope = decode(dict(record.headers), record.value)
-    assert reapply(lot.engine, lot.delivery.processor, lot.consumer, envelope).outcome is Outcome.APPLIED
+    assert reapply(lot.engine, lot.delivery.processor, lot.consumer, envelope).outcome is ReapplyOutcome.APPLIED
     with pytest.raises(Refused, match="has yet to read what is older than its inbox"):
         take_checkpoint(settings, lot.consumer, processor=PROCESSOR)
 

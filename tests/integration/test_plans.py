@@ -19,7 +19,8 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import Engine, make_url, text
 
-from consumers.delivery.loop import Delivered, Delivery, Slice
+from consumers.delivery.loop import Delivered, Delivery
+from consumers.delivery.messages import Slice
 from consumers.delivery.retry import retry_key, settle_lot, skip
 from consumers.funds.funds import deposit
 from consumers.processors import PROCESSORS
@@ -209,7 +210,7 @@ class House:
         end = self.offsets[name] = begin + len(records)
         halves = [records[: len(events) - 1], records[len(events) - 1 :]]
         for half in halves:
-            slice_ = Slice(log=log, start=half[0].offset, end=half[-1].offset + 1, records=half)
+            slice_ = Slice(log=log, start=half[0].offset, end=half[-1].offset + 1, messages=half)
             [outcome] = delivery.deliver([slice_]).values()
             assert isinstance(outcome, Delivered), outcome
         engine, consumer = delivery._engine, delivery.consumer

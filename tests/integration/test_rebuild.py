@@ -21,7 +21,8 @@ from typer.testing import CliRunner
 from consumers.accounting.agent import PROCESSOR as ACCOUNTING
 from consumers.accounting.entries import Entry
 from consumers.accounting.ledger import correct_voucher, reverse_voucher
-from consumers.delivery.loop import Delivery, Processor
+from consumers.delivery.loop import Delivery
+from consumers.delivery.processor import Processor
 from consumers.delivery.retry import retry_key, skip
 from consumers.funds.corrections import correct_moves
 from consumers.funds.funds import deposit

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, text
 
 from consumers.accounting.agent import PROCESSOR
 from consumers.delivery.loop import Delivered, Delivery
-from consumers.delivery.redeliver import FROM_OUTBOX, Found, Redelivered, redeliver
+from consumers.delivery.redeliver import FROM_OUTBOX, PastMessage, Redelivered, redeliver
 from consumers.delivery.retry import Drained
 from outbox.clock import utc_now
 from outbox.inbox import Log, move_to
@@ -37,8 +37,8 @@ class Holes(Lot):
         delivery = Delivery(processor, self.engine, consumer=self.consumer, clock=utc_now)
         return redeliver(self.engine, delivery, [self.found(record, log) for record in records], **how)
 
-    def found(self, record: Any, log: Log | None = None) -> Found:
-        return Found(
+    def found(self, record: Any, log: Log | None = None) -> PastMessage:
+        return PastMessage(
             log=log or self.logs[0], offset=record.offset, key=record.key, headers=record.headers, value=record.value
         )
 

@@ -22,8 +22,9 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import OperationalError
 
 from consumers.accounting.agent import PROCESSOR
-from consumers.delivery.loop import Delivery, is_transient
-from consumers.delivery.redeliver import FROM_OUTBOX, Found, Redelivered, redeliver
+from consumers.delivery.loop import Delivery
+from consumers.delivery.processor import is_transient
+from consumers.delivery.redeliver import FROM_OUTBOX, PastMessage, Redelivered, redeliver
 from outbox.clock import utc_now
 from outbox.database import engine_for
 from outbox.inbox import Log, move_to
@@ -178,7 +179,7 @@ class Holes(Machine):
             record = self._record(offset, self.model.logs[log][offset])
             nowhere = replace(log, cluster_id="", topic_id="", partition=FROM_OUTBOX)
             records.append(
-                Found(
+                PastMessage(
                     log=nowhere if from_outbox else log,
                     offset=FROM_OUTBOX if from_outbox else offset,
                     key=record.key,

@@ -8,7 +8,7 @@ import pytest
 from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from aiokafka.structs import TopicPartition
 
-from consumers.runtime.batches import Partition, Records, UnreadableBatch
+from consumers.runtime.batches import LenientPartition, LenientRecords, UnreadableBatch
 from schemas.codec import Undecodable, decode
 from tests.pipeline import NotUtf8
 
@@ -27,7 +27,7 @@ def batch(base: int, *headers: list[tuple[str, bytes | None]], codec: int = 0) -
 
 
 def fetched(content: bytes, begin: int = 0) -> Any:
-    return Partition(TopicPartition("t", 0), Records(content), None, begin, None, None, True, 0)
+    return LenientPartition(TopicPartition("t", 0), LenientRecords(content), None, begin, None, None, True, 0)
 
 
 @pytest.mark.parametrize("codec", range(5), ids=["plain", "gzip", "snappy", "lz4", "zstd"])

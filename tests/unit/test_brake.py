@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from consumers.delivery.loop import PARKED_KEYS_MAX, Brake, Braked, _Poison
+from consumers.delivery.brake import PARKED_KEYS_MAX, Brake, Braked
+from consumers.delivery.messages import Poison
 from outbox.inbox import Log
 from outbox.parking import Cause
 from tests.factories import envelope, settled
@@ -14,9 +15,9 @@ from tests.factories import envelope, settled
 LOG = Log(cluster_id="c", topic="t", topic_id="i", partition=0)
 
 
-def poison(number: int = 1, cause: Cause = Cause.REJECTED) -> _Poison:
+def poison(number: int = 1, cause: Cause = Cause.REJECTED) -> Poison:
     record = SimpleNamespace(key=f"k{number}".encode(), offset=number, value=b"", headers=[])
-    return _Poison(LOG, record, cause, "no", envelope(settled()) if cause is Cause.REJECTED else None)
+    return Poison(LOG, record, cause, "no", envelope(settled()) if cause is Cause.REJECTED else None)
 
 
 class Clock:
@@ -29,7 +30,7 @@ class Clock:
 SETTLED, FAILED = {"payment.settled.v1"}, {"payment.failed.v1"}
 
 
-def seen(brake: Brake, *items: _Poison) -> list[_Poison]:
+def seen(brake: Brake, *items: Poison) -> list[Poison]:
     for item in items:
         brake.saw_failure(item)
     return list(items)
@@ -78,7 +79,7 @@ def test_too_many_keys_within_a_minute_are_no_poison() -> None:
     clock = Clock()
     brake = Brake(clock)
 
-    def twice(number: int) -> list[_Poison]:
+    def twice(number: int) -> list[Poison]:
         seen(brake, poison(number))
         brake.saw_pass(SETTLED)
         return seen(brake, poison(number))
@@ -86,7 +87,7 @@ def test_too_many_keys_within_a_minute_are_no_poison() -> None:
     for number in range(PARKED_KEYS_MAX):
         items = twice(number)
         brake.judge(items)
-        brake.parked(items)
+        brake.saw_parked(items)
     with pytest.raises(Braked, match="21 keys"):
         brake.judge(twice(99))
     clock.now += 61

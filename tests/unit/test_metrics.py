@@ -15,7 +15,7 @@ import faust
 import pytest
 from faust.types import TP
 
-from consumers.delivery.loop import Slice
+from consumers.delivery.messages import Slice
 from consumers.runtime.sensors import BatchSensors
 from ops.monitoring.exporter import OLDEST, SOURCE_UP, Exporter, Source, run
 from ops.pipeline.backlog import NEAR, turning_point
@@ -96,7 +96,7 @@ class Stream:
 
 def slice_of(partition: int, count: int) -> Slice:
     log = Log(cluster_id="c", topic="t", topic_id="i", partition=partition)
-    return Slice(log=log, start=0, end=count, records=[SimpleNamespace(offset=number) for number in range(count)])
+    return Slice(log=log, start=0, end=count, messages=[SimpleNamespace(offset=number) for number in range(count)])
 
 
 def test_a_monitor_counts_records_in_bulk_as_another_sensor_counts_them_one_by_one() -> None:

@@ -24,7 +24,6 @@ import uvloop
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from consumers.delivery.metrics import ATTEMPT, ATTEMPTS, LATENESS, expose
 from consumers.notification.notifier.claims import (
     LEASE_S,
     Claimed,
@@ -37,6 +36,7 @@ from consumers.notification.notifier.claims import (
     turn,
 )
 from consumers.notification.notifier.lanes import OTHERS_PER_TURN, PROMPT_WITHIN, Queue, Result, Room, room_of
+from consumers.notification.notifier.metrics import ATTEMPT, ATTEMPTS, LATENESS
 from consumers.notification.notifier.responses import HEADER_BYTES_MAX, HEADERS_MAX, BoundedConnector
 from consumers.notification.notifier.ssrf import ForbiddenAddress, GuardedResolver, check_url, open_socket
 from consumers.notification.queues import BANK, PLATFORM
@@ -44,7 +44,7 @@ from consumers.notification.receivers import register_receiver
 from outbox.clock import DatabaseClock, utc_now
 from outbox.database import engine_for
 from outbox.errors import Misused
-from outbox.metrics import serve_metrics
+from outbox.metrics import expose_condition, serve_metrics
 from outbox.retry import backoff_s
 from outbox.settings import Environment, Settings
 from outbox.status import Condition
@@ -403,7 +403,7 @@ def run(settings: Settings, queues: Mapping[str, str]) -> None:
         Environment().payrelay_condition_file, ":".join(("notifier", *queues) if len(queues) == 1 else ("notifier",))
     )
     serve_metrics(settings)
-    expose(condition)
+    expose_condition(condition)
     engines = {queue: sender_engine(settings, queue, service) for queue, service in queues.items()}
     sys.setswitchinterval(SWITCH_S)
     preparations = {BANK: platform_as_receiver(settings)} if BANK in queues else {}
