@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, text
 
-from consumers.accounting.entries import CHART, general_account
+from schemas.accounts import CHART, general_account
 from schemas.money import CNY
 
 CHUNK = 5_000
