@@ -11,6 +11,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from consumers.delivery.loop import DuplicateFact
+from consumers.funds.effects import payer_account
 from outbox.errors import Refused
 from outbox.record import Outgoing, record
 from outbox.rows import as_json
@@ -64,11 +65,6 @@ _DEPOSIT = text("""
 
 _PAYER = text("""
     INSERT INTO account (account_no, floor_fen) VALUES (:account_no, 0) ON CONFLICT (account_no) DO NOTHING""")
-
-
-def payer_account(payer_no: str) -> str:
-    """Return the account that holds a payer's balance. No merchant's number begins like it."""
-    return f"payer:{payer_no}"
 
 
 def affordable(room_fen: Mapping[str, int], wanted: Sequence[tuple[str, int]]) -> list[bool]:

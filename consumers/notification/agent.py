@@ -1,7 +1,8 @@
 """The notification processors, the platform's and the bank's: they only write the record; the sender sends."""
 
 from consumers.delivery.loop import Processor
-from consumers.notification.records import body_of, resend, write_bank_records, write_records
+from consumers.notification.bodies import body_of
+from consumers.notification.records import resend, write_bank_records, write_records
 from schemas.topics import BANK_TRANSACTION, PAYMENT_ORDER
 
 PROCESSOR = Processor(

@@ -1,6 +1,9 @@
 """Which queues there are, and the service whose role, schema and database each lives in."""
 
-QUEUES = {"merchant": "notification", "bank": "bank"}
+MERCHANT = "merchant"
+BANK = "bank"
+
+QUEUES = {MERCHANT: "notification", BANK: "bank"}
 
 PLATFORM = "platform"
 """Whom the bank tells: its one merchant."""

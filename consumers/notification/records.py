@@ -6,36 +6,19 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from uuid import UUID
 
-import msgspec
 from sqlalchemy import Connection, text
 
 from consumers.delivery.loop import DuplicateFact
+from consumers.notification.bodies import bank_body_of, body_of
 from consumers.notification.notifier.ssrf import ForbiddenAddress, check_url
-from consumers.notification.queues import PLATFORM
+from consumers.notification.queues import BANK, MERCHANT, PLATFORM
 from consumers.notification.rules import parse_rule
 from outbox.errors import Refused, UnknownName
 from outbox.record import refuse_ahead
 from outbox.rows import as_json
-from schemas.bank import BankNotification
 from schemas.codec import Envelope
-from schemas.events import BankTransactionExecuted, Event, PaymentFailed, PaymentSettled
+from schemas.events import BankTransactionExecuted
 from schemas.signature import SECRET_FORM, is_secret
-
-MERCHANT = "merchant"
-BANK = "bank"
-
-
-def body_of(event: Event) -> str | None:
-    """Return what the merchant is told of an event; None where nothing."""
-    match event:
-        case PaymentSettled():
-            told = {"status": "SETTLED", "bank_transaction_no": event.bank_transaction_no, "at": event.settled_at}
-        case PaymentFailed():
-            told = {"status": "FAILED", "reason": event.reason, "at": event.failed_at}
-        case _:
-            return None
-    common = {"payment_no": event.payment_no, "order_no": event.order_no, "amount_fen": event.amount_fen}
-    return msgspec.json.encode({"type": event.type, **common, "currency": event.currency, **told}).decode()
 
 
 def write_records(connection: Connection, events: Sequence[Envelope]) -> None:
@@ -52,20 +35,6 @@ def write_records(connection: Connection, events: Sequence[Envelope]) -> None:
         if (body := body_of(envelope.event))
     ]
     write(connection, MERCHANT, rows)
-
-
-def bank_body_of(event: BankTransactionExecuted) -> str:
-    """Return what the platform is told of the bank's transaction."""
-    told = BankNotification(
-        transaction_no=event.transaction_no,
-        payment_no=event.payment_no,
-        amount_fen=event.amount_fen,
-        currency=event.currency,
-        status=event.status,
-        reason=event.reason,
-        executed_at=event.executed_at,
-    )
-    return msgspec.json.encode(told).decode()
 
 
 def write_bank_records(connection: Connection, events: Sequence[Envelope]) -> None:

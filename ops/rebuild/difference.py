@@ -11,9 +11,10 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from consumers.effects import Rebuild
 from ops.delivery.outcomes import batched
 from ops.ledger.reads import CHUNK, paired
-from ops.rebuild.subjects import Subject, sums
+from ops.rebuild.rebuildable import sums
 from outbox.quoting import quoted
 
 NAMED_MAX = 100_000
@@ -112,19 +113,19 @@ class _Pair:
         return self.rebuilt if self.live is None else self.live
 
 
-def compare(subject: Subject, live: Side, rebuilt: Side) -> Difference:
+def compare(subject: Rebuild, live: Side, rebuilt: Side) -> Difference:
     """Return how live differs from what was rebuilt. Reads only.
 
     Both stand at the same positions; `live` is one transaction that sees one state. What people posted is taken as it stands.
     """
-    standing = _standing(live) if subject.corrects else {}
+    instead = _put_instead(live, subject.by_hand) if subject.by_hand else {}
     skipped = _skipped(live)
     found = Difference()
     adjust: Counter[str] = Counter()
     for pairs in batched(_unequal(subject, live, rebuilt, found), 2_000):
-        touched = [pair for pair in pairs if pair.live is not None and pair.live.number in standing]
-        others = [pair for pair in pairs if pair.live is None or pair.live.number not in standing]
-        by_hand = [_by_hand(subject, pair, standing[pair.live.number]) for pair in touched]
+        touched = [pair for pair in pairs if pair.live is not None and pair.live.number in instead]
+        others = [pair for pair in pairs if pair.live is None or pair.live.number not in instead]
+        by_hand = [_by_hand(subject, pair, instead[pair.live.number]) for pair in touched]
         judged = _judged(subject, others, live, rebuilt, skipped)
         for finding in (*by_hand, *judged):
             if finding is not None:
@@ -145,7 +146,7 @@ def compare(subject: Subject, live: Side, rebuilt: Side) -> Difference:
     return found
 
 
-def _unequal(subject: Subject, live: Side, rebuilt: Side, found: Difference) -> Iterator[_Pair]:
+def _unequal(subject: Rebuild, live: Side, rebuilt: Side, found: Difference) -> Iterator[_Pair]:
     lefts, rights = live.rows(subject.rows), rebuilt.rows(subject.rows)
     for left, right in paired(lefts, rights, lambda row: row.subject, lambda row: row.subject):
         found.compared += 1
@@ -153,7 +154,7 @@ def _unequal(subject: Subject, live: Side, rebuilt: Side, found: Difference) -> 
             yield _Pair(left, right)
 
 
-def _adjust(subject: Subject, adjust: Counter[str], side: Side, rows: Sequence[Any], *, sign: int = 1) -> None:
+def _adjust(subject: Rebuild, adjust: Counter[str], side: Side, rows: Sequence[Any], *, sign: int = 1) -> None:
     """What these rows did on that side counts towards what live should have, or against it."""
     if rows:
         which = {"ids": [row.event_id for row in rows], "numbers": [row.number for row in rows]}
@@ -161,28 +162,22 @@ def _adjust(subject: Subject, adjust: Counter[str], side: Side, rows: Sequence[A
             adjust[account] += sign * amount
 
 
-def _standing(live: Side) -> dict[int, str | None]:
+def _put_instead(live: Side, by_hand: str) -> dict[int, str | None]:
     """Return, by the number of each voucher that was reversed, what people put in its place; None where nothing."""
-    rows = list(
-        live.rows("""
-            SELECT voucher_no, reverses, corrects, currency || ': ' ||
-                   (SELECT string_agg(account || ' ' || side || ' ' || amount_fen, ', ' ORDER BY account COLLATE "C", side, amount_fen)
-                    FROM {schema}.entry WHERE entry.voucher_no = voucher.voucher_no) AS content
-            FROM {schema}.voucher WHERE event_id IS NULL ORDER BY voucher_no""")
-    )
+    rows = list(live.rows(by_hand))
     reversed_ = {row.reverses for row in rows if row.reverses}
     corrections = {row.corrects: row for row in rows if row.corrects}
 
-    def standing(number: int) -> str | None:
+    def last_of(number: int) -> str | None:
         content = None
         while (correction := corrections.get(number)) is not None:
             number, content = correction.voucher_no, correction.content
         return None if number in reversed_ else content
 
-    return {number: standing(number) for number in reversed_}
+    return {number: last_of(number) for number in reversed_}
 
 
-def _by_hand(subject: Subject, pair: _Pair, stands: str | None) -> Finding | None:
+def _by_hand(subject: Rebuild, pair: _Pair, stands: str | None) -> Finding | None:
     """Return what is to be said of a voucher that differs and that people have reversed; None where they have put right what it was.
 
     What they put in its place stands, and so does nothing where that resolves it. Else the fact has no voucher: a difference.
@@ -205,7 +200,7 @@ def _by_hand(subject: Subject, pair: _Pair, stands: str | None) -> Finding | Non
 
 
 def _judged(
-    subject: Subject, pairs: Sequence[_Pair], live: Side, rebuilt: Side, skipped: Collection[UUID]
+    subject: Rebuild, pairs: Sequence[_Pair], live: Side, rebuilt: Side, skipped: Collection[UUID]
 ) -> list[Finding]:
     """Return what each unequal pair is, and what mends it."""
     missing = {pair.rebuilt.event_id for pair in pairs if pair.live is None}
@@ -216,7 +211,7 @@ def _judged(
 
 
 def _judge(
-    subject: Subject,
+    subject: Rebuild,
     pair: _Pair,
     consumer: str,
     parked: Mapping[UUID, Any],
@@ -274,7 +269,7 @@ def _skipped(live: Side) -> set[UUID]:
     return {UUID(row.event_id) for row in rows}
 
 
-def _accounts(subject: Subject, live: Side, rebuilt: Side, adjust: Mapping[str, int]) -> Iterator[Finding]:
+def _accounts(subject: Rebuild, live: Side, rebuilt: Side, adjust: Mapping[str, int]) -> Iterator[Finding]:
     """Give the accounts whose balances are not what the rebuilt ones call for, with what stands aside counted in."""
     only = dict(adjust)
     account: Callable[[Any], str] = lambda row: row.account  # noqa: E731

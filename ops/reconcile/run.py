@@ -12,15 +12,27 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Engine, text
 
+from consumers.effects import BUSINESS_NO, COMMITTED, NO_EFFECT
 from ops.delivery.outcomes import batched
+from ops.delivery.registry import Consumer, known_consumers
 from ops.pipeline.positions import consumer_positions
 from ops.pipeline.source import passed_lsn
 from ops.reconcile import state
-from ops.reconcile.effects import BUSINESS_NO, COMMITTED, FOLLOWERS, NOTHING, Follower
 from ops.reconcile.facts import kept_from, still_unrecorded, unrecorded
 from ops.reconcile.findings import Finding, Kind
 from ops.reconcile.published import Published, spot_of
-from ops.reconcile.scan import CHUNK, CONNECTOR, FINDINGS_MAX, Outcome, Scan, Told, beside, recorded, standing, told_of
+from ops.reconcile.scan import (
+    CHUNK,
+    CONNECTOR,
+    FINDINGS_MAX,
+    Outcome,
+    Scan,
+    Told,
+    beside,
+    effects_of,
+    recorded,
+    told_of,
+)
 from outbox.clock import first_id_at, time_of, utc_now
 from outbox.database import database_now
 from outbox.rows import as_json
@@ -97,6 +109,7 @@ class Run:
         self._engine = engine
         self._connection = connection
         self._settings = settings
+        self._consumers = list(known_consumers(settings).values())
         self._full = full
         self._began = time.monotonic()
         self._services = sorted({topic.service for topic in TOPICS})
@@ -153,42 +166,40 @@ class Run:
         low = first_id_at(begin) if begin is not None else UUID(int=0)
         kept = max(first_id_at(kept_from(self._connection, service)) for service in self._services)
         about = {"since": begin or "-infinity", "before": before, "low": low, "kept": kept}
-        for follower in (one for one in FOLLOWERS if one.changed):
-            changed = follower.changed.format(committed=COMMITTED)
+        for consumer in (known for known in self._consumers if known.effects.changed):
+            changed = consumer.effects.changed.format(committed=COMMITTED)
             with self._engine.connect() as reading:
                 touched |= set(reading.execute(text(_TOUCHED.format(changed=changed)), about).scalars())
                 parts = reading.execute(
                     text(_PARTS.format(changed=changed)), {**about, "size": CHUNK}, execution_options={"yield_per": 1}
                 )
                 for part in parts.scalars():
-                    strays += self._standing_strays(follower, self._strange(follower, part))
-        for follower in FOLLOWERS:
-            earlier = [
-                one for one in self._open if one.kind is Kind.STRAY_EFFECT and one.consumer == self._consumer(follower)
-            ]
-            strays += self._standing_strays(follower, earlier)
+                    strays += self._standing_strays(consumer, self._strange(consumer, part))
+        for consumer in self._consumers:
+            earlier = [one for one in self._open if one.kind is Kind.STRAY_EFFECT and one.consumer == consumer.name]
+            strays += self._standing_strays(consumer, earlier)
         return strays, touched
 
-    def _strange(self, follower: Follower, part: str) -> Sequence[Any]:
+    def _strange(self, consumer: Consumer, part: str) -> Sequence[Any]:
         """Return those effects (JSON) whose event is in no outbox that the consumer follows, or is another's."""
         rows: Sequence[Any] = ()
-        for service in dict.fromkeys(topic.service for topic in follower.processor.topics):
+        for service in dict.fromkeys(topic.service for topic in consumer.processor.topics):
             rows = self._connection.execute(text(_STRANGE.format(service=service)), {"rows": part}).all()
             if not rows:
                 break
             part = as_json([dict(row._mapping) for row in rows])
         return rows
 
-    def _standing_strays(self, follower: Follower, effects: Sequence[Any]) -> list[Finding]:
+    def _standing_strays(self, consumer: Consumer, effects: Sequence[Any]) -> list[Finding]:
         """Return those effects that amount to something."""
         if not effects:
             return []
-        under = standing(self._connection, follower, numbers=sorted({one.business_no for one in effects}))
+        under = effects_of(self._connection, consumer, numbers=sorted({one.business_no for one in effects}))
         return [
             Finding(
                 kind=Kind.STRAY_EFFECT,
-                service=follower.processor.service,
-                consumer=self._consumer(follower),
+                service=consumer.service,
+                consumer=consumer.name,
                 event_id=one.event_id,
                 key=one.business_no,
                 business_no=one.business_no,
@@ -196,11 +207,8 @@ class Run:
                 found=f"there is {stands or 'a record'}, and no event calls for it",
             )
             for one in effects
-            if (stands := under.get(one.business_no, {}).get(one.effect)) is not None and stands not in NOTHING
+            if (stands := under.get(one.business_no, {}).get(one.effect)) is not None and stands not in NO_EFFECT
         ]
-
-    def _consumer(self, follower: Follower) -> str:
-        return self._settings.group_prefix + follower.processor.name
 
     def _events(self, begin: datetime | None, before: datetime, touched: set[UUID]) -> set[UUID]:
         """Look at the events of the time, of earlier findings, and at the touched ones; return of which findings it has."""

@@ -15,12 +15,13 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Engine, Row, text
 
+from consumers.effects import ANSWERED, Values, business_no
 from ops.delivery.outcomes import batched
-from ops.reconcile.effects import FOLLOWERS, Follower, business_no
+from ops.delivery.registry import Consumer, known_consumers
 from ops.reconcile.facts import contradictions
 from ops.reconcile.findings import Finding, Kind
 from ops.reconcile.published import Spot
-from ops.reconcile.verdict import SENT, Hole, Seen, judge
+from ops.reconcile.verdict import Hole, Seen, judge
 from outbox.settings import Settings
 from schemas.codec import Envelope, Undecodable, decode_body
 from schemas.events import EVENTS
@@ -99,7 +100,7 @@ class Scan:
         outcome: Outcome,
     ) -> None:
         self._engine = engine
-        self._settings = settings
+        self._consumers = list(known_consumers(settings).values())
         self._positions = positions
         """Of consumer, topic and partition: the next offset."""
         self._published_lsn = published_lsn
@@ -110,14 +111,14 @@ class Scan:
 
     def look(self, events: Iterable[Told], *, neighbours: bool) -> None:
         """Every hole of the events, which come in order, is among the findings. Neighbours: there are no others in between."""
-        with ThreadPoolExecutor(len(FOLLOWERS) + 1) as pool:
+        with ThreadPoolExecutor(len(self._consumers) + 1) as pool:
             for chunk in batched(events, CHUNK):
                 if len(self.outcome.findings) > FINDINGS_MAX:
                     self.outcome.stopped_at = chunk[0].id
                     return
                 self.outcome.events += len(chunk)
                 self.met |= {told.id for told in chunk if told.id in self._wanted}
-                looks = [pool.submit(self._follow, follower, chunk, neighbours) for follower in FOLLOWERS]
+                looks = [pool.submit(self._consumed, consumer, chunk, neighbours) for consumer in self._consumers]
                 facts = pool.submit(self._compare, chunk)
                 self._published(chunk)
                 for at_consumer in [look.result() for look in looks]:
@@ -149,43 +150,43 @@ class Scan:
             found = contradictions(connection, [event for _, event in events])
         return [_finding(told, Kind.CONTRADICTED, found=found[event]) for told, event in events if event in found]
 
-    def _follow(self, follower: Follower, chunk: Sequence[Told], neighbours: bool) -> AtConsumer:
+    def _consumed(self, consumer: Consumer, chunk: Sequence[Told], neighbours: bool) -> AtConsumer:
         """Return what is wrong with the events at one consumer, and what waits for it."""
-        topics = {topic.name for topic in follower.processor.topics}
+        topics = {topic.name for topic in consumer.processor.topics}
         events = [told for told in chunk if told.topic in topics]
-        service, consumer = follower.processor.service, self._settings.group_prefix + follower.processor.name
-        seen_there = AtConsumer(consumer=consumer)
+        service, name = consumer.service, consumer.name
+        seen_there = AtConsumer(consumer=name)
         if not events:
             return seen_there
         holes: dict[UUID, tuple[Told, list[Hole]]] = {}
         with self._engine.connect() as connection:
             connection.execution_options(isolation_level="REPEATABLE READ")
-            unknown = _unknown(connection, service, consumer, events, neighbours=neighbours)
-            parked = _parked(connection, service, consumer, unknown) if unknown else {}
-            found = standing(connection, follower, events)
+            unknown = _unknown(connection, service, name, events, neighbours=neighbours)
+            parked = _parked(connection, service, name, unknown) if unknown else {}
+            present = effects_of(connection, consumer, events)
             for told in events:
-                under = found.get(told.number, NOTHING_THERE)
-                calls_for = follower.expected(told.envelope, under) if told.envelope is not None else {}
+                under = present.get(told.number, NOTHING_THERE)
+                calls_for = consumer.effects.expected(told.envelope, under) if told.envelope is not None else {}
                 if (
-                    calls_for == under and told.id not in unknown and told.number not in found.unsent
+                    calls_for == under and told.id not in unknown and told.number not in present.unanswered
                 ):  # as it should be: nearly all
                     continue
                 seen = Seen(
                     known=told.id not in unknown,
                     parked=parked.get(told.id, ""),
                     on_topic=told.spots is None or bool(told.spots),
-                    passed=all(self._has_passed(consumer, spot) for spot in told.spots or ()),
+                    passed=all(self._has_passed(name, spot) for spot in told.spots or ()),
                     found=under,
-                    status=found.unsent.get(told.number, SENT),
+                    status=present.unanswered.get(told.number, ANSWERED),
                 )
                 if (there := judge(calls_for, seen)) is None:
                     seen_there.waiting.append(told.id)
                 elif there:
                     holes[told.id] = (told, there)
-            skipped = _skipped(connection, service, consumer, list(holes)) if holes else set()
+            skipped = _skipped(connection, service, name, list(holes)) if holes else set()
         seen_there.skipped = len(skipped)
         seen_there.findings = [
-            _finding(told, kind, service, consumer, effect, what)
+            _finding(told, kind, service, name, effect, what)
             for told, there in holes.values()
             if told.id not in skipped
             for kind, effect, what in there
@@ -258,35 +259,36 @@ def _skipped(connection: Connection, service: str, consumer: str, ids: Sequence[
     return {UUID(identity) for identity in rows.scalars()}
 
 
-class Found(dict[str, dict[str, str]]):
-    """What stands under each business number: each effect, and what it amounts to."""
+class Present(dict[str, Values]):
+    """The effects that are there, by business number."""
 
-    unsent: dict[str, str]
-    """Of the notifications that were not answered, the status."""
-
-
-NOTHING_THERE: dict[str, str] = {}
+    unanswered: dict[str, str]
+    """The status of each notification that has no answer, by business number."""
 
 
-def standing(
-    connection: Connection, follower: Follower, events: Sequence[Told] = (), numbers: Sequence[str] = ()
-) -> Found:
-    """Return what stands at a consumer under the business numbers of events, or under these."""
+NOTHING_THERE: Values = {}
+
+
+def effects_of(
+    connection: Connection, consumer: Consumer, events: Sequence[Told] = (), numbers: Sequence[str] = ()
+) -> Present:
+    """Return the effects that a consumer's rows show under the business numbers of events, or under these."""
     wanted = {
         "numbers": list(numbers) or list({told.number for told in events}),
         "ids": [told.id for told in events],
     }
-    where = follower.looked_up if events else follower.named
-    found = Found()
-    found.unsent = {}
-    for number, effect, value, status in connection.execute(text(follower.rows.format(where=where)), wanted):
-        if number in found:
-            found[number][effect] = value
+    effects = consumer.effects
+    where = effects.of_events if events else effects.of_numbers
+    present = Present()
+    present.unanswered = {}
+    for number, effect, value, status in connection.execute(text(effects.rows.format(where=where)), wanted):
+        if number in present:
+            present[number][effect] = value
         else:
-            found[number] = {effect: value}
-        if status is not None and status != SENT:
-            found.unsent[number] = status
-    return found
+            present[number] = {effect: value}
+        if status is not None and status != ANSWERED:
+            present.unanswered[number] = status
+    return present
 
 
 def recorded(connection: Connection, service: str, condition: str, about: Mapping[str, Any]) -> Iterator[Row[Any]]:

@@ -19,7 +19,7 @@ import requests
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import IntegrityError
 
-from consumers.notification.records import bank_body_of
+from consumers.notification.bodies import bank_body_of
 from outbox.errors import Refused
 from outbox.settings import Settings
 from producers.bank.transactions import execute_transaction

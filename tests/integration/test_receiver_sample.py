@@ -8,7 +8,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from consumers.notification.records import body_of
+from consumers.notification.bodies import body_of
 from outbox.clock import utc_now
 from schemas.signature import signed_headers
 from tests.factories import failed, settled

@@ -12,8 +12,8 @@ from sqlalchemy import text
 from typer.testing import CliRunner
 
 from consumers.accounting.ledger import reverse_voucher
-from consumers.notification.queues import PLATFORM
-from consumers.notification.records import BANK, pause, resume
+from consumers.notification.queues import BANK, PLATFORM
+from consumers.notification.records import pause, resume
 from ops.cli.main import app
 from ops.delivery.parked import Filter, events, skip
 from ops.demo.run import run_demo

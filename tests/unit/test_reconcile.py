@@ -10,9 +10,10 @@ from uuid import UUID
 import pytest
 import typer
 
+from consumers.effects import business_no
+from consumers.processors import EFFECTS
 from ops.cli.reconcile import span_of
 from ops.reconcile import published
-from ops.reconcile.effects import FOLLOWERS, business_no
 from ops.reconcile.facts import contradiction
 from ops.reconcile.findings import Finding, Kind
 from ops.reconcile.published import Published
@@ -30,7 +31,7 @@ from tests.factories import (
     suspense,
 )
 
-EXPECTED = {one.processor.name: one.expected for one in FOLLOWERS}
+EXPECTED = {name: effects.expected for name, effects in EFFECTS.items()}
 STANDS = {"M": "100"}
 
 

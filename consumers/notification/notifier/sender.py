@@ -39,8 +39,8 @@ from consumers.notification.notifier.claims import (
 from consumers.notification.notifier.lanes import OTHERS_PER_TURN, PROMPT_WITHIN, Queue, Result, Room, room_of
 from consumers.notification.notifier.responses import HEADER_BYTES_MAX, HEADERS_MAX, BoundedConnector
 from consumers.notification.notifier.ssrf import ForbiddenAddress, GuardedResolver, check_url, open_socket
-from consumers.notification.queues import PLATFORM
-from consumers.notification.records import BANK, register_receiver
+from consumers.notification.queues import BANK, PLATFORM
+from consumers.notification.records import register_receiver
 from outbox.clock import DatabaseClock, utc_now
 from outbox.database import engine_for
 from outbox.errors import Misused
