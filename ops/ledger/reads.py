@@ -6,7 +6,7 @@ Time is when the fact happened (`occurred_at`), which a replay does not change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Engine, text
 from consumers.accounting.effects import RESOLVED
 from consumers.effects import Agreement
 from consumers.processors import EFFECTS
+from ops.ledger.integrity import ledger_problems
 from schemas.accounts import CHART, general_account
 from schemas.money import CNY
 
@@ -154,20 +155,20 @@ def trial_balance(connection: Connection, *, at: datetime | None = None) -> list
 
 def accounts(connection: Connection) -> list[Account]:
     """Return the chart of accounts with the kept balances, a row for each currency that an account has."""
-    found = trial_balance(connection)
+    balances = trial_balance(connection)
     rows = []
     for code, general in CHART.items():
-        own = [one for one in found if general_account(one.account) is general]
+        own = [balance for balance in balances if general_account(balance.account) is general]
         rows += [
             Account(
                 code=code,
                 name=general.name,
                 normal_side=general.normal_side,
                 currency=currency,
-                accounts=sum(one.currency == currency for one in own),
-                balance_fen=sum(one.balance_fen for one in own if one.currency == currency),
+                accounts=sum(balance.currency == currency for balance in own),
+                balance_fen=sum(balance.balance_fen for balance in own if balance.currency == currency),
             )
-            for currency in sorted({one.currency for one in own} or {CNY})
+            for currency in sorted({balance.currency for balance in own} or {CNY})
         ]
     return rows
 
@@ -326,44 +327,3 @@ def paired(
         else:
             yield left, right
             left, right = next(lefts, None), next(rights, None)
-
-
-def ledger_problems(connection: Connection) -> list[str]:
-    """Return what is wrong inside the ledger: vouchers out of balance, balances that are not their entries' sums, no currency."""
-    unbalanced = connection.execute(
-        text("""SELECT voucher_no, business_no, count(*) OVER () AS total FROM accounting.voucher LEFT JOIN accounting.entry USING (voucher_no)
-                GROUP BY voucher_no HAVING coalesce(sum(CASE side WHEN 'D' THEN amount_fen ELSE -amount_fen END), 1) <> 0
-                ORDER BY voucher_no LIMIT 20""")
-    ).all()
-    problems = [f"voucher {row.voucher_no} of {row.business_no} is out of balance" for row in unbalanced]
-    problems += _more(unbalanced, "vouchers")
-    off = connection.execute(
-        text("""SELECT account, currency, coalesce(kept.debit, 0) AS kept_debit, coalesce(kept.credit, 0) AS kept_credit,
-                       coalesce(entered.debit, 0) AS debit, coalesce(entered.credit, 0) AS credit, count(*) OVER () AS total
-                FROM (SELECT account, currency, sum(debit_fen) AS debit, sum(credit_fen) AS credit
-                      FROM accounting.balance GROUP BY account, currency) AS kept
-                FULL JOIN (SELECT account, currency, sum(amount_fen) FILTER (WHERE side = 'D') AS debit,
-                                  sum(amount_fen) FILTER (WHERE side = 'C') AS credit
-                           FROM accounting.entry JOIN accounting.voucher USING (voucher_no)
-                           GROUP BY account, currency) AS entered USING (account, currency)
-                WHERE (coalesce(kept.debit, 0), coalesce(kept.credit, 0))
-                      IS DISTINCT FROM (coalesce(entered.debit, 0), coalesce(entered.credit, 0))
-                ORDER BY account LIMIT 20""")
-    ).all()
-    problems += [
-        f"ledger balance of {row.account} in {row.currency!r} is {row.kept_debit} debit, {row.kept_credit} credit; "
-        f"its entries are {row.debit}, {row.credit}"
-        for row in off
-    ]
-    problems += _more(off, "balances")
-    strange = connection.execute(
-        text("""SELECT account, currency, count(*) OVER () AS total FROM accounting.balance WHERE currency !~ '^[A-Z]{3}$'
-                GROUP BY account, currency HAVING sum(debit_fen) <> sum(credit_fen) ORDER BY account, currency LIMIT 20""")
-    ).all()
-    problems += [f"ledger balance of {row.account} is in {row.currency!r}, which is no currency" for row in strange]
-    return problems + _more(strange, "such balances")
-
-
-def _more(named: Sequence[Any], what: str) -> list[str]:
-    more = named[0].total - len(named) if named else 0
-    return [f"and {more} more {what}"] if more else []

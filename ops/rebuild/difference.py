@@ -96,11 +96,11 @@ class Side:
 
     def holding(self, table: str, ids: Collection[UUID]) -> dict[UUID, Any]:
         """Return the rows that the inbox or the parking lot has of the consumer's events."""
-        found = self.connection.execute(
+        rows = self.connection.execute(
             text(f"SELECT * FROM {self.schema}.{table} WHERE consumer = :consumer AND event_id = ANY(:ids)"),  # noqa: S608
             {"consumer": self.consumer, "ids": list(ids)},
         )
-        return {row.event_id: row for row in found}
+        return {row.event_id: row for row in rows}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,36 +120,38 @@ def compare(subject: Rebuild, live: Side, rebuilt: Side) -> Difference:
     """
     instead = _put_instead(live, subject.by_hand) if subject.by_hand else {}
     skipped = _skipped(live)
-    found = Difference()
+    difference = Difference()
     adjust: Counter[str] = Counter()
-    for pairs in batched(_unequal(subject, live, rebuilt, found), 2_000):
+    for pairs in batched(_unequal(subject, live, rebuilt, difference), 2_000):
         touched = [pair for pair in pairs if pair.live is not None and pair.live.number in instead]
         others = [pair for pair in pairs if pair.live is None or pair.live.number not in instead]
         by_hand = [_by_hand(subject, pair, instead[pair.live.number]) for pair in touched]
         judged = _judged(subject, others, live, rebuilt, skipped)
         for finding in (*by_hand, *judged):
             if finding is not None:
-                found.add(finding)
+                difference.add(finding)
         # What people did is in live's balances on top of what the event had told; what is excused is in neither side's.
         _adjust(subject, adjust, live, [pair.live for pair in touched])
         stands = [
-            pair.rebuilt for pair, one in zip(touched, by_hand, strict=True) if one is None or one.what is What.BY_HAND
+            pair.rebuilt
+            for pair, finding in zip(touched, by_hand, strict=True)
+            if finding is None or finding.what is What.BY_HAND
         ]
-        excused = {one.subject for one in judged if one.what in (What.PARKED, What.SKIPPED)}
+        excused = {finding.subject for finding in judged if finding.what in (What.PARKED, What.SKIPPED)}
         stands += [pair.rebuilt for pair in others if pair.row.subject in excused]
         _adjust(subject, adjust, rebuilt, [row for row in stands if row is not None], sign=-1)
     if subject.decided:
         adjust.update(sums(live.connection, subject.decided, live.schema))
         adjust.subtract(sums(rebuilt.connection, subject.decided, rebuilt.schema))
     for finding in _accounts(subject, live, rebuilt, adjust):
-        found.add(finding)
-    return found
+        difference.add(finding)
+    return difference
 
 
-def _unequal(subject: Rebuild, live: Side, rebuilt: Side, found: Difference) -> Iterator[_Pair]:
+def _unequal(subject: Rebuild, live: Side, rebuilt: Side, difference: Difference) -> Iterator[_Pair]:
     lefts, rights = live.rows(subject.rows), rebuilt.rows(subject.rows)
     for left, right in paired(lefts, rights, lambda row: row.subject, lambda row: row.subject):
-        found.compared += 1
+        difference.compared += 1
         if left is None or right is None or (left.content, left.about) != (right.content, right.about):
             yield _Pair(left, right)
 
@@ -243,8 +245,8 @@ def _judge(
         what=what,
         kind=subject.kind,
         subject=pair.row.subject,
-        live=_told(pair.live, pair.rebuilt),
-        rebuilt=_told(pair.rebuilt, pair.live),
+        live=_content(pair.live, pair.rebuilt),
+        rebuilt=_content(pair.rebuilt, pair.live),
         mend=mend,
         event_id=identity,
         number=pair.live.number if pair.live is not None else None,
@@ -253,7 +255,7 @@ def _judge(
     )
 
 
-def _told(row: Any, other: Any) -> str:
+def _content(row: Any, other: Any) -> str:
     """Return a row's content, and what else differs from the other one's."""
     if row is None:
         return ""

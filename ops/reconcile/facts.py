@@ -49,8 +49,8 @@ _UNRECORDED = """
     SELECT fact.* FROM ({facts}) AS fact
     WHERE NOT EXISTS (
       SELECT FROM (SELECT {business_no} AS business_no, regexp_replace(type, '[.]v[0-9]+$', '') AS fact
-                   FROM {service}.outbox WHERE id >= :low) AS told
-      WHERE told.business_no = fact.business_no AND told.fact = fact.fact)
+                   FROM {service}.outbox WHERE id >= :low) AS announced
+      WHERE announced.business_no = fact.business_no AND announced.fact = fact.fact)
     ORDER BY fact.business_no COLLATE "C", fact.fact LIMIT :limit"""
 
 
@@ -116,15 +116,15 @@ def contradictions(connection: Connection, events: Sequence[Event]) -> dict[Even
     """Return how the facts' own rows say otherwise than events of one service do."""
     problems: dict[Event, str] = {}
     for table in fact_tables():
-        told = [event for event in events if isinstance(event, table.events)]
-        if not told:
+        announced = [event for event in events if isinstance(event, table.events)]
+        if not announced:
             continue
         rows = connection.execute(
             text(f"SELECT {', '.join(table.columns)} FROM {table.table} WHERE {table.number} = ANY(:numbers)"),  # noqa: S608
-            {"numbers": list({business_no(event) for event in told})},
+            {"numbers": list({business_no(event) for event in announced})},
         )
         facts: dict[str, Any] = {row._mapping[table.number]: row for row in rows}
-        for event in told:
+        for event in announced:
             fact = facts.get(business_no(event))
             if fact is None:
                 problems[event] = f"there is no such row in {table.table}"

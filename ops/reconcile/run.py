@@ -25,13 +25,13 @@ from ops.reconcile.scan import (
     CHUNK,
     CONNECTOR,
     FINDINGS_MAX,
+    OutboxRow,
     Outcome,
     Scan,
-    Told,
     beside,
     effects_of,
+    outbox_row_of,
     recorded,
-    told_of,
 )
 from outbox.clock import first_id_at, time_of, utc_now
 from outbox.database import database_now
@@ -142,7 +142,7 @@ class Run:
         self._facts(begin, before)
         strays, touched = self._written(begin, before)
         looked = self._events(begin, before, touched)
-        named = {(one.consumer, one.business_no, one.effect) for one in self._outcome.findings.values()}
+        named = {(finding.consumer, finding.business_no, finding.effect) for finding in self._outcome.findings.values()}
         for stray in strays:
             if (stray.consumer, stray.business_no, stray.effect) not in named:
                 self._outcome.add(stray)
@@ -151,11 +151,15 @@ class Run:
     def _facts(self, begin: datetime | None, before: datetime) -> None:
         """Facts that no event tells of, of the time and of earlier findings."""
         for service in self._services:
-            found = unrecorded(self._connection, service, since=begin, before=before, limit=FINDINGS_MAX)
-            earlier = [one.business_no for one in self._open if one.kind is Kind.UNRECORDED and one.service == service]
+            findings = unrecorded(self._connection, service, since=begin, before=before, limit=FINDINGS_MAX)
+            earlier = [
+                finding.business_no
+                for finding in self._open
+                if finding.kind is Kind.UNRECORDED and finding.service == service
+            ]
             for part in batched(earlier, CHUNK):
-                found += still_unrecorded(self._connection, service, part)
-            for finding in found:
+                findings += still_unrecorded(self._connection, service, part)
+            for finding in findings:
                 self._outcome.add(finding)
         self._connection.commit()
 
@@ -176,7 +180,11 @@ class Run:
                 for part in parts.scalars():
                     strays += self._standing_strays(consumer, self._strange(consumer, part))
         for consumer in self._consumers:
-            earlier = [one for one in self._open if one.kind is Kind.STRAY_EFFECT and one.consumer == consumer.name]
+            earlier = [
+                finding
+                for finding in self._open
+                if finding.kind is Kind.STRAY_EFFECT and finding.consumer == consumer.name
+            ]
             strays += self._standing_strays(consumer, earlier)
         return strays, touched
 
@@ -194,31 +202,34 @@ class Run:
         """Return those effects that amount to something."""
         if not effects:
             return []
-        under = effects_of(self._connection, consumer, numbers=sorted({one.business_no for one in effects}))
+        under = effects_of(self._connection, consumer, numbers=sorted({effect.business_no for effect in effects}))
         return [
             Finding(
                 kind=Kind.STRAY_EFFECT,
                 service=consumer.service,
                 consumer=consumer.name,
-                event_id=one.event_id,
-                key=one.business_no,
-                business_no=one.business_no,
-                effect=one.effect,
+                event_id=effect.event_id,
+                key=effect.business_no,
+                business_no=effect.business_no,
+                effect=effect.effect,
                 found=f"there is {stands or 'a record'}, and no event calls for it",
             )
-            for one in effects
-            if (stands := under.get(one.business_no, {}).get(one.effect)) is not None and stands not in NO_EFFECT
+            for effect in effects
+            if (stands := under.get(effect.business_no, {}).get(effect.effect)) is not None and stands not in NO_EFFECT
         ]
 
     def _events(self, begin: datetime | None, before: datetime, touched: set[UUID]) -> set[UUID]:
         """Look at the events of the time, of earlier findings, and at the touched ones; return of which findings it has."""
         low, high = first_id_at(begin) if begin is not None else UUID(int=0), first_id_at(before)
-        earlier = {one.event_id for one in self._open if one.event_id is not None}
+        earlier = {finding.event_id for finding in self._open if finding.event_id is not None}
         again = {identity for identity in earlier | touched if not low <= identity < high}
         about = {"low": low, "high": high}
         if not again and not any(self._exists(service, about) for service in self._services):
             return set()
-        positions = {(one.consumer, *one.place): one.next_offset for one in consumer_positions(self._settings)}
+        positions = {
+            (position.consumer, *position.place): position.next_offset
+            for position in consumer_positions(self._settings)
+        }
         passed = passed_lsn(self._settings)
         scan = Scan(
             self._engine,
@@ -244,23 +255,23 @@ class Run:
 
     def _again(self, scan: Scan, service: str, published: Published, again: set[UUID]) -> None:
         """Look at single events again, those that the service's outbox has."""
-        known = {one.event_id: [spot] for one in self._open if (spot := spot_of(one.place))}
-        missing = {one.event_id for one in self._open if one.kind is Kind.UNPUBLISHED}
+        known = {finding.event_id: [spot] for finding in self._open if (spot := spot_of(finding.place))}
+        missing = {finding.event_id for finding in self._open if finding.kind is Kind.UNPUBLISHED}
 
-        def told() -> Iterator[Told]:
+        def outbox_rows() -> Iterator[OutboxRow]:
             for part in batched(sorted(again), CHUNK):
                 for row in recorded(self._connection, service, "id = ANY(:ids)", {"ids": part}):
                     spots = published.spots.get(row.id) or known.get(row.id)
-                    yield told_of(service, row, spots or ([] if row.id in missing else None))
+                    yield outbox_row_of(service, row, spots or ([] if row.id in missing else None))
 
-        scan.look(told(), neighbours=False)
+        scan.look(outbox_rows(), neighbours=False)
 
     def _still_unpublished(self, scan: Scan, service: str, published: Published) -> None:
         """What has come onto its topic meanwhile was on its way."""
         missing = {
-            one.event_id: one
-            for one in self._outcome.findings.values()
-            if one.kind is Kind.UNPUBLISHED and one.service == service and one.event_id is not None
+            finding.event_id: finding
+            for finding in self._outcome.findings.values()
+            if finding.kind is Kind.UNPUBLISHED and finding.service == service and finding.event_id is not None
         }
         if missing:
             published.look(self._settings, since=None, wanted=missing.keys())
@@ -270,9 +281,11 @@ class Run:
 
     def _finish(self, looked: set[UUID], before: datetime | None) -> Report:
         """What was found, and what of earlier findings could not be looked at, is open; the checkpoint is as far as it may be."""
-        found = self._outcome.findings
-        unseen = [one for one in self._open if one.identity not in found and not self._is_seen(one, looked)]
-        closed = [one for one in self._open if one.identity not in found and one not in unseen]
+        findings = self._outcome.findings
+        unseen = [
+            earlier for earlier in self._open if earlier.identity not in findings and not self._is_seen(earlier, looked)
+        ]
+        closed = [earlier for earlier in self._open if earlier.identity not in findings and earlier not in unseen]
         stops = [
             moment
             for identity in (self._outcome.first_waiting, self._outcome.stopped_at)
@@ -280,12 +293,20 @@ class Run:
         ]
         upto = min([before, *stops]) if before is not None else None
         state.remember(
-            self._connection, found=found.values(), closed=closed, upto=upto, lsn=self._lsn, goes_back=self._goes_back
+            self._connection,
+            found=findings.values(),
+            closed=closed,
+            upto=upto,
+            lsn=self._lsn,
+            goes_back=self._goes_back,
         )
         self._connection.commit()
-        findings = sorted([*found.values(), *unseen], key=lambda one: (list(Kind).index(one.kind), one.identity))
+        kinds = list(Kind)
+        ordered = sorted(
+            [*findings.values(), *unseen], key=lambda finding: (kinds.index(finding.kind), finding.identity)
+        )
         return Report(
-            findings=findings,
+            findings=ordered,
             closed=closed,
             waiting=dict(self._outcome.waiting),
             skipped=self._outcome.skipped,

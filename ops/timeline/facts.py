@@ -71,13 +71,13 @@ def payments_of(connection: Connection, number: str, *, merchant_no: str = "", l
 
 # By the unique index of merchant and order: a probe for each merchant, on every version of PostgreSQL.
 _PAYMENTS = text("""
-    WITH found AS (
+    WITH wanted AS (
       SELECT payment_no FROM payments.merchant
       CROSS JOIN LATERAL (SELECT payment_no FROM payments.payment
-                          WHERE payment.merchant_no = merchant.merchant_no AND order_no = :number LIMIT 1) AS one
+                          WHERE payment.merchant_no = merchant.merchant_no AND order_no = :number LIMIT 1) AS its_payment
       UNION SELECT payment_no FROM payments.payment WHERE payment_no = :number)
     SELECT payment.*, pg_xact_commit_timestamp(payment.xmin) AS committed_at
-    FROM found JOIN payments.payment USING (payment_no)
+    FROM wanted JOIN payments.payment USING (payment_no)
     WHERE :merchant_no = '' OR merchant_no = :merchant_no
     ORDER BY created_at, payment_no LIMIT :limit""")
 
@@ -150,12 +150,12 @@ def _events(
 ) -> list[Any]:
     """Return the outbox rows of these keys within the margin of the times, those of known ids, and what caused any of them."""
     services = sorted({topic.service for topic in TOPICS})
-    found: dict[UUID, Any] = {}
+    events: dict[UUID, Any] = {}
 
     def look(which: str, **parameters: Any) -> None:
         for service in services:
             statement = text(_EVENT.format(service=service, which=which))
-            found.update((row.id, row) for row in connection.execute(statement, parameters))
+            events.update((row.id, row) for row in connection.execute(statement, parameters))
 
     for begin, end in spans_around(times, MARGIN):
         look(
@@ -164,11 +164,11 @@ def _events(
             end=first_id_at(end),
             keys=keys,
         )
-    asked: set[UUID] = set()
-    while ids := (set(known) | causes(found.values())) - found.keys() - asked:
+    tried: set[UUID] = set()
+    while ids := (set(known) | causes(events.values())) - events.keys() - tried:
         look("id = ANY (:ids)", ids=list(ids))
-        asked |= ids
-    return sorted(found.values(), key=lambda row: row.id.int)
+        tried |= ids
+    return sorted(events.values(), key=lambda row: row.id.int)
 
 
 def causes(events: Iterable[Any]) -> set[UUID]:
@@ -200,7 +200,7 @@ def spans_around(times: Iterable[datetime | None], margin: timedelta) -> list[tu
 
 
 def _inboxes(connection: Connection, consumers: Mapping[str, str], ids: Collection[UUID]) -> list[Any]:
-    found: list[Any] = []
+    inboxes: list[Any] = []
     for consumer, service in consumers.items():
         statement = text(f"""
             SELECT '{service}' AS service, consumer, event_id, topic, partition, "offset",
@@ -210,8 +210,8 @@ def _inboxes(connection: Connection, consumers: Mapping[str, str], ids: Collecti
             SELECT '{service}', consumer, event_id, topic, partition, "offset",
                    coalesce(pg_xact_commit_timestamp(xmin), applied_at)
             FROM {service}.inbox_behind WHERE consumer = :consumer AND event_id = ANY (:ids)""")  # noqa: S608
-        found += connection.execute(statement, {"consumer": consumer, "ids": list(ids)})
-    return found
+        inboxes += connection.execute(statement, {"consumer": consumer, "ids": list(ids)})
+    return inboxes
 
 
 def _lots(connection: Connection, consumers: Mapping[str, str], keys: Sequence[str]) -> tuple[list[Any], list[Any]]:

@@ -55,9 +55,10 @@ def steps_of(
     """Return every step of a payment that its rows and records tell, and those that are missing or waited for."""
     steps = [*_bank(facts), *_payment(facts)]
     steps += [step for row in facts.outbox for step in _outbox(facts, row)]
-    for event_id in sorted(records, key=lambda one: one.int):
+    event_ids = sorted(records, key=lambda event_id: event_id.int)
+    for event_id in event_ids:
         steps += _records(facts, event_id, records[event_id], progress)
-    for event_id in sorted(records, key=lambda one: one.int):
+    for event_id in event_ids:
         steps += _consumers(facts, event_id, records[event_id], progress, consumers)
     return [*steps, *_parked(facts), *_effects(facts), *_notifications(facts)]
 
@@ -67,7 +68,7 @@ def _bank(facts: Facts) -> Iterator[Step]:
     yield Step(key="created", at=payment.created_at, where="payments.payment", what="CREATED", detail=payment.method)
     for row in facts.bank:
         number = row.transaction_no
-        told = f"{number} {row.amount_fen} fen" + (f": {row.reason}" if row.reason else "")
+        detail = f"{number} {row.amount_fen} fen" + (f": {row.reason}" if row.reason else "")
         transaction = ("bank", number)
         yield Step(
             key=transaction,
@@ -75,7 +76,7 @@ def _bank(facts: Facts) -> Iterator[Step]:
             at=row.committed_at,
             where="bank.transaction",
             what=row.status,
-            detail=told,
+            detail=detail,
         )
     for row in facts.notified:
         yield Step(
@@ -92,8 +93,8 @@ def _payment(facts: Facts) -> Iterator[Step]:
     """The states of the payment, each at the commit of the event that tells of it where there is one."""
     payment = facts.payment
     events = {row.type.split(".")[1]: row for row in facts.outbox if row.key == payment.payment_no}
-    if asked := events.get("balance_requested"):
-        yield Step(key="asked", cause="created", at=asked.committed_at, where="payments.payment", what="PAYING")
+    if request := events.get("balance_requested"):
+        yield Step(key="requested", cause="created", at=request.committed_at, where="payments.payment", what="PAYING")
     if payment.status in ("SETTLED", "FAILED", "EXPIRED"):
         ending = events.get(payment.status.lower())
         yield Step(
@@ -104,7 +105,7 @@ def _payment(facts: Facts) -> Iterator[Step]:
             what=payment.status,
             detail=payment.reason or "",
         )
-        if ending is None and payment.status != "EXPIRED" and not _told(facts):
+        if ending is None and payment.status != "EXPIRED" and not _is_known(facts):
             yield Step(
                 key="untold",
                 cause="ended",
@@ -125,7 +126,7 @@ def _payment(facts: Facts) -> Iterator[Step]:
         )
 
 
-def _told(facts: Facts) -> bool:
+def _is_known(facts: Facts) -> bool:
     return bool(
         facts.inbox or any(effect.of.follows_end for effect in facts.effects) or facts.notifications or facts.parked
     )
@@ -154,13 +155,13 @@ def _outbox(facts: Facts, row: Any) -> Iterator[Step]:
 
 def _records(facts: Facts, event_id: UUID, records: Records, progress: Progress) -> Iterator[Step]:
     """The event's records; or that it waits to be published, or has been lost on the way."""
-    for number, found in enumerate(records.found):
+    for number, message in enumerate(records.found):
         yield Step(
             key=("record", event_id, number) if number else ("record", event_id),
             cause=("outbox", event_id),
-            at=found.at,
-            where=str(found),
-            what=found.type,
+            at=message.at,
+            where=str(message),
+            what=message.type,
             detail=str(event_id) + (" again" if number else ""),
         )
     row = next((row for row in facts.outbox if row.id == event_id), None)
@@ -231,8 +232,8 @@ def _consumers(
 
 
 def _type(facts: Facts, event_id: UUID, records: Records) -> str:
-    told = [one.type for one in records.found] + [row.type for row in facts.outbox if row.id == event_id]
-    return next(iter(told), str(event_id))
+    types = [message.type for message in records.found] + [row.type for row in facts.outbox if row.id == event_id]
+    return next(iter(types), str(event_id))
 
 
 def _parked(facts: Facts) -> Iterator[Step]:
@@ -281,7 +282,7 @@ def _notifications(facts: Facts) -> Iterator[Step]:
             what="CREATED",
             detail=f"{row.id} to {row.merchant_no}",
         )
-        for attempt in (one for one in facts.attempts if one.record_id == row.id):
+        for attempt in (attempt for attempt in facts.attempts if attempt.record_id == row.id):
             answer = attempt.http_status or attempt.error
             yield Step(
                 key=("notify", str(row.id), attempt.attempt),

@@ -18,7 +18,8 @@ from consumers.accounting.entries import Entry
 from consumers.accounting.ledger import correct_voucher, find_voucher, post, reverse_voucher
 from consumers.delivery.loop import DuplicateFact
 from ops.cli.main import app
-from ops.ledger.reads import Balance, Difference, accounts, check, ledger_problems, statement, trial_balance
+from ops.ledger.integrity import ledger_problems
+from ops.ledger.reads import Balance, Difference, accounts, check, statement, trial_balance
 from outbox.clock import utc_now
 from outbox.errors import Refused
 from outbox.settings import Settings
