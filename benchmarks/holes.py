@@ -22,8 +22,8 @@ from sqlalchemy.pool import NullPool
 
 from consumers.delivery.processor import Processor
 from consumers.funds.funds import deposit
+from consumers.processors import PROCESSORS as CONSUMERS
 from ops.pipeline.positions import consumer_positions
-from ops.reconcile.effects import FOLLOWERS
 from ops.reconcile.findings import Finding
 from ops.stack.parts import tied
 from ops.stack.state import ROOT, StackFolder
@@ -47,9 +47,7 @@ DRAINED_S = 180.0
 POLL_S, QUIET = 0.3, 3
 AMOUNT_FEN = 10_000
 
-PROCESSORS = {
-    consumer.processor.name: consumer.processor for consumer in FOLLOWERS if consumer.processor.service != "bank"
-}
+PROCESSORS = {name: processor for name, processor in CONSUMERS.items() if processor.service != "bank"}
 """What is paid here is paid without a bank: its own notifications are not among what is planted."""
 FIRST = ("funds", "points", "accounting", "notification")
 """The processors whose events are there from the beginning; settlement's are what funds has answered."""

@@ -26,7 +26,7 @@ from consumers.delivery.loop import Delivered, Delivery
 from consumers.delivery.messages import Slice
 from consumers.runtime.worker import SWITCH_S
 from ops.demo.latency import latencies_ms, percentile
-from ops.ledger.reads import ledger_problems
+from ops.ledger.integrity import ledger_problems
 from outbox.clock import first_id_at, utc_now
 from outbox.database import driver_url, engine_for
 from outbox.inbox import Log, begin_log

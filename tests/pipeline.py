@@ -23,7 +23,7 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 
 from ops.kafka.topics import apply_topics
-from ops.ledger.reads import ledger_problems
+from ops.ledger.integrity import ledger_problems
 from ops.stack.parts import tied
 from outbox.clock import first_id_at, utc_now
 from outbox.database import driver_url

@@ -15,10 +15,8 @@ from pydantic import SecretStr
 from sqlalchemy import Connection, create_engine, make_url, text
 from sqlalchemy.pool import NullPool
 
-from consumers.accounting.agent import PROCESSOR as ACCOUNTING
 from consumers.delivery.processor import Processor
-from consumers.funds.agent import PROCESSOR as FUNDS
-from consumers.points.agent import PROCESSOR as POINTS
+from consumers.processors import PROCESSORS
 from ops.delivery.outcomes import progress_of
 from ops.kafka.topics import apply_topics
 from ops.rebuild.feeding import Feeder, Skipped, logs_of
@@ -36,7 +34,6 @@ from tests.pipeline import engine_of, fresh_id
 from tests.waiting import eventually
 
 SERVICES = ("accounting", "points", "funds")
-PROCESSORS = {"accounting": ACCOUNTING, "points": POINTS, "funds": FUNDS}
 
 
 @contextmanager

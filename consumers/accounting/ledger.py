@@ -10,10 +10,11 @@ from zlib import crc32
 
 from sqlalchemy import Connection, text
 
-from consumers.accounting.entries import Entry, Voucher, general_account, voucher_of
+from consumers.accounting.entries import Entry, Voucher, voucher_of
 from consumers.delivery.processor import DuplicateFact
 from outbox.errors import Refused, UnknownName
 from outbox.rows import as_json
+from schemas.accounts import general_account
 from schemas.codec import Envelope
 
 STRIPES = 16

@@ -7,9 +7,9 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from consumers.funds.funds import deposited
 from outbox.errors import Refused
 from outbox.record import Outgoing, record
-from schemas.events import FundsDeposited
 
 _LOCK = text("""
     SELECT FROM account WHERE account_no = ANY (CAST(:accounts AS text[])) ORDER BY account_no FOR UPDATE""")
@@ -70,5 +70,5 @@ def record_deposit(connection: Connection, number: str) -> list[UUID]:
     row = connection.execute(_DEPOSIT, {"number": number}).first()
     if row is None or connection.execute(_TOLD, {"number": number}).scalar():
         return []
-    event = FundsDeposited(**row._mapping)
+    event = deposited(dict(row._mapping))
     return record(connection, [Outgoing(event=event, version=1, correlation=event.deposit_no)])

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, text
 
 from consumers.delivery.processor import DuplicateFact
+from consumers.funds.effects import payer_account
 from outbox.errors import Refused
 from outbox.record import Outgoing, record
 from outbox.rows import as_json
@@ -63,11 +65,6 @@ _DEPOSIT = text("""
 
 _PAYER = text("""
     INSERT INTO account (account_no, floor_fen) VALUES (:account_no, 0) ON CONFLICT (account_no) DO NOTHING""")
-
-
-def payer_account(payer_no: str) -> str:
-    """Return the account that holds a payer's balance. No merchant's number begins like it."""
-    return f"payer:{payer_no}"
 
 
 def affordable(room_fen: Mapping[str, int], wanted: Sequence[tuple[str, int]]) -> list[bool]:
@@ -183,6 +180,11 @@ def _apply(connection: Connection, moves: Sequence[Move]) -> None:
         raise DuplicateFact("a payment was credited before")
 
 
+def deposited(row: Mapping[str, Any]) -> FundsDeposited:
+    """Return that a payer has deposited, given as the deposit's row."""
+    return FundsDeposited(**row)
+
+
 def deposit(
     connection: Connection, deposit_no: str, *, payer_no: str, amount_fen: int, currency: str, at: datetime
 ) -> None:
@@ -203,7 +205,7 @@ def deposit(
         return
     account_no = payer_account(payer_no)
     connection.execute(_PAYER, {"account_no": account_no})
-    event = FundsDeposited(**row, deposited_at=at)  # type: ignore[arg-type]
+    event = deposited({**row, "deposited_at": at})
     [event_id] = record(connection, [Outgoing(event=event, version=1, correlation=deposit_no)])
     move = Move(payment_no=deposit_no, account_no=account_no, kind="deposit", amount_fen=amount_fen, event_id=event_id)
     _apply(connection, [move])

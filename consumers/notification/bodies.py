@@ -1,4 +1,4 @@
-"""What a notification says of an event. Pure."""
+"""What receivers are sent: the bodies of notifications, built from events. Pure."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from schemas.events import BankTransactionExecuted, Event, PaymentFailed, Paymen
 
 
 def body_of(event: Event) -> str | None:
-    """Return what the merchant is told of an event; None where nothing."""
+    """Return the body that a merchant is sent about an event; None where nothing is sent."""
     match event:
         case PaymentSettled():
-            outcome = {"status": "SETTLED", "bank_transaction_no": event.bank_transaction_no, "at": event.settled_at}
+            end = {"status": "SETTLED", "bank_transaction_no": event.bank_transaction_no, "at": event.settled_at}
         case PaymentFailed():
-            outcome = {"status": "FAILED", "reason": event.reason, "at": event.failed_at}
+            end = {"status": "FAILED", "reason": event.reason, "at": event.failed_at}
         case _:
             return None
-    common = {"payment_no": event.payment_no, "order_no": event.order_no, "amount_fen": event.amount_fen}
-    return msgspec.json.encode({"type": event.type, **common, "currency": event.currency, **outcome}).decode()
+    order = {"payment_no": event.payment_no, "order_no": event.order_no, "amount_fen": event.amount_fen}
+    return msgspec.json.encode({"type": event.type, **order, "currency": event.currency, **end}).decode()
 
 
 def bank_body_of(event: BankTransactionExecuted) -> str:
-    """Return what the platform is told of the bank's transaction."""
+    """Return the body that the platform is sent about a transaction of the bank."""
     notification = BankNotification(
         transaction_no=event.transaction_no,
         payment_no=event.payment_no,

@@ -2,6 +2,7 @@
 
 MERCHANT = "merchant"
 BANK = "bank"
+
 QUEUES = {MERCHANT: "notification", BANK: "bank"}
 
 PLATFORM = "platform"

@@ -10,9 +10,11 @@ from sqlalchemy import Connection, Row, text
 from consumers.delivery.processor import DuplicateFact
 from outbox.record import Outgoing, record
 from outbox.rows import as_json
+from producers.payments.events import failed, settled
+from producers.payments.fees import Charges
 from producers.payments.orders import free_limit
 from schemas.codec import Envelope
-from schemas.events import BalancePaid, BalanceRefused, Event, PaymentFailed, PaymentSettled
+from schemas.events import BalancePaid, BalanceRefused, Event
 
 _ORDERS = text("""
     SELECT * FROM payment WHERE payment_no = ANY (CAST(:payments AS text[]))
@@ -88,27 +90,6 @@ def _row(answer: BalancePaid | BalanceRefused) -> dict[str, object]:
 
 def _result(order: Row[Any], answer: BalancePaid | BalanceRefused) -> Event:
     if isinstance(answer, BalanceRefused):
-        return PaymentFailed(
-            payment_no=order.payment_no,
-            order_no=order.order_no,
-            merchant_no=order.merchant_no,
-            payer_no=order.payer_no,
-            amount_fen=order.amount_fen,
-            currency=order.currency,
-            reason=answer.reason,
-            failed_at=answer.refused_at,
-        )
-    return PaymentSettled(
-        payment_no=order.payment_no,
-        order_no=order.order_no,
-        merchant_no=order.merchant_no,
-        payer_no=order.payer_no,
-        amount_fen=order.amount_fen,
-        currency=order.currency,
-        fee_fen=answer.fee_fen,
-        fee_rule=answer.fee_rule,
-        points=answer.points,
-        bank_transaction_no=order.payment_no,
-        settled_at=answer.paid_at,
-        method="balance",
-    )
+        return failed(order, reason=answer.reason, at=answer.refused_at)
+    charges = Charges(fee_fen=answer.fee_fen, fee_rule=answer.fee_rule, cost_fen=0, cost_rule="", points=answer.points)
+    return settled(order, charges, at=answer.paid_at, bank_transaction_no=None)

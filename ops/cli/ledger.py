@@ -219,7 +219,7 @@ def _entry(side: Literal["D", "C"], told: str) -> Entry:
 
 
 def _require_account(account: str) -> None:
-    from consumers.accounting.entries import MERCHANT_PAYABLE, PAYER_BALANCE, general_account
+    from schemas.accounts import MERCHANT_PAYABLE, PAYER_BALANCE, general_account
 
     try:
         general_account(account)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pkgutil import resolve_name
 from typing import Annotated
 
 import typer
 
 from consumers.notification.queues import QUEUES
+from consumers.processors import PROCESSORS
 from ops.cli.local import this_stack
 from ops.cli.output import Format, Output, print_rows, say
-from ops.stack.processes import NOTIFIER, NOTIFIERS, PROCESSORS, SERVICES
+from ops.stack.processes import HTTP_SERVICES, NOTIFIER, NOTIFIERS
 from ops.stack.state import StackFolder
 from outbox.clock import in_zone, zone_of
 from outbox.errors import Misused
@@ -139,10 +141,9 @@ def worker(
         raise typer.BadParameter(f"{', '.join(unknown)}; there are: {', '.join((*PROCESSORS, *notifiers))}")
     queues = [notifiers[name] for name in names if name in notifiers]
     if not queues:
-        from consumers.processors import PROCESSORS as BY_NAME
         from consumers.runtime.worker import run
 
-        run([BY_NAME[name] for name in dict.fromkeys(names)], current_settings())
+        run([PROCESSORS[name] for name in dict.fromkeys(names)], current_settings())
     elif len(queues) == len(names):
         from consumers.notification.notifier.sender import run as run_sender
 
@@ -166,21 +167,16 @@ def serve(
     names: Annotated[list[str] | None, typer.Argument(help="services; all without it")] = None,
 ) -> None:
     """Run HTTP services in one process, until SIGTERM or Ctrl-C."""
-    wanted = names or SERVICES
-    if unknown := [name for name in wanted if name not in SERVICES]:
-        raise typer.BadParameter(f"{', '.join(unknown)}; there are: {', '.join(SERVICES)}")
-    from consumers.notification.api import create_app as create_notification
+    wanted = names or list(HTTP_SERVICES)
+    if unknown := [name for name in wanted if name not in HTTP_SERVICES]:
+        raise typer.BadParameter(f"{', '.join(unknown)}; there are: {', '.join(HTTP_SERVICES)}")
     from outbox.http.app import serve as serve_apps
-    from producers.bank.api import create_app as create_bank
-    from producers.payments.api import create_app as create_payments
 
     settings = current_settings()
-    services = {
-        "payments": (create_payments, settings.payments_port),
-        "bank": (create_bank, settings.bank_port),
-        "notification": (create_notification, settings.notification_port),
-    }
-    serve_apps([(services[name][0](settings), settings.host, services[name][1]) for name in wanted], settings)
+    services = [HTTP_SERVICES[name] for name in wanted]
+    serve_apps(
+        [(resolve_name(service.app)(settings), settings.host, service.port(settings)) for service in services], settings
+    )
 
 
 def tool(

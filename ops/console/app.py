@@ -20,7 +20,7 @@ from ops.console import acts, notifications, overview, receivers, sign_in
 from ops.console.edge import STATIC, Console, Headers, SignInFirst, go, page
 from ops.console.runner import Runner
 from ops.console.users import User
-from ops.notifications.operations import SERVICES
+from ops.notifications.operations import NOTIFYING_SERVICES
 from outbox.errors import Misused, Refused
 from outbox.http.app import Database, HttpError, Server
 from outbox.http.limits import Connections, limits_of
@@ -35,7 +35,7 @@ ROUTERS = (sign_in.router, overview.router, notifications.router, receivers.rout
 
 def create_app(settings: Settings, users: Mapping[str, User]) -> FastAPI:
     """Return the application. It reads as `ops`, and acts by the services' own functions as the service."""
-    services = {name: Database(settings.dsn_of(name), name=f"console {name}") for name in SERVICES}
+    services = {name: Database(settings.dsn_of(name), name=f"console {name}") for name in NOTIFYING_SERVICES}
     console = Console(
         settings=settings,
         users=dict(users),

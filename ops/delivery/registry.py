@@ -2,10 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from consumers.delivery.processor import Processor
-from consumers.processors import PROCESSORS
+from consumers.effects import Effects
+from consumers.processors import EFFECTS, PROCESSORS
 from outbox.errors import UnknownName
 from outbox.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Consumer:
+    """A processor under its consumer's name, beside what its events should have caused."""
+
+    name: str
+    processor: Processor
+    effects: Effects
+
+    @property
+    def service(self) -> str:
+        """Return the service whose rows it writes."""
+        return self.processor.service
+
+
+def known_consumers(settings: Settings) -> dict[str, Consumer]:
+    """Return every consumer of this version by its name."""
+    return {
+        name: Consumer(name=name, processor=processor, effects=EFFECTS[processor.name])
+        for name, processor in known_processors(settings).items()
+    }
 
 
 def processor_of(settings: Settings, consumer: str) -> Processor:

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from ops.demo.journal import Intent, Journal, Merchant
-from ops.ledger.reads import ledger_problems
+from ops.ledger.integrity import ledger_problems
 from ops.pipeline.health import reader_engine
 from outbox.settings import SERVICES, Settings
 from producers.payments.fees import FeeRule, fee_of

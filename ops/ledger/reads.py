@@ -6,14 +6,18 @@ Time is when the fact happened (`occurred_at`), which a replay does not change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, text
 
-from consumers.accounting.entries import CHART, general_account
+from consumers.accounting.effects import RESOLVED
+from consumers.effects import Agreement
+from consumers.processors import EFFECTS
+from ops.ledger.integrity import ledger_problems
+from schemas.accounts import CHART, general_account
 from schemas.money import CNY
 
 CHUNK = 5_000
@@ -151,20 +155,20 @@ def trial_balance(connection: Connection, *, at: datetime | None = None) -> list
 
 def accounts(connection: Connection) -> list[Account]:
     """Return the chart of accounts with the kept balances, a row for each currency that an account has."""
-    found = trial_balance(connection)
+    balances = trial_balance(connection)
     rows = []
     for code, general in CHART.items():
-        own = [one for one in found if general_account(one.account) is general]
+        own = [balance for balance in balances if general_account(balance.account) is general]
         rows += [
             Account(
                 code=code,
                 name=general.name,
                 normal_side=general.normal_side,
                 currency=currency,
-                accounts=sum(one.currency == currency for one in own),
-                balance_fen=sum(one.balance_fen for one in own if one.currency == currency),
+                accounts=sum(balance.currency == currency for balance in own),
+                balance_fen=sum(balance.balance_fen for balance in own if balance.currency == currency),
             )
-            for currency in sorted({one.currency for one in own} or {CNY})
+            for currency in sorted({balance.currency for balance in own} or {CNY})
         ]
     return rows
 
@@ -201,8 +205,8 @@ def suspense(
 
 
 def check(engine: Engine, *, before: datetime) -> list[Difference]:
-    """Return what does not agree: debits with credits, balances with entries, vouchers with settled payments, suspense and
-    deposits, and balance payments of funds with those of payments.
+    """Return what does not agree: debits with credits, balances with entries, and what consumers state of facts and rows: vouchers
+    with settled payments, suspense and deposits, and balance payments of funds with those of payments.
 
     What was committed after `before` may still be on its way to the other side, and is left out. A voucher that was reversed
     is none: what stands for its fact is the correction in its place, for the same amount; money in suspense is resolved when
@@ -212,24 +216,20 @@ def check(engine: Engine, *, before: datetime) -> list[Difference]:
         inside = [
             Difference(kind="ledger", subject="accounting", found=problem) for problem in ledger_problems(connection)
         ]
-        resolved = _resolved(connection)
         foreign = _credited_of_another_currency(connection)
         paying = [
             Difference(kind="balance", subject=row.payment_no, found="is PAYING, and has had no answer from funds")
             for row in connection.execute(_PAYING, {"before": before, "limit": NAMED_MAX})
         ]
     compared = [
-        *(
-            difference
-            for facts in (_SETTLEMENTS, _SUSPENSE, _DEPOSITS)
-            for difference in _differences(
-                engine, facts, _VOUCHERS.format(kind=facts.kind), _by_voucher(facts.entries, before)
-            )
-            if facts is not _SUSPENSE or difference.subject not in resolved
-        ),
-        *_differences(engine, _SETTLED_BALANCES, _MOVED, _by_amount(before)),
+        difference for agreement in agreements() for difference in disagreements(engine, agreement, before=before)
     ]
     return [*inside, *compared, *foreign, *paying]
+
+
+def agreements() -> list[Agreement]:
+    """Return what consumers state of facts and of the rows that they should have led to."""
+    return [agreement for effects in EFFECTS.values() for agreement in effects.agreements]
 
 
 def _credited_of_another_currency(connection: Connection) -> list[Difference]:
@@ -245,58 +245,6 @@ def _credited_of_another_currency(connection: Connection) -> list[Difference]:
     ]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Facts:
-    """Facts of a service, in the order of their numbers, and what they should have led to."""
-
-    kind: str
-    rows: str
-    entries: Callable[[Any], dict[str, int]] = field(default=lambda _: {})
-    """Debits less credits of each account, as the fact calls for them."""
-
-
-def _nonzero(lines: dict[str, int]) -> dict[str, int]:
-    return {account: fen for account, fen in lines.items() if fen}
-
-
-# When a row was committed, not when its fact happened, says how long the other side has had.
-_SETTLEMENTS = _Facts(
-    kind="settlement",
-    rows="""SELECT payment_no AS business_no, amount_fen, currency, merchant_no, payer_no, method, fee_fen,
-                    coalesce(cost_fen, 0) AS cost_fen, coalesce(pg_xact_commit_timestamp(xmin), finished_at) AS committed_at
-             FROM payments.payment WHERE status = 'SETTLED' ORDER BY payment_no COLLATE "C" """,
-    entries=lambda row: _nonzero(
-        {
-            "bank_clearing" if row.method == "bank_card" else f"payer_balance:{row.payer_no}": row.amount_fen
-            - row.cost_fen,
-            "channel_cost": row.cost_fen,
-            f"merchant_payable:{row.merchant_no}": row.fee_fen - row.amount_fen,
-            "fee_income": -row.fee_fen,
-        }
-    ),
-)
-
-_SUSPENSE = _Facts(
-    kind="suspense",
-    rows="""SELECT bank_transaction_no AS business_no, amount_fen, currency, coalesce(pg_xact_commit_timestamp(xmin), recorded_at) AS committed_at
-             FROM payments.suspense ORDER BY bank_transaction_no COLLATE "C" """,
-    entries=lambda row: {"bank_clearing": row.amount_fen, "suspense": -row.amount_fen},
-)
-
-_DEPOSITS = _Facts(
-    kind="deposit",
-    rows="""SELECT deposit_no AS business_no, payer_no, amount_fen, currency, coalesce(pg_xact_commit_timestamp(xmin), deposited_at) AS committed_at
-             FROM funds.deposit ORDER BY deposit_no COLLATE "C" """,
-    entries=lambda row: {"bank_clearing": row.amount_fen, f"payer_balance:{row.payer_no}": -row.amount_fen},
-)
-
-_SETTLED_BALANCES = _Facts(
-    kind="balance",
-    rows="""SELECT payment_no AS business_no, amount_fen, currency,
-                   coalesce(pg_xact_commit_timestamp(xmin), finished_at) AS committed_at
-             FROM payments.payment WHERE status = 'SETTLED' AND method = 'balance' ORDER BY payment_no COLLATE "C" """,
-)
-
 # Funds keeps one currency: what it has moved for a payment of another one is wrong, whatever the amount.
 _FOREIGN = text("""
     SELECT payment_no, currency FROM payments.payment
@@ -306,108 +254,45 @@ _CREDITED = text("""
     SELECT payment_no, CAST(sum(amount_fen) AS bigint) AS amount_fen FROM funds.entry
     WHERE payment_no = ANY (CAST(:payments AS text[])) GROUP BY payment_no HAVING sum(amount_fen) <> 0""")
 
-_MOVED = """
-    SELECT payment_no AS business_no,
-           amount_fen - (SELECT coalesce(sum(amount_fen), 0)::bigint FROM funds.entry AS correction
-                         WHERE (correction.payment_no, correction.account_no, correction.kind)
-                             = (entry.payment_no, entry.account_no, 'correction')) AS amount_fen,
-           (SELECT pg_xact_commit_timestamp(balance_payment.xmin) FROM funds.balance_payment
-            WHERE balance_payment.payment_no = entry.payment_no) AS committed_at
-    FROM funds.entry WHERE kind = 'debit' ORDER BY payment_no COLLATE "C" """
-
 _PAYING = text("""
     SELECT payment_no FROM payments.payment
     WHERE status = 'PAYING' AND coalesce(pg_xact_commit_timestamp(xmin), '-infinity') < :before
     ORDER BY payment_no LIMIT :limit""")
 
-# A fact's voucher, or the last of the corrections in its place; there is at most one that was not reversed.
-_VOUCHERS = """
-    SELECT business_no, kind, currency, coalesce(pg_xact_commit_timestamp(xmin), occurred_at) AS committed_at,
-           (SELECT coalesce(sum(amount_fen), 0)::bigint FROM accounting.entry
-            WHERE entry.voucher_no = voucher.voucher_no AND side = 'D') AS amount_fen,
-           (SELECT json_object_agg(account, fen) FROM (
-              SELECT account, sum(CASE side WHEN 'D' THEN amount_fen ELSE -amount_fen END)::bigint AS fen
-              FROM accounting.entry WHERE entry.voucher_no = voucher.voucher_no GROUP BY account) AS line) AS entries
-    FROM accounting.voucher
-    WHERE NOT EXISTS (SELECT FROM accounting.voucher AS reversal WHERE reversal.reverses = voucher.voucher_no)
-      AND (kind = '{kind}' OR (kind = 'correction' AND EXISTS (
-             SELECT FROM accounting.voucher AS first
-             WHERE first.business_no = voucher.business_no AND first.kind = '{kind}' AND first.event_id IS NOT NULL)))
-    ORDER BY business_no COLLATE "C" """
 
-Problem = Callable[[Any, Any], str | None]
-
-
-def _by_voucher(entries: Callable[[Any], dict[str, int]], before: datetime) -> Problem:
-    """Return what tells whether a fact and the voucher that stands for it agree. A correction need not agree account by account."""
-
-    def problem(fact: Any, voucher: Any) -> str | None:
-        told, posted = (fact.amount_fen, fact.currency), (voucher.amount_fen, voucher.currency)
-        if told != posted:
-            return f"is {told[0]} {told[1]}, its voucher {posted[0]} {posted[1]}"
-        if voucher.kind != "correction" and voucher.entries != (wanted := entries(fact)):
-            return f"calls for the entries {wanted}, its voucher has {voucher.entries}"
-        return None
-
-    return _unless_on_its_way(
-        problem, before, missing="has no voucher that stands", extra="has a voucher, and did not happen"
-    )
-
-
-def _by_amount(before: datetime) -> Problem:
-    def problem(payment: Any, entry: Any) -> str | None:
-        same = (payment.amount_fen, payment.currency) == (entry.amount_fen, CNY)
-        asked = f"{payment.amount_fen} {payment.currency!r}"
-        return None if same else f"is {asked}, and funds has debited {entry.amount_fen} {CNY!r}"
-
-    return _unless_on_its_way(
-        problem,
-        before,
-        missing="is SETTLED, and funds has debited nobody",
-        extra="was debited by funds, and is not SETTLED",
-    )
-
-
-def _unless_on_its_way(problem: Problem, before: datetime, *, missing: str, extra: str) -> Problem:
-    def told(left: Any, right: Any) -> str | None:
-        if left is not None and right is not None:
-            return problem(left, right)
-        found = _either(left, right)
-        if found.committed_at is not None and found.committed_at >= before:
-            return None
-        return missing if right is None else extra
-
-    return told
-
-
-def _differences(engine: Engine, facts: _Facts, other: str, problem: Problem) -> list[Difference]:
-    found: list[Difference] = []
+def disagreements(engine: Engine, agreement: Agreement, *, before: datetime) -> list[Difference]:
+    """Return where facts and their rows do not agree: named up to a bound, and then counted."""
+    differences: list[Difference] = []
     count = 0
     with engine.connect() as here, engine.connect() as there:
-        lefts, rights = _stream(here, facts.rows), _stream(there, other)
-        for left, right in paired(lefts, rights, lambda row: row.business_no, lambda row: row.business_no):
-            told = problem(left, right)
-            if told is None:
+        resolved = set(here.execute(text(agreement.resolved)).scalars()) if agreement.resolved else set()
+        facts, rows = _stream(here, agreement.facts), _stream(there, agreement.rows)
+        for fact, row in paired(facts, rows, lambda fact: fact.business_no, lambda row: row.business_no):
+            if (problem := _problem(agreement, fact, row, before)) is None:
+                continue
+            if (subject := _either(fact, row).business_no) in resolved:
                 continue
             count += 1
             if count <= NAMED_MAX:
-                found.append(Difference(kind=facts.kind, subject=_either(left, right).business_no, found=told))
+                differences.append(Difference(kind=agreement.kind, subject=subject, found=problem))
     if count > NAMED_MAX:
-        found.append(Difference(kind=facts.kind, subject="", found=f"and {count - NAMED_MAX} more"))
-    return found
+        differences.append(Difference(kind=agreement.kind, subject="", found=f"and {count - NAMED_MAX} more"))
+    return differences
+
+
+def _problem(agreement: Agreement, fact: Any, row: Any, before: datetime) -> str | None:
+    """Return how a fact and its row differ; None where they agree, or where the other one may still be on its way."""
+    if fact is not None and row is not None:
+        return agreement.difference(fact, row)
+    committed_at = _either(fact, row).committed_at
+    if committed_at is not None and committed_at >= before:
+        return None
+    return agreement.missing if row is None else agreement.extra
 
 
 def _resolved(connection: Connection) -> dict[str, str]:
     """Return the reason for which each suspense voucher was taken back, where nothing stands in its place."""
-    rows = connection.execute(
-        text("""SELECT business_no, (SELECT reason FROM accounting.voucher AS reversal
-                                     WHERE reversal.reverses = voucher.voucher_no) AS reason
-                FROM accounting.voucher
-                WHERE kind = 'suspense'
-                  AND EXISTS (SELECT FROM accounting.voucher AS reversal WHERE reversal.reverses = voucher.voucher_no)
-                  AND NOT EXISTS (SELECT FROM accounting.voucher AS instead WHERE instead.corrects = voucher.voucher_no)""")
-    )
-    return {row.business_no: row.reason or "" for row in rows}
+    return {row.business_no: row.reason or "" for row in connection.execute(text(RESOLVED))}
 
 
 def _either(left: Any, right: Any) -> Any:
@@ -442,44 +327,3 @@ def paired(
         else:
             yield left, right
             left, right = next(lefts, None), next(rights, None)
-
-
-def ledger_problems(connection: Connection) -> list[str]:
-    """Return what is wrong inside the ledger: vouchers out of balance, balances that are not their entries' sums, no currency."""
-    unbalanced = connection.execute(
-        text("""SELECT voucher_no, business_no, count(*) OVER () AS total FROM accounting.voucher LEFT JOIN accounting.entry USING (voucher_no)
-                GROUP BY voucher_no HAVING coalesce(sum(CASE side WHEN 'D' THEN amount_fen ELSE -amount_fen END), 1) <> 0
-                ORDER BY voucher_no LIMIT 20""")
-    ).all()
-    problems = [f"voucher {row.voucher_no} of {row.business_no} is out of balance" for row in unbalanced]
-    problems += _more(unbalanced, "vouchers")
-    off = connection.execute(
-        text("""SELECT account, currency, coalesce(kept.debit, 0) AS kept_debit, coalesce(kept.credit, 0) AS kept_credit,
-                       coalesce(entered.debit, 0) AS debit, coalesce(entered.credit, 0) AS credit, count(*) OVER () AS total
-                FROM (SELECT account, currency, sum(debit_fen) AS debit, sum(credit_fen) AS credit
-                      FROM accounting.balance GROUP BY account, currency) AS kept
-                FULL JOIN (SELECT account, currency, sum(amount_fen) FILTER (WHERE side = 'D') AS debit,
-                                  sum(amount_fen) FILTER (WHERE side = 'C') AS credit
-                           FROM accounting.entry JOIN accounting.voucher USING (voucher_no)
-                           GROUP BY account, currency) AS entered USING (account, currency)
-                WHERE (coalesce(kept.debit, 0), coalesce(kept.credit, 0))
-                      IS DISTINCT FROM (coalesce(entered.debit, 0), coalesce(entered.credit, 0))
-                ORDER BY account LIMIT 20""")
-    ).all()
-    problems += [
-        f"ledger balance of {row.account} in {row.currency!r} is {row.kept_debit} debit, {row.kept_credit} credit; "
-        f"its entries are {row.debit}, {row.credit}"
-        for row in off
-    ]
-    problems += _more(off, "balances")
-    strange = connection.execute(
-        text("""SELECT account, currency, count(*) OVER () AS total FROM accounting.balance WHERE currency !~ '^[A-Z]{3}$'
-                GROUP BY account, currency HAVING sum(debit_fen) <> sum(credit_fen) ORDER BY account, currency LIMIT 20""")
-    ).all()
-    problems += [f"ledger balance of {row.account} is in {row.currency!r}, which is no currency" for row in strange]
-    return problems + _more(strange, "such balances")
-
-
-def _more(named: Sequence[Any], what: str) -> list[str]:
-    more = named[0].total - len(named) if named else 0
-    return [f"and {more} more {what}"] if more else []

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from ops.notifications.operations import HELD_UP, SERVICES
+from ops.notifications.operations import HELD_UP, NOTIFYING_SERVICES
 from outbox.clock import first_id_at, utc_now
 from outbox.errors import UnknownName
 
@@ -140,5 +140,5 @@ def new_id() -> UUID:
 
 
 def _rows(connection: Connection, statement: str, **given: object) -> Iterable[Any]:
-    for service in SERVICES:
+    for service in NOTIFYING_SERVICES:
         yield from connection.execute(text(statement.format(service=service)), given)

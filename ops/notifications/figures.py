@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 
 from consumers.notification.notifier.bulk import COUNTED_MAX
 from consumers.notification.notifier.filter import UNFINISHED
-from ops.notifications.operations import SERVICES
+from ops.notifications.operations import NOTIFYING_SERVICES
 
 SLOWEST = timedelta(seconds=60)
 """No attempt takes longer: what started before is not looked at."""
@@ -117,7 +117,7 @@ def standing(connection: Connection) -> Standing:
 
 
 def _each(connection: Connection, statement: str, **given: object) -> Iterator[Any]:
-    for service in SERVICES:
+    for service in NOTIFYING_SERVICES:
         yield from connection.execute(text(statement.format(service=service)), given)
 
 

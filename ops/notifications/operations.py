@@ -22,8 +22,8 @@ from outbox.database import engine_for
 from outbox.errors import UnknownName
 from outbox.settings import Settings
 
-SERVICES = tuple(sorted(set(QUEUES.values())))
-"""Those that notify."""
+NOTIFYING_SERVICES = tuple(sorted(set(QUEUES.values())))
+"""The services that notify: each has the tables of a notifier in its schema."""
 
 BATCH = 500
 """Records made due in a transaction."""
@@ -124,7 +124,7 @@ def records(connection: Connection, wanted: Filter, *, limit: int, before: UUID 
 
 def record(connection: Connection, identity: UUID) -> dict[str, Any]:
     """Return everything of a record: its row, attempts planned and actual, postponements, its lane; raises Refused for none."""
-    for service in SERVICES:
+    for service in NOTIFYING_SERVICES:
 
         def rows(statement: str, service: str = service, **given: object) -> list[dict[str, Any]]:
             result = connection.execute(text(statement.format(service=service)), {"id": identity, **given})
@@ -157,7 +157,7 @@ def resend(
 
     May be repeated: each call sends once more. Cut off, what was given is done.
     """
-    for service in SERVICES:
+    for service in NOTIFYING_SERVICES:
         mine = [row for row in chosen if row.service == service]
         for first in range(0, len(mine), BATCH):
             part = mine[first : first + BATCH]
@@ -267,5 +267,5 @@ def _acting(settings: Settings, service: str) -> Iterator[Connection]:
 
 
 def _rows(connection: Connection, statement: str, given: Mapping[str, object]) -> Iterator[Any]:
-    for service in SERVICES:
+    for service in NOTIFYING_SERVICES:
         yield from connection.execute(text(statement.format(service=service)), given)

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, text
 
-from ops.notifications.operations import SERVICES
+from ops.notifications.operations import NOTIFYING_SERVICES
 
 RECEIVERS_MAX = 500
 STATES = ("sending", "paused", "held up")
@@ -56,7 +56,7 @@ def receivers(
     given = {"queue": queue, "merchant_no": merchant_no, "state": state, "limit": limit}
     rows = [
         ReceiverRow(**row._mapping)
-        for service in SERVICES
+        for service in NOTIFYING_SERVICES
         for row in connection.execute(text(_LANES.format(service=service)), given)
     ]
     return sorted(rows, key=lambda row: (row.queue, row.merchant_no))[:limit]

@@ -15,6 +15,7 @@ from consumers.notification.queues import QUEUES
 from ops.delivery.registry import known_processors
 from ops.kafka.groups import members_of
 from ops.pipeline.health import reader_engine
+from ops.stack.processes import HTTP_SERVICES
 from ops.stack.state import StackFolder
 from outbox.settings import Settings
 
@@ -49,9 +50,8 @@ def idle_queues(settings: Settings) -> list[str]:
 def silent_services(settings: Settings) -> list[str]:
     """Return the HTTP services that do not answer their health route at the address that the settings name."""
     addresses = {
-        "payments": settings.payments_url,
-        "bank": settings.bank_url,
-        "notification": f"http://{_reachable(settings.host)}:{settings.notification_port}",
+        name: service.url(settings) or f"http://{_reachable(settings.host)}:{service.port(settings)}"
+        for name, service in HTTP_SERVICES.items()
     }
     return [name for name, address in addresses.items() if not _answers(f"{address.rstrip('/')}/health")]
 

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from sqlalchemy import Connection, text
 
 from consumers.delivery.processor import Processor
+from consumers.effects import Rebuild
 from ops.delivery.outcomes import progress_of
 from ops.delivery.registry import processor_of
+from ops.rebuild.rebuildable import rebuild_of, sums
 from ops.rebuild.schemas import Made, copy_rows, find_schemas, make_schema
-from ops.rebuild.subjects import Subject, subject_of, sums
 from outbox.clock import utc_now
 from outbox.errors import Refused, UnknownName
 from outbox.inbox import Log, behind_horizons
@@ -70,7 +71,7 @@ def take_checkpoint(settings: Settings, consumer: str, *, processor: Processor |
     Own transaction, as the owner: one snapshot, live goes on. Raises Refused where the balances are not what the entries add up to.
     """
     chosen = processor or processor_of(settings, consumer)
-    subject, at = subject_of(chosen), utc_now()
+    subject, at = rebuild_of(chosen), utc_now()
     made = Made(
         name=f"{chosen.service}_checkpoint_{at:%Y%m%d_%H%M%S_%f}",
         service=chosen.service,
@@ -99,7 +100,7 @@ def require_past_read(connection: Connection, service: str, consumer: str) -> No
         )
 
 
-def verified(connection: Connection, subject: Subject, schema: str) -> None:
+def verified(connection: Connection, subject: Rebuild, schema: str) -> None:
     """Return if every balance is what its account's entries add up to; else raises Refused. Reads only."""
     kept = {row.account: row.amount for row in connection.execute(text(subject.balances.format(schema=schema)))}
     entered = dict(sums(connection, subject.entries, schema))

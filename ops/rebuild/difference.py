@@ -11,9 +11,10 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from consumers.effects import Rebuild
 from ops.delivery.outcomes import batched
 from ops.ledger.reads import CHUNK, paired
-from ops.rebuild.subjects import Subject, sums
+from ops.rebuild.rebuildable import sums
 from outbox.quoting import quoted
 
 NAMED_MAX = 100_000
@@ -95,11 +96,11 @@ class Side:
 
     def holding(self, table: str, ids: Collection[UUID]) -> dict[UUID, Any]:
         """Return the rows that the inbox or the parking lot has of the consumer's events."""
-        found = self.connection.execute(
+        rows = self.connection.execute(
             text(f"SELECT * FROM {self.schema}.{table} WHERE consumer = :consumer AND event_id = ANY(:ids)"),  # noqa: S608
             {"consumer": self.consumer, "ids": list(ids)},
         )
-        return {row.event_id: row for row in found}
+        return {row.event_id: row for row in rows}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,48 +113,50 @@ class _Pair:
         return self.rebuilt if self.live is None else self.live
 
 
-def compare(subject: Subject, live: Side, rebuilt: Side) -> Difference:
+def compare(subject: Rebuild, live: Side, rebuilt: Side) -> Difference:
     """Return how live differs from what was rebuilt. Reads only.
 
     Both stand at the same positions; `live` is one transaction that sees one state. What people posted is taken as it stands.
     """
-    standing = _standing(live) if subject.corrects else {}
+    instead = _put_instead(live, subject.by_hand) if subject.by_hand else {}
     skipped = _skipped(live)
-    found = Difference()
+    difference = Difference()
     adjust: Counter[str] = Counter()
-    for pairs in batched(_unequal(subject, live, rebuilt, found), 2_000):
-        touched = [pair for pair in pairs if pair.live is not None and pair.live.number in standing]
-        others = [pair for pair in pairs if pair.live is None or pair.live.number not in standing]
-        by_hand = [_by_hand(subject, pair, standing[pair.live.number]) for pair in touched]
+    for pairs in batched(_unequal(subject, live, rebuilt, difference), 2_000):
+        touched = [pair for pair in pairs if pair.live is not None and pair.live.number in instead]
+        others = [pair for pair in pairs if pair.live is None or pair.live.number not in instead]
+        by_hand = [_by_hand(subject, pair, instead[pair.live.number]) for pair in touched]
         judged = _judged(subject, others, live, rebuilt, skipped)
         for finding in (*by_hand, *judged):
             if finding is not None:
-                found.add(finding)
+                difference.add(finding)
         # What people did is in live's balances on top of what the event had told; what is excused is in neither side's.
         _adjust(subject, adjust, live, [pair.live for pair in touched])
         stands = [
-            pair.rebuilt for pair, one in zip(touched, by_hand, strict=True) if one is None or one.what is What.BY_HAND
+            pair.rebuilt
+            for pair, finding in zip(touched, by_hand, strict=True)
+            if finding is None or finding.what is What.BY_HAND
         ]
-        excused = {one.subject for one in judged if one.what in (What.PARKED, What.SKIPPED)}
+        excused = {finding.subject for finding in judged if finding.what in (What.PARKED, What.SKIPPED)}
         stands += [pair.rebuilt for pair in others if pair.row.subject in excused]
         _adjust(subject, adjust, rebuilt, [row for row in stands if row is not None], sign=-1)
     if subject.decided:
         adjust.update(sums(live.connection, subject.decided, live.schema))
         adjust.subtract(sums(rebuilt.connection, subject.decided, rebuilt.schema))
     for finding in _accounts(subject, live, rebuilt, adjust):
-        found.add(finding)
-    return found
+        difference.add(finding)
+    return difference
 
 
-def _unequal(subject: Subject, live: Side, rebuilt: Side, found: Difference) -> Iterator[_Pair]:
+def _unequal(subject: Rebuild, live: Side, rebuilt: Side, difference: Difference) -> Iterator[_Pair]:
     lefts, rights = live.rows(subject.rows), rebuilt.rows(subject.rows)
     for left, right in paired(lefts, rights, lambda row: row.subject, lambda row: row.subject):
-        found.compared += 1
+        difference.compared += 1
         if left is None or right is None or (left.content, left.about) != (right.content, right.about):
             yield _Pair(left, right)
 
 
-def _adjust(subject: Subject, adjust: Counter[str], side: Side, rows: Sequence[Any], *, sign: int = 1) -> None:
+def _adjust(subject: Rebuild, adjust: Counter[str], side: Side, rows: Sequence[Any], *, sign: int = 1) -> None:
     """What these rows did on that side counts towards what live should have, or against it."""
     if rows:
         which = {"ids": [row.event_id for row in rows], "numbers": [row.number for row in rows]}
@@ -161,28 +164,22 @@ def _adjust(subject: Subject, adjust: Counter[str], side: Side, rows: Sequence[A
             adjust[account] += sign * amount
 
 
-def _standing(live: Side) -> dict[int, str | None]:
+def _put_instead(live: Side, by_hand: str) -> dict[int, str | None]:
     """Return, by the number of each voucher that was reversed, what people put in its place; None where nothing."""
-    rows = list(
-        live.rows("""
-            SELECT voucher_no, reverses, corrects, currency || ': ' ||
-                   (SELECT string_agg(account || ' ' || side || ' ' || amount_fen, ', ' ORDER BY account COLLATE "C", side, amount_fen)
-                    FROM {schema}.entry WHERE entry.voucher_no = voucher.voucher_no) AS content
-            FROM {schema}.voucher WHERE event_id IS NULL ORDER BY voucher_no""")
-    )
+    rows = list(live.rows(by_hand))
     reversed_ = {row.reverses for row in rows if row.reverses}
     corrections = {row.corrects: row for row in rows if row.corrects}
 
-    def standing(number: int) -> str | None:
+    def last_of(number: int) -> str | None:
         content = None
         while (correction := corrections.get(number)) is not None:
             number, content = correction.voucher_no, correction.content
         return None if number in reversed_ else content
 
-    return {number: standing(number) for number in reversed_}
+    return {number: last_of(number) for number in reversed_}
 
 
-def _by_hand(subject: Subject, pair: _Pair, stands: str | None) -> Finding | None:
+def _by_hand(subject: Rebuild, pair: _Pair, stands: str | None) -> Finding | None:
     """Return what is to be said of a voucher that differs and that people have reversed; None where they have put right what it was.
 
     What they put in its place stands, and so does nothing where that resolves it. Else the fact has no voucher: a difference.
@@ -205,7 +202,7 @@ def _by_hand(subject: Subject, pair: _Pair, stands: str | None) -> Finding | Non
 
 
 def _judged(
-    subject: Subject, pairs: Sequence[_Pair], live: Side, rebuilt: Side, skipped: Collection[UUID]
+    subject: Rebuild, pairs: Sequence[_Pair], live: Side, rebuilt: Side, skipped: Collection[UUID]
 ) -> list[Finding]:
     """Return what each unequal pair is, and what mends it."""
     missing = {pair.rebuilt.event_id for pair in pairs if pair.live is None}
@@ -216,7 +213,7 @@ def _judged(
 
 
 def _judge(
-    subject: Subject,
+    subject: Rebuild,
     pair: _Pair,
     consumer: str,
     parked: Mapping[UUID, Any],
@@ -248,8 +245,8 @@ def _judge(
         what=what,
         kind=subject.kind,
         subject=pair.row.subject,
-        live=_told(pair.live, pair.rebuilt),
-        rebuilt=_told(pair.rebuilt, pair.live),
+        live=_content(pair.live, pair.rebuilt),
+        rebuilt=_content(pair.rebuilt, pair.live),
         mend=mend,
         event_id=identity,
         number=pair.live.number if pair.live is not None else None,
@@ -258,7 +255,7 @@ def _judge(
     )
 
 
-def _told(row: Any, other: Any) -> str:
+def _content(row: Any, other: Any) -> str:
     """Return a row's content, and what else differs from the other one's."""
     if row is None:
         return ""
@@ -274,7 +271,7 @@ def _skipped(live: Side) -> set[UUID]:
     return {UUID(row.event_id) for row in rows}
 
 
-def _accounts(subject: Subject, live: Side, rebuilt: Side, adjust: Mapping[str, int]) -> Iterator[Finding]:
+def _accounts(subject: Rebuild, live: Side, rebuilt: Side, adjust: Mapping[str, int]) -> Iterator[Finding]:
     """Give the accounts whose balances are not what the rebuilt ones call for, with what stands aside counted in."""
     only = dict(adjust)
     account: Callable[[Any], str] = lambda row: row.account  # noqa: E731

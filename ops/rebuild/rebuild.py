@@ -17,14 +17,15 @@ from pathlib import Path
 from sqlalchemy import Connection, text
 
 from consumers.delivery.processor import Processor
+from consumers.effects import Rebuild
 from ops.delivery.outcomes import progress_of
 from ops.delivery.registry import processor_of
 from ops.pipeline.health import reader_engine
 from ops.rebuild.checkpoint import usable_checkpoint, verified
 from ops.rebuild.difference import Difference, Side, compare
 from ops.rebuild.feeding import Feeder, Told, logs_of, skipped_of
+from ops.rebuild.rebuildable import rebuild_of, repeatable
 from ops.rebuild.schemas import Made, copy_rows, find_schema, make_schema, shadow_of
-from ops.rebuild.subjects import Subject, repeatable, subject_of
 from outbox.clock import utc_now
 from outbox.errors import Refused
 from outbox.inbox import Log
@@ -45,7 +46,7 @@ class Rebuilt:
     """A shadow, compared."""
 
     consumer: str
-    subject: Subject
+    subject: Rebuild
     shadow: Made
     was_resumed: bool
     positions: Mapping[Log, int]
@@ -74,7 +75,7 @@ def rebuild(
     Refused where the logs are not whole and no checkpoint reaches them, or where live's rows do not belong to its positions.
     """
     chosen = processor or processor_of(settings, consumer)
-    subject = subject_of(chosen)
+    subject = rebuild_of(chosen)
     with alone(settings, consumer), reader_engine(settings).connect() as live:
         shadow, was_resumed = _shadow(settings, live, chosen, consumer, subject, anew=anew, checkpoint=checkpoint)
         skipped = skipped_of(live, chosen.service, consumer)
@@ -143,7 +144,7 @@ def _shadow(
     live: Connection,
     processor: Processor,
     consumer: str,
-    subject: Subject,
+    subject: Rebuild,
     *,
     anew: bool,
     checkpoint: str,
@@ -283,7 +284,7 @@ def _require_belonging(live: Connection, processor: Processor, consumer: str) ->
 
 
 def _compared(
-    settings: Settings, live: Connection, processor: Processor, feeder: Feeder, subject: Subject
+    settings: Settings, live: Connection, processor: Processor, feeder: Feeder, subject: Rebuild
 ) -> Difference:
     """Return how the snapshot differs from the shadow."""
     with reader_engine(settings).connect() as shadow:

@@ -19,8 +19,8 @@ from ops.delivery.registry import processor_of
 from ops.rebuild.checkpoint import require_past_read
 from ops.rebuild.feeding import Feeder, Told, skipped_of
 from ops.rebuild.rebuild import Rebuilt, alone_with
+from ops.rebuild.rebuildable import repeatable
 from ops.rebuild.schemas import Made, drop_schema, tell
-from ops.rebuild.subjects import repeatable
 from outbox.clock import utc_now
 from outbox.errors import NotReady, Refused
 from outbox.inbox import horizon

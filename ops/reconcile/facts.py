@@ -9,88 +9,48 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from ops.reconcile.effects import BUSINESS_NO, COMMITTED, business_no
+from consumers.effects import BUSINESS_NO, COMMITTED, business_no
+from consumers.processors import EFFECTS
 from ops.reconcile.findings import Finding, Kind
 from outbox.clock import first_id_at
+from outbox.facts import FactTable
 from outbox.partitions import days_of
-from schemas.events import (
-    BalancePaymentRequested,
-    BankTransactionExecuted,
-    Event,
-    FundsDeposited,
-    PaymentFailed,
-    PaymentSettled,
-    SuspenseRecorded,
-)
+from producers.facts import FACTS as PRODUCED
+from schemas.events import Event
 
 TRANSACTION_MAX = timedelta(minutes=15)
 """Longer than a service's transaction may be open: its event is no older than this when it commits."""
 
 
-def _fact(
-    fact: str, table: str, number: str, condition: str, moment: str, *, key: str = "", order_no: str = "''"
-) -> str:
-    return f"""
-        SELECT {number} AS business_no, {key or number} AS key, {order_no} AS order_no, {fact} AS fact FROM {table}
-        WHERE {condition} AND {moment} >= CAST(:kept AS timestamptz) AND {COMMITTED}
-          AND (CAST(:numbers AS text[]) IS NULL OR {number} = ANY(:numbers))"""  # noqa: S608 - names of ours
+def tables_of(service: str) -> list[FactTable]:
+    """Return the tables in which a service's facts are, as its own modules state them."""
+    return [table for table in fact_tables() if table.service == service]
 
 
-# The type without its version. A row that was written again later has its own moment still.
-_FACTS = {
-    "payments": (
-        _fact(
-            "'payment.settled'",
-            "payments.payment",
-            "payment_no",
-            "status = 'SETTLED'",
-            "finished_at",
-            order_no="order_no",
-        ),
-        _fact(
-            "'payment.failed'",
-            "payments.payment",
-            "payment_no",
-            "status = 'FAILED'",
-            "finished_at",
-            order_no="order_no",
-        ),
-        _fact(
-            "'payment.balance_requested'",
-            "payments.payment",
-            "payment_no",
-            "method = 'balance' AND status IN ('PAYING', 'SETTLED', 'FAILED')",
-            "created_at",
-            order_no="order_no",
-        ),
-        _fact(
-            "'payment.suspense_recorded'",
-            "payments.suspense",
-            "bank_transaction_no",
-            "true",
-            "recorded_at",
-            key="payment_no",
-        ),
-    ),
-    "funds": (
-        _fact("'funds.deposited'", "funds.deposit", "deposit_no", "true", "deposited_at"),
-        _fact(
-            "CASE WHEN paid THEN 'funds.balance_paid' ELSE 'funds.balance_refused' END",
-            "funds.balance_payment",
-            "payment_no",
-            "true",
-            "coalesce(pg_xact_commit_timestamp(xmin), '-infinity')",
-        ),
-    ),
-    "bank": (_fact("'bank.transaction_executed'", "bank.transaction", "transaction_no", "true", "created_at"),),
-}
+def fact_tables() -> list[FactTable]:
+    """Return every table of facts."""
+    return [*PRODUCED, *(table for effects in EFFECTS.values() for table in effects.facts)]
+
+
+def _facts_of(service: str) -> list[str]:
+    """Return a statement for each kind of fact. A row that was written again later still has its own moment."""
+    return [
+        f"""
+        SELECT {table.number} AS business_no, {table.key or table.number} AS key, {table.order_no} AS order_no, {fact.type} AS fact
+        FROM {table.table}
+        WHERE {fact.condition} AND {fact.happened_at} >= CAST(:kept AS timestamptz) AND {COMMITTED}
+          AND (CAST(:numbers AS text[]) IS NULL OR {table.number} = ANY(:numbers))"""  # noqa: S608 - names of ours
+        for table in tables_of(service)
+        for fact in table.facts
+    ]
+
 
 _UNRECORDED = """
     SELECT fact.* FROM ({facts}) AS fact
     WHERE NOT EXISTS (
       SELECT FROM (SELECT {business_no} AS business_no, regexp_replace(type, '[.]v[0-9]+$', '') AS fact
-                   FROM {service}.outbox WHERE id >= :low) AS told
-      WHERE told.business_no = fact.business_no AND told.fact = fact.fact)
+                   FROM {service}.outbox WHERE id >= :low) AS announced
+      WHERE announced.business_no = fact.business_no AND announced.fact = fact.fact)
     ORDER BY fact.business_no COLLATE "C", fact.fact LIMIT :limit"""
 
 
@@ -110,7 +70,7 @@ def unrecorded(
 
     First beside the rows of the same time; what is not among them, beside all. Facts and rows of one snapshot.
     """
-    if service not in _FACTS:
+    if not tables_of(service):
         return []
     kept = kept_from(connection, service)
     begin = max(since or kept, kept)
@@ -125,8 +85,10 @@ def unrecorded(
 def still_unrecorded(connection: Connection, service: str, numbers: Sequence[str]) -> list[Finding]:
     """Return which facts of these business numbers no row of the kept outbox tells of."""
     about = {"kept": "-infinity", "since": "-infinity", "before": "infinity", "numbers": list(numbers)}
+    if not (facts := _facts_of(service)):
+        return []
     kept = kept_from(connection, service)
-    rows = _without_row(connection, service, {**about, "limit": len(_FACTS[service]) * len(numbers)}, kept)
+    rows = _without_row(connection, service, {**about, "limit": len(facts) * len(numbers)}, kept)
     return [_finding(service, row) for row in rows]
 
 
@@ -144,97 +106,58 @@ def _finding(service: str, row: Row[Any]) -> Finding:
 
 
 def _without_row(connection: Connection, service: str, about: Mapping[str, Any], low: datetime) -> Sequence[Any]:
-    statement = _UNRECORDED.format(facts=" UNION ALL ".join(_FACTS[service]), business_no=BUSINESS_NO, service=service)
+    statement = _UNRECORDED.format(
+        facts=" UNION ALL ".join(_facts_of(service)), business_no=BUSINESS_NO, service=service
+    )
     return connection.execute(text(statement), {**about, "low": first_id_at(low)}).all()
-
-
-_TOLD_OF = {
-    "payments.payment": (PaymentSettled, PaymentFailed, BalancePaymentRequested),
-    "payments.suspense": (SuspenseRecorded,),
-    "funds.deposit": (FundsDeposited,),
-    "bank.transaction": (BankTransactionExecuted,),
-}
-
-_COLUMNS = {
-    "payments.payment": (
-        "payment_no", "order_no", "merchant_no", "payer_no", "amount_fen", "currency", "status", "method", "fee_fen", "points",
-        "cost_fen", "bank_transaction_no",
-    ),
-    "payments.suspense": ("bank_transaction_no", "payment_no", "amount_fen", "currency"),
-    "funds.deposit": ("deposit_no", "payer_no", "amount_fen", "currency"),
-    "bank.transaction": ("transaction_no", "payment_no", "amount_fen", "currency", "status"),
-}  # fmt: skip
-
-_NUMBERS = {
-    "payments.payment": "payment_no",
-    "payments.suspense": "bank_transaction_no",
-    "funds.deposit": "deposit_no",
-    "bank.transaction": "transaction_no",
-}
 
 
 def contradictions(connection: Connection, events: Sequence[Event]) -> dict[Event, str]:
     """Return how the facts' own rows say otherwise than events of one service do."""
-    found: dict[Event, str] = {}
-    for table, types in _TOLD_OF.items():
-        told = [event for event in events if isinstance(event, types)]
-        if not told:
+    problems: dict[Event, str] = {}
+    for table in fact_tables():
+        announced = [event for event in events if isinstance(event, table.events)]
+        if not announced:
             continue
-        number = _NUMBERS[table]
         rows = connection.execute(
-            text(f"SELECT {', '.join(_COLUMNS[table])} FROM {table} WHERE {number} = ANY(:numbers)"),  # noqa: S608
-            {"numbers": list({business_no(event) for event in told})},
+            text(f"SELECT {', '.join(table.columns)} FROM {table.table} WHERE {table.number} = ANY(:numbers)"),  # noqa: S608
+            {"numbers": list({business_no(event) for event in announced})},
         )
-        facts: dict[str, Any] = {row[0]: row for row in rows}
-        for event in told:
+        facts: dict[str, Any] = {row._mapping[table.number]: row for row in rows}
+        for event in announced:
             fact = facts.get(business_no(event))
             if fact is None:
-                found[event] = f"there is no such row in {table}"
+                problems[event] = f"there is no such row in {table.table}"
             elif problem := contradiction(event, fact._mapping):
-                found[event] = problem
-    return found
+                problems[event] = problem
+    return problems
 
 
-_STATUS = {
-    PaymentSettled: ("SETTLED",),
-    PaymentFailed: ("FAILED",),
-    BalancePaymentRequested: ("PAYING", "SETTLED", "FAILED"),
-}
-
-_NOT_COMPARED = (
-    "fee_rule",
-    "cost_rule",
-    "reason",
-    "settled_at",
-    "failed_at",
-    "requested_at",
-    "recorded_at",
-    "deposited_at",
-    "executed_at",
-)
-"""What an event says beside what its row holds, or in another precision."""
+@cache
+def _table_of(event: type[Event]) -> FactTable:
+    return next(table for table in fact_tables() if event in table.events)
 
 
 @cache
 def _compared(event: type[Event]) -> list[str]:
-    """Return what an event and its row both say. A request's fee and points stand in the row once it is paid, with the event of that."""
-    left_out = {*_NOT_COMPARED, *(("fee_fen", "points") if event is BalancePaymentRequested else ())}
-    return [name for name in event.__struct_fields__ if name not in left_out]
+    return _table_of(event).compared(event)
 
 
 def contradiction(event: Event, fact: Mapping[str, Any]) -> str:
     """Return where an event and its fact's row differ; empty where they agree. Pure.
 
+    >>> from schemas.events import FundsDeposited
     >>> event = FundsDeposited(deposit_no="D", payer_no="U", amount_fen=5, currency="CNY", deposited_at=datetime(2026, 1, 1))
     >>> contradiction(event, {"deposit_no": "D", "payer_no": "U", "amount_fen": 6, "currency": "CNY"})
     'amount_fen: the event says 5, the row 6'
     """
-    if (allowed := _STATUS.get(type(event))) and fact["status"] not in allowed:
+    table = _table_of(type(event))
+    if (allowed := table.statuses.get(type(event))) and fact["status"] not in allowed:
         return f"status: the event says {allowed[0]}, the row {fact['status']}"
     for name in _compared(type(event)):
         said, has = getattr(event, name), fact[name]
-        if name == "bank_transaction_no" and has is None:  # a balance payment's is its own number
-            has = fact["payment_no"]
+        if has is None and name in table.stand_ins:
+            has = fact[table.stand_ins[name]]
         if said != has:
             return f"{name}: the event says {said}, the row {has}"
     return ""

@@ -18,17 +18,18 @@ from consumers.delivery.processor import error_line
 from consumers.delivery.repair import ReapplyOutcome, reapply, remember
 from consumers.delivery.retry import transact
 from consumers.funds.corrections import correct_moves, record_deposit
+from consumers.funds.effects import DECISION
 from consumers.points.corrections import correct_points
 from ops.delivery import parked
 from ops.delivery.outcomes import batched
 from ops.delivery.redeliver import redeliver_events
+from ops.delivery.registry import Consumer, known_consumers
 from ops.pipeline.snapshot import emit_again
 from ops.reconcile import state
-from ops.reconcile.effects import DECISION, FOLLOWERS, Follower
 from ops.reconcile.findings import CORRECTABLE, Finding, Kind
 from ops.reconcile.published import spot_of
 from ops.reconcile.run import Report, reconcile
-from ops.reconcile.scan import envelope_of, recorded, standing
+from ops.reconcile.scan import effects_of, envelope_of, recorded
 from outbox.clock import utc_now
 from outbox.database import engine_for
 from outbox.errors import PayrelayError, Refused, message_of
@@ -141,9 +142,9 @@ def _told_before(settings: Settings, findings: Sequence[Finding]) -> set[str]:
     engine = state.engine_of(settings)
     try:
         with engine.connect() as connection:
-            for follower in (one for one in FOLLOWERS if one.changed):
+            for consumer in (known for known in known_consumers(settings).values() if known.effects.changed):
                 for part in batched(numbers, 4_000):
-                    found |= standing(connection, follower, numbers=part).keys()
+                    found |= effects_of(connection, consumer, numbers=part).keys()
     finally:
         engine.dispose()
     return found
@@ -188,7 +189,7 @@ class _Hands:
         self._settings = settings
         self._actor = actor
         self._engines: dict[str, Engine] = {}
-        self._followers = {settings.group_prefix + one.processor.name: one for one in FOLLOWERS}
+        self._consumers = known_consumers(settings)
         self._reader = state.engine_of(settings)
 
     def __enter__(self) -> _Hands:
@@ -248,7 +249,7 @@ class _Hands:
         """One finding is mended; returns why not, or nothing."""
         if finding.kind is Kind.UNRECORDED:
             return self._record(finding)
-        follower = self._followers[finding.consumer]
+        consumer = self._consumers[finding.consumer]
         envelope = events.get(finding.event_id) if finding.event_id is not None else None
         if finding.kind is Kind.STRAY_EFFECT:
             return self._correct(finding, envelope, "")
@@ -257,7 +258,7 @@ class _Hands:
         if finding.kind is Kind.NO_EFFECT:
             if self._is_answered(envelope):
                 return "funds has decided and answered it, and would decide again by the balance of now: by hand"
-            done = reapply(self._engine(finding.service), follower.processor, finding.consumer, envelope)
+            done = reapply(self._engine(finding.service), consumer.processor, finding.consumer, envelope)
             return (
                 ""
                 if done.outcome in (ReapplyOutcome.APPLIED, ReapplyOutcome.STANDS)
@@ -266,7 +267,7 @@ class _Hands:
         if finding.kind is Kind.FORGOTTEN:
             remember(self._engine(finding.service), finding.consumer, _arrival(finding, envelope), finding.key)
             return ""
-        return self._correct(finding, envelope, _wanted(self._reader, follower, finding, envelope))
+        return self._correct(finding, envelope, _wanted(self._reader, consumer, finding, envelope))
 
     def _is_answered(self, envelope: Envelope) -> bool:
         """Whether it asks for a decision that others have been told of: it is never made a second time."""
@@ -320,11 +321,11 @@ class _Hands:
         return events
 
 
-def _wanted(reader: Engine, follower: Follower, finding: Finding, envelope: Envelope) -> str:
+def _wanted(reader: Engine, consumer: Consumer, finding: Finding, envelope: Envelope) -> str:
     """Return what an event calls for of one effect, as things stand."""
     with reader.connect() as connection:
-        under = standing(connection, follower, numbers=[finding.business_no]).get(finding.business_no, {})
-    return follower.expected(envelope, under).get(finding.effect, "")
+        under = effects_of(connection, consumer, numbers=[finding.business_no]).get(finding.business_no, {})
+    return consumer.effects.expected(envelope, under).get(finding.effect, "")
 
 
 def _arrival(finding: Finding, envelope: Envelope) -> Arrival:

@@ -12,15 +12,27 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Engine, text
 
+from consumers.effects import BUSINESS_NO, COMMITTED, NO_EFFECT
 from ops.delivery.outcomes import batched
+from ops.delivery.registry import Consumer, known_consumers
 from ops.pipeline.positions import consumer_positions
 from ops.pipeline.source import passed_lsn
 from ops.reconcile import state
-from ops.reconcile.effects import BUSINESS_NO, COMMITTED, FOLLOWERS, NOTHING, Follower
 from ops.reconcile.facts import kept_from, still_unrecorded, unrecorded
 from ops.reconcile.findings import Finding, Kind
 from ops.reconcile.published import Published, spot_of
-from ops.reconcile.scan import CHUNK, CONNECTOR, FINDINGS_MAX, Outcome, Scan, Told, beside, recorded, standing, told_of
+from ops.reconcile.scan import (
+    CHUNK,
+    CONNECTOR,
+    FINDINGS_MAX,
+    OutboxRow,
+    Outcome,
+    Scan,
+    beside,
+    effects_of,
+    outbox_row_of,
+    recorded,
+)
 from outbox.clock import first_id_at, time_of, utc_now
 from outbox.database import database_now
 from outbox.rows import as_json
@@ -97,6 +109,7 @@ class Run:
         self._engine = engine
         self._connection = connection
         self._settings = settings
+        self._consumers = list(known_consumers(settings).values())
         self._full = full
         self._began = time.monotonic()
         self._services = sorted({topic.service for topic in TOPICS})
@@ -129,7 +142,7 @@ class Run:
         self._facts(begin, before)
         strays, touched = self._written(begin, before)
         looked = self._events(begin, before, touched)
-        named = {(one.consumer, one.business_no, one.effect) for one in self._outcome.findings.values()}
+        named = {(finding.consumer, finding.business_no, finding.effect) for finding in self._outcome.findings.values()}
         for stray in strays:
             if (stray.consumer, stray.business_no, stray.effect) not in named:
                 self._outcome.add(stray)
@@ -138,11 +151,15 @@ class Run:
     def _facts(self, begin: datetime | None, before: datetime) -> None:
         """Facts that no event tells of, of the time and of earlier findings."""
         for service in self._services:
-            found = unrecorded(self._connection, service, since=begin, before=before, limit=FINDINGS_MAX)
-            earlier = [one.business_no for one in self._open if one.kind is Kind.UNRECORDED and one.service == service]
+            findings = unrecorded(self._connection, service, since=begin, before=before, limit=FINDINGS_MAX)
+            earlier = [
+                finding.business_no
+                for finding in self._open
+                if finding.kind is Kind.UNRECORDED and finding.service == service
+            ]
             for part in batched(earlier, CHUNK):
-                found += still_unrecorded(self._connection, service, part)
-            for finding in found:
+                findings += still_unrecorded(self._connection, service, part)
+            for finding in findings:
                 self._outcome.add(finding)
         self._connection.commit()
 
@@ -153,64 +170,66 @@ class Run:
         low = first_id_at(begin) if begin is not None else UUID(int=0)
         kept = max(first_id_at(kept_from(self._connection, service)) for service in self._services)
         about = {"since": begin or "-infinity", "before": before, "low": low, "kept": kept}
-        for follower in (one for one in FOLLOWERS if one.changed):
-            changed = follower.changed.format(committed=COMMITTED)
+        for consumer in (known for known in self._consumers if known.effects.changed):
+            changed = consumer.effects.changed.format(committed=COMMITTED)
             with self._engine.connect() as reading:
                 touched |= set(reading.execute(text(_TOUCHED.format(changed=changed)), about).scalars())
                 parts = reading.execute(
                     text(_PARTS.format(changed=changed)), {**about, "size": CHUNK}, execution_options={"yield_per": 1}
                 )
                 for part in parts.scalars():
-                    strays += self._standing_strays(follower, self._strange(follower, part))
-        for follower in FOLLOWERS:
+                    strays += self._standing_strays(consumer, self._strange(consumer, part))
+        for consumer in self._consumers:
             earlier = [
-                one for one in self._open if one.kind is Kind.STRAY_EFFECT and one.consumer == self._consumer(follower)
+                finding
+                for finding in self._open
+                if finding.kind is Kind.STRAY_EFFECT and finding.consumer == consumer.name
             ]
-            strays += self._standing_strays(follower, earlier)
+            strays += self._standing_strays(consumer, earlier)
         return strays, touched
 
-    def _strange(self, follower: Follower, part: str) -> Sequence[Any]:
+    def _strange(self, consumer: Consumer, part: str) -> Sequence[Any]:
         """Return those effects (JSON) whose event is in no outbox that the consumer follows, or is another's."""
         rows: Sequence[Any] = ()
-        for service in dict.fromkeys(topic.service for topic in follower.processor.topics):
+        for service in dict.fromkeys(topic.service for topic in consumer.processor.topics):
             rows = self._connection.execute(text(_STRANGE.format(service=service)), {"rows": part}).all()
             if not rows:
                 break
             part = as_json([dict(row._mapping) for row in rows])
         return rows
 
-    def _standing_strays(self, follower: Follower, effects: Sequence[Any]) -> list[Finding]:
+    def _standing_strays(self, consumer: Consumer, effects: Sequence[Any]) -> list[Finding]:
         """Return those effects that amount to something."""
         if not effects:
             return []
-        under = standing(self._connection, follower, numbers=sorted({one.business_no for one in effects}))
+        under = effects_of(self._connection, consumer, numbers=sorted({effect.business_no for effect in effects}))
         return [
             Finding(
                 kind=Kind.STRAY_EFFECT,
-                service=follower.processor.service,
-                consumer=self._consumer(follower),
-                event_id=one.event_id,
-                key=one.business_no,
-                business_no=one.business_no,
-                effect=one.effect,
+                service=consumer.service,
+                consumer=consumer.name,
+                event_id=effect.event_id,
+                key=effect.business_no,
+                business_no=effect.business_no,
+                effect=effect.effect,
                 found=f"there is {stands or 'a record'}, and no event calls for it",
             )
-            for one in effects
-            if (stands := under.get(one.business_no, {}).get(one.effect)) is not None and stands not in NOTHING
+            for effect in effects
+            if (stands := under.get(effect.business_no, {}).get(effect.effect)) is not None and stands not in NO_EFFECT
         ]
-
-    def _consumer(self, follower: Follower) -> str:
-        return self._settings.group_prefix + follower.processor.name
 
     def _events(self, begin: datetime | None, before: datetime, touched: set[UUID]) -> set[UUID]:
         """Look at the events of the time, of earlier findings, and at the touched ones; return of which findings it has."""
         low, high = first_id_at(begin) if begin is not None else UUID(int=0), first_id_at(before)
-        earlier = {one.event_id for one in self._open if one.event_id is not None}
+        earlier = {finding.event_id for finding in self._open if finding.event_id is not None}
         again = {identity for identity in earlier | touched if not low <= identity < high}
         about = {"low": low, "high": high}
         if not again and not any(self._exists(service, about) for service in self._services):
             return set()
-        positions = {(one.consumer, *one.place): one.next_offset for one in consumer_positions(self._settings)}
+        positions = {
+            (position.consumer, *position.place): position.next_offset
+            for position in consumer_positions(self._settings)
+        }
         passed = passed_lsn(self._settings)
         scan = Scan(
             self._engine,
@@ -236,23 +255,23 @@ class Run:
 
     def _again(self, scan: Scan, service: str, published: Published, again: set[UUID]) -> None:
         """Look at single events again, those that the service's outbox has."""
-        known = {one.event_id: [spot] for one in self._open if (spot := spot_of(one.place))}
-        missing = {one.event_id for one in self._open if one.kind is Kind.UNPUBLISHED}
+        known = {finding.event_id: [spot] for finding in self._open if (spot := spot_of(finding.place))}
+        missing = {finding.event_id for finding in self._open if finding.kind is Kind.UNPUBLISHED}
 
-        def told() -> Iterator[Told]:
+        def outbox_rows() -> Iterator[OutboxRow]:
             for part in batched(sorted(again), CHUNK):
                 for row in recorded(self._connection, service, "id = ANY(:ids)", {"ids": part}):
                     spots = published.spots.get(row.id) or known.get(row.id)
-                    yield told_of(service, row, spots or ([] if row.id in missing else None))
+                    yield outbox_row_of(service, row, spots or ([] if row.id in missing else None))
 
-        scan.look(told(), neighbours=False)
+        scan.look(outbox_rows(), neighbours=False)
 
     def _still_unpublished(self, scan: Scan, service: str, published: Published) -> None:
         """What has come onto its topic meanwhile was on its way."""
         missing = {
-            one.event_id: one
-            for one in self._outcome.findings.values()
-            if one.kind is Kind.UNPUBLISHED and one.service == service and one.event_id is not None
+            finding.event_id: finding
+            for finding in self._outcome.findings.values()
+            if finding.kind is Kind.UNPUBLISHED and finding.service == service and finding.event_id is not None
         }
         if missing:
             published.look(self._settings, since=None, wanted=missing.keys())
@@ -262,9 +281,11 @@ class Run:
 
     def _finish(self, looked: set[UUID], before: datetime | None) -> Report:
         """What was found, and what of earlier findings could not be looked at, is open; the checkpoint is as far as it may be."""
-        found = self._outcome.findings
-        unseen = [one for one in self._open if one.identity not in found and not self._is_seen(one, looked)]
-        closed = [one for one in self._open if one.identity not in found and one not in unseen]
+        findings = self._outcome.findings
+        unseen = [
+            earlier for earlier in self._open if earlier.identity not in findings and not self._is_seen(earlier, looked)
+        ]
+        closed = [earlier for earlier in self._open if earlier.identity not in findings and earlier not in unseen]
         stops = [
             moment
             for identity in (self._outcome.first_waiting, self._outcome.stopped_at)
@@ -272,12 +293,20 @@ class Run:
         ]
         upto = min([before, *stops]) if before is not None else None
         state.remember(
-            self._connection, found=found.values(), closed=closed, upto=upto, lsn=self._lsn, goes_back=self._goes_back
+            self._connection,
+            found=findings.values(),
+            closed=closed,
+            upto=upto,
+            lsn=self._lsn,
+            goes_back=self._goes_back,
         )
         self._connection.commit()
-        findings = sorted([*found.values(), *unseen], key=lambda one: (list(Kind).index(one.kind), one.identity))
+        kinds = list(Kind)
+        ordered = sorted(
+            [*findings.values(), *unseen], key=lambda finding: (kinds.index(finding.kind), finding.identity)
+        )
         return Report(
-            findings=findings,
+            findings=ordered,
             closed=closed,
             waiting=dict(self._outcome.waiting),
             skipped=self._outcome.skipped,

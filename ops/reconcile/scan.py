@@ -15,12 +15,13 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Engine, Row, text
 
+from consumers.effects import ANSWERED, Values, business_no
 from ops.delivery.outcomes import batched
-from ops.reconcile.effects import FOLLOWERS, Follower, business_no
+from ops.delivery.registry import Consumer, known_consumers
 from ops.reconcile.facts import contradictions
 from ops.reconcile.findings import Finding, Kind
 from ops.reconcile.published import Spot
-from ops.reconcile.verdict import SENT, Hole, Seen, judge
+from ops.reconcile.verdict import Hole, Seen, judge
 from outbox.settings import Settings
 from schemas.codec import Envelope, Undecodable, decode_body
 from schemas.events import EVENTS
@@ -32,8 +33,8 @@ FINDINGS_MAX = 50_000
 
 
 @dataclass(slots=True)
-class Told:
-    """An outbox row, and where its records lie."""
+class OutboxRow:
+    """An outbox row, and where its messages lie."""
 
     service: str
     id: UUID
@@ -99,7 +100,7 @@ class Scan:
         outcome: Outcome,
     ) -> None:
         self._engine = engine
-        self._settings = settings
+        self._consumers = list(known_consumers(settings).values())
         self._positions = positions
         """Of consumer, topic and partition: the next offset."""
         self._published_lsn = published_lsn
@@ -108,16 +109,16 @@ class Scan:
         """Of the wanted events, those that were looked at and are nowhere on their way: the checkpoint may be past them."""
         self.outcome = outcome
 
-    def look(self, events: Iterable[Told], *, neighbours: bool) -> None:
+    def look(self, events: Iterable[OutboxRow], *, neighbours: bool) -> None:
         """Every hole of the events, which come in order, is among the findings. Neighbours: there are no others in between."""
-        with ThreadPoolExecutor(len(FOLLOWERS) + 1) as pool:
+        with ThreadPoolExecutor(len(self._consumers) + 1) as pool:
             for chunk in batched(events, CHUNK):
                 if len(self.outcome.findings) > FINDINGS_MAX:
                     self.outcome.stopped_at = chunk[0].id
                     return
                 self.outcome.events += len(chunk)
-                self.met |= {told.id for told in chunk if told.id in self._wanted}
-                looks = [pool.submit(self._follow, follower, chunk, neighbours) for follower in FOLLOWERS]
+                self.met |= {outbox_row.id for outbox_row in chunk if outbox_row.id in self._wanted}
+                looks = [pool.submit(self._consumed, consumer, chunk, neighbours) for consumer in self._consumers]
                 facts = pool.submit(self._compare, chunk)
                 self._published(chunk)
                 for at_consumer in [look.result() for look in looks]:
@@ -134,60 +135,66 @@ class Scan:
         self.outcome.waits(identity, what)
         self.met.discard(identity)
 
-    def _published(self, chunk: Sequence[Told]) -> None:
-        for told in chunk:
-            if told.spots is None or told.spots:
+    def _published(self, chunk: Sequence[OutboxRow]) -> None:
+        for outbox_row in chunk:
+            if outbox_row.spots is None or outbox_row.spots:
                 continue
-            if told.lsn > self._published_lsn:
-                self.waits(told.id, CONNECTOR)
+            if outbox_row.lsn > self._published_lsn:
+                self.waits(outbox_row.id, CONNECTOR)
             else:
-                self.outcome.add(_finding(told, Kind.UNPUBLISHED, found=f"no record of it on {told.topic}"))
+                self.outcome.add(_finding(outbox_row, Kind.UNPUBLISHED, what=f"no record of it on {outbox_row.topic}"))
 
-    def _compare(self, chunk: Sequence[Told]) -> list[Finding]:
-        events = [(told, told.envelope.event) for told in chunk if told.envelope is not None]
+    def _compare(self, chunk: Sequence[OutboxRow]) -> list[Finding]:
+        events = [(outbox_row, outbox_row.envelope.event) for outbox_row in chunk if outbox_row.envelope is not None]
         with self._engine.connect() as connection:
-            found = contradictions(connection, [event for _, event in events])
-        return [_finding(told, Kind.CONTRADICTED, found=found[event]) for told, event in events if event in found]
+            problems = contradictions(connection, [event for _, event in events])
+        return [
+            _finding(outbox_row, Kind.CONTRADICTED, what=problems[event])
+            for outbox_row, event in events
+            if event in problems
+        ]
 
-    def _follow(self, follower: Follower, chunk: Sequence[Told], neighbours: bool) -> AtConsumer:
+    def _consumed(self, consumer: Consumer, chunk: Sequence[OutboxRow], neighbours: bool) -> AtConsumer:
         """Return what is wrong with the events at one consumer, and what waits for it."""
-        topics = {topic.name for topic in follower.processor.topics}
-        events = [told for told in chunk if told.topic in topics]
-        service, consumer = follower.processor.service, self._settings.group_prefix + follower.processor.name
-        seen_there = AtConsumer(consumer=consumer)
+        topics = {topic.name for topic in consumer.processor.topics}
+        events = [outbox_row for outbox_row in chunk if outbox_row.topic in topics]
+        service, name = consumer.service, consumer.name
+        seen_there = AtConsumer(consumer=name)
         if not events:
             return seen_there
-        holes: dict[UUID, tuple[Told, list[Hole]]] = {}
+        holes: dict[UUID, tuple[OutboxRow, list[Hole]]] = {}
         with self._engine.connect() as connection:
             connection.execution_options(isolation_level="REPEATABLE READ")
-            unknown = _unknown(connection, service, consumer, events, neighbours=neighbours)
-            parked = _parked(connection, service, consumer, unknown) if unknown else {}
-            found = standing(connection, follower, events)
-            for told in events:
-                under = found.get(told.number, NOTHING_THERE)
-                calls_for = follower.expected(told.envelope, under) if told.envelope is not None else {}
+            unknown = _unknown(connection, service, name, events, neighbours=neighbours)
+            parked = _parked(connection, service, name, unknown) if unknown else {}
+            present = effects_of(connection, consumer, events)
+            for outbox_row in events:
+                under = present.get(outbox_row.number, NOTHING_THERE)
+                calls_for = (
+                    consumer.effects.expected(outbox_row.envelope, under) if outbox_row.envelope is not None else {}
+                )
                 if (
-                    calls_for == under and told.id not in unknown and told.number not in found.unsent
+                    calls_for == under and outbox_row.id not in unknown and outbox_row.number not in present.unanswered
                 ):  # as it should be: nearly all
                     continue
                 seen = Seen(
-                    known=told.id not in unknown,
-                    parked=parked.get(told.id, ""),
-                    on_topic=told.spots is None or bool(told.spots),
-                    passed=all(self._has_passed(consumer, spot) for spot in told.spots or ()),
-                    found=under,
-                    status=found.unsent.get(told.number, SENT),
+                    known=outbox_row.id not in unknown,
+                    parked=parked.get(outbox_row.id, ""),
+                    on_topic=outbox_row.spots is None or bool(outbox_row.spots),
+                    passed=all(self._has_passed(name, spot) for spot in outbox_row.spots or ()),
+                    present=under,
+                    status=present.unanswered.get(outbox_row.number, ANSWERED),
                 )
                 if (there := judge(calls_for, seen)) is None:
-                    seen_there.waiting.append(told.id)
+                    seen_there.waiting.append(outbox_row.id)
                 elif there:
-                    holes[told.id] = (told, there)
-            skipped = _skipped(connection, service, consumer, list(holes)) if holes else set()
+                    holes[outbox_row.id] = (outbox_row, there)
+            skipped = _skipped(connection, service, name, list(holes)) if holes else set()
         seen_there.skipped = len(skipped)
         seen_there.findings = [
-            _finding(told, kind, service, consumer, effect, what)
-            for told, there in holes.values()
-            if told.id not in skipped
+            _finding(outbox_row, kind, service, name, effect, what)
+            for outbox_row, there in holes.values()
+            if outbox_row.id not in skipped
             for kind, effect, what in there
         ]
         return seen_there
@@ -198,20 +205,20 @@ class Scan:
 
 
 def _finding(
-    told: Told, kind: Kind, service: str = "", consumer: str = "", effect: str = "", found: str = ""
+    outbox_row: OutboxRow, kind: Kind, service: str = "", consumer: str = "", effect: str = "", what: str = ""
 ) -> Finding:
     return Finding(
         kind=kind,
-        service=service or told.service,
+        service=service or outbox_row.service,
         consumer=consumer,
-        event_id=told.id,
-        type=told.type,
-        key=told.key,
-        order_no=told.correlation,
-        business_no=told.number,
+        event_id=outbox_row.id,
+        type=outbox_row.type,
+        key=outbox_row.key,
+        order_no=outbox_row.correlation,
+        business_no=outbox_row.number,
         effect=effect,
-        place="{}/{}@{}".format(*told.spots[0]) if told.spots else "",
-        found=found,
+        place="{}/{}@{}".format(*outbox_row.spots[0]) if outbox_row.spots else "",
+        found=what,
     )
 
 
@@ -224,10 +231,10 @@ _UNKNOWN = """
 
 
 def _unknown(
-    connection: Connection, service: str, consumer: str, events: Sequence[Told], *, neighbours: bool
+    connection: Connection, service: str, consumer: str, events: Sequence[OutboxRow], *, neighbours: bool
 ) -> set[UUID]:
     """Return which events the consumer's inbox does not know. Of neighbours it has the rows together: one stretch is read."""
-    ids = [told.id for told in events]
+    ids = [outbox_row.id for outbox_row in events]
     wanted = {"consumer": consumer, "ids": ids, "first": ids[0], "last": ids[-1]}
     among = "event_id BETWEEN :first AND :last" if neighbours else "event_id = ANY(:ids)"
     return set(connection.execute(text(_UNKNOWN.format(service=service, among=among)), wanted).scalars())
@@ -258,35 +265,36 @@ def _skipped(connection: Connection, service: str, consumer: str, ids: Sequence[
     return {UUID(identity) for identity in rows.scalars()}
 
 
-class Found(dict[str, dict[str, str]]):
-    """What stands under each business number: each effect, and what it amounts to."""
+class Present(dict[str, Values]):
+    """The effects that are there, by business number."""
 
-    unsent: dict[str, str]
-    """Of the notifications that were not answered, the status."""
-
-
-NOTHING_THERE: dict[str, str] = {}
+    unanswered: dict[str, str]
+    """The status of each notification that has no answer, by business number."""
 
 
-def standing(
-    connection: Connection, follower: Follower, events: Sequence[Told] = (), numbers: Sequence[str] = ()
-) -> Found:
-    """Return what stands at a consumer under the business numbers of events, or under these."""
+NOTHING_THERE: Values = {}
+
+
+def effects_of(
+    connection: Connection, consumer: Consumer, events: Sequence[OutboxRow] = (), numbers: Sequence[str] = ()
+) -> Present:
+    """Return the effects that a consumer's rows show under the business numbers of events, or under these."""
     wanted = {
-        "numbers": list(numbers) or list({told.number for told in events}),
-        "ids": [told.id for told in events],
+        "numbers": list(numbers) or list({outbox_row.number for outbox_row in events}),
+        "ids": [outbox_row.id for outbox_row in events],
     }
-    where = follower.looked_up if events else follower.named
-    found = Found()
-    found.unsent = {}
-    for number, effect, value, status in connection.execute(text(follower.rows.format(where=where)), wanted):
-        if number in found:
-            found[number][effect] = value
+    effects = consumer.effects
+    where = effects.of_events if events else effects.of_numbers
+    present = Present()
+    present.unanswered = {}
+    for number, effect, value, status in connection.execute(text(effects.rows.format(where=where)), wanted):
+        if number in present:
+            present[number][effect] = value
         else:
-            found[number] = {effect: value}
-        if status is not None and status != SENT:
-            found.unsent[number] = status
-    return found
+            present[number] = {effect: value}
+        if status is not None and status != ANSWERED:
+            present.unanswered[number] = status
+    return present
 
 
 def recorded(connection: Connection, service: str, condition: str, about: Mapping[str, Any]) -> Iterator[Row[Any]]:
@@ -296,10 +304,10 @@ def recorded(connection: Connection, service: str, condition: str, about: Mappin
     yield from connection.execute(text(statement), about, execution_options={"yield_per": CHUNK})
 
 
-def told_of(service: str, row: Row[Any], spots: Sequence[Spot] | None) -> Told:
+def outbox_row_of(service: str, row: Row[Any], spots: Sequence[Spot] | None) -> OutboxRow:
     """Return an outbox row as it is looked at."""
     envelope = envelope_of(row)
-    return Told(
+    return OutboxRow(
         service=service,
         id=row.id,
         topic=row.topic,
@@ -324,11 +332,13 @@ def envelope_of(row: Row[Any]) -> Envelope | None:
     return Envelope(id=row.id, version=row.version, correlation=row.correlation, event=event)
 
 
-def beside(service: str, rows: Iterable[Row[Any]], published: Iterable[tuple[UUID, Sequence[Spot]]]) -> Iterator[Told]:
+def beside(
+    service: str, rows: Iterable[Row[Any]], published: Iterable[tuple[UUID, Sequence[Spot]]]
+) -> Iterator[OutboxRow]:
     """Give each row with where its records lie. Both come in the order of ids."""
     records = iter(published)
     record = next(records, None)
     for row in rows:
         while record is not None and record[0] < row.id:
             record = next(records, None)
-        yield told_of(service, row, record[1] if record is not None and record[0] == row.id else ())
+        yield outbox_row_of(service, row, record[1] if record is not None and record[0] == row.id else ())

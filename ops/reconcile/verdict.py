@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ops.reconcile.effects import NOTHING, Effects
+from consumers.effects import ANSWERED, NO_EFFECT, Values
 from ops.reconcile.findings import Kind
-
-SENT = "SUCCESS"
-"""The status of a notification that was answered."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -23,9 +20,9 @@ class Seen:
     on_topic: bool = True
     passed: bool = True
     """Its progress is beyond every record of the event."""
-    found: Mapping[str, str] = field(default_factory=dict)
+    present: Mapping[str, str] = field(default_factory=dict)
     """What stands under the event's business number: each effect, and what it amounts to."""
-    status: str = SENT
+    status: str = ANSWERED
     """Of the notification, where there is one."""
 
 
@@ -33,17 +30,17 @@ Hole = tuple[Kind, str, str]
 """Kind, effect, and what was found."""
 
 
-def judge(calls_for: Effects, seen: Seen) -> list[Hole] | None:
+def judge(calls_for: Values, seen: Seen) -> list[Hole] | None:
     """Return the holes of an event at a consumer; None while it is on its way there.
 
-    >>> judge({"M1": "100"}, Seen(known=True, found={"M1": "100"}))
+    >>> judge({"M1": "100"}, Seen(known=True, present={"M1": "100"}))
     []
     >>> judge({"M1": "100"}, Seen(known=True))
     [(<Kind.NO_EFFECT: 'no_effect'>, '', 'the inbox knows it, and its effect is not there')]
     >>> judge({}, Seen(known=False, passed=False)) is None
     True
     """
-    missing = [effect for effect in calls_for if effect not in seen.found]
+    missing = [effect for effect in calls_for if effect not in seen.present]
     if not seen.known:
         if seen.parked:
             identity, _, cause = seen.parked.partition(" ")
@@ -59,20 +56,20 @@ def judge(calls_for: Effects, seen: Seen) -> list[Hole] | None:
     return _differences(calls_for, seen)
 
 
-def _differences(calls_for: Effects, seen: Seen) -> list[Hole]:
+def _differences(calls_for: Values, seen: Seen) -> list[Hole]:
     if not calls_for:
         return []
     holes: list[Hole] = []
     for effect, value in calls_for.items():
-        if effect not in seen.found:
+        if effect not in seen.present:
             holes.append((Kind.WRONG_EFFECT, effect, f"calls for {value}, there is nothing"))
-        elif (stands := seen.found[effect]) != value:
+        elif (stands := seen.present[effect]) != value:
             holes.append((Kind.WRONG_EFFECT, effect, f"calls for {value}, there is {stands or 'nothing'}"))
-        elif seen.status != SENT:
+        elif seen.status != ANSWERED:
             holes.append((Kind.UNTOLD, effect, f"it is {seen.status}"))
     holes += [
         (Kind.STRAY_EFFECT, effect, f"there is {stands} too, which it does not call for")
-        for effect, stands in seen.found.items()
-        if effect not in calls_for and stands not in NOTHING
+        for effect, stands in seen.present.items()
+        if effect not in calls_for and stands not in NO_EFFECT
     ]
     return holes

@@ -19,7 +19,7 @@ from pathlib import Path
 import psycopg
 
 from ops.stack import tie
-from ops.stack.processes import PROCESSES, Process
+from ops.stack.processes import Process, processes, require_gates
 from ops.stack.programs import (
     JVM_ENVIRONMENT,
     KAFKA_VERSION,
@@ -30,6 +30,7 @@ from ops.stack.programs import (
     postgres_version,
 )
 from ops.stack.state import ROOT, SECRETS, StackFolder, file_stem
+from outbox.errors import NotReady
 
 TIE = Path(tie.__file__)
 KAFKA_CLUSTER = "payrelay-local-kafka00"  # 22 characters, as Kafka wants it
@@ -72,13 +73,17 @@ def parts_of(folder: StackFolder, programs: Programs, ports: Mapping[str, int], 
     parts = [_postgres(folder, ports["postgres"]), _kafka(folder, programs, ports), _connect(folder, programs, ports)]
     if infrastructure:
         return parts
-    return parts + [_payrelay(folder, ports, process) for process in PROCESSES]
+    return parts + [_payrelay(folder, ports, process) for process in processes()]
 
 
 def _payrelay(folder: StackFolder, ports: Mapping[str, int], process: Process) -> Part:
     name = process.name
+    require_gates(name, process.needs)
+    for wanted in (process.metrics, *((name,) if process.serves_http else ())):
+        if wanted not in ports:
+            raise NotReady(f"{folder.path / 'ports.json'} has no port for {wanted}: payrelay down, payrelay up")
     condition = folder.conditions / f"{file_stem(name)}.json"
-    port, metrics_port = ports.get(name), ports[f"metrics:{name}"]
+    port, metrics_port = ports.get(name), ports[process.metrics]
 
     def forget() -> None:
         condition.unlink(missing_ok=True)

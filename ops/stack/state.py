@@ -22,15 +22,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ops.stack.processes import HTTP, METERED
+from ops.stack.processes import HTTP_SERVICES, INFRASTRUCTURE, port_names
 from outbox.errors import Misused, NotReady
 from outbox.settings import CONNECTOR, READER, SEARCHER, SERVICES, Environment, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PORTS = range(20_000, 30_000)
 """Below the kernel's range for outgoing connections, which could otherwise take a port between two starts."""
-
-PORT_NAMES = ("postgres", "kafka", "controller", "connect", *HTTP, *(f"metrics:{name}" for name in METERED))
 
 NAME = re.compile("[a-z0-9-]{1,40}")
 STATE = "state.json"
@@ -180,7 +178,7 @@ class StackFolder:
         """Return a free port for each name: the ones of the last time where they are still free."""
         kept = self.read("ports.json")
         ports: dict[str, int] = {}
-        for name in PORT_NAMES:
+        for name in port_names():
             port = kept.get(name)
             while not isinstance(port, int) or port in ports.values() or not _is_free(port):
                 port = random.choice(PORTS)  # noqa: S311 - no secret
@@ -207,7 +205,7 @@ class StackFolder:
         ports = self.read("ports.json")
         if not ports:
             raise FileNotFoundError(f"no stack {self.name!r} here: payrelay up")
-        addressed = ("postgres", "kafka", "connect", *HTTP)
+        addressed = (*INFRASTRUCTURE, *(f"service:{name}" for name in HTTP_SERVICES))
         if missing := [name for name in addressed if not isinstance(ports.get(name), int)]:
             raise NotReady(
                 f"{self.path / 'ports.json'} has no port for {', '.join(missing)}: payrelay down, payrelay up"
@@ -224,11 +222,12 @@ class StackFolder:
             "connector_password_ref": f"${{file:{self.as_connect_reads_it(SECRETS)}:debezium}}",
             "kafka_bootstrap": f"127.0.0.1:{ports['kafka']}",
             "connect_url": f"http://127.0.0.1:{ports['connect']}",
-            "payments_port": ports["service:payments"],
-            "bank_port": ports["service:bank"],
-            "notification_port": ports["service:notification"],
-            "payments_url": f"http://127.0.0.1:{ports['service:payments']}",
-            "bank_url": f"http://127.0.0.1:{ports['service:bank']}",
+            **{f"{name}_port": ports[f"service:{name}"] for name in HTTP_SERVICES},
+            **{
+                f"{name}_url": f"http://127.0.0.1:{ports[f'service:{name}']}"
+                for name, service in HTTP_SERVICES.items()
+                if service.has_url
+            },
             "bank_notify_secret": keys["bank_notify"],
             "bank_link_secret": keys["bank_link"],
             "allow_private_receivers": True,

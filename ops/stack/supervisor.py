@@ -30,6 +30,7 @@ from connect.client import ConnectClient
 from ops.kafka.topics import apply_topics
 from ops.pipeline.upkeep import REPORT, Upkeep, upkeep
 from ops.stack.parts import Part, parts_of, tied
+from ops.stack.processes import GATES, INFRASTRUCTURE, require_gates
 from ops.stack.programs import installed_programs
 from ops.stack.progress import Patience, Work, describe, work_of
 from ops.stack.state import STATE, PartState, StackFolder, file_stem
@@ -63,13 +64,13 @@ class Supervisor:
         self.settings = folder.settings()
         programs = installed_programs(folder.home)
         self.parts = parts_of(folder, programs, ports, infrastructure=infrastructure)
+        for part in self.parts:
+            require_gates(part.name, part.needs)
         self.states = {
             part.name: PartState(name=part.name, version=part.version, port=part.port, metrics_port=part.metrics_port)
             for part in self.parts
         }
-        self.gates = {
-            name: asyncio.Event() for name in ("postgres", "kafka", "connect", "schema", "topics", "connector")
-        }
+        self.gates = {name: asyncio.Event() for name in GATES}
         self.progress = dict.fromkeys(self.states, 0)
         """How often each part has made progress while it was starting."""
         self.waits = ""
@@ -102,8 +103,7 @@ class Supervisor:
         for step in steps:
             step.cancel()
         # Workers and services first, so that they leave their groups and finish their transactions.
-        infrastructure = {"postgres", "kafka", "connect"}
-        for names in ({part.name for part in self.parts} - infrastructure, {"connect"}, {"kafka", "postgres"}):
+        for names in ({part.name for part in self.parts} - set(INFRASTRUCTURE), {"connect"}, {"kafka", "postgres"}):
             doomed = [keeper for part, keeper in zip(self.parts, keepers, strict=True) if part.name in names]
             for keeper in doomed:
                 keeper.cancel()

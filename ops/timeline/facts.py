@@ -14,8 +14,10 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from consumers.effects import PaymentRows
+from consumers.notification.effects import ATTEMPTS, NOTIFICATIONS
 from consumers.notification.queues import QUEUES
-from ops.delivery.registry import known_processors
+from ops.delivery.registry import Consumer, known_consumers
 from outbox.clock import first_id_at
 from outbox.settings import Settings
 from schemas.topics import TOPICS
@@ -35,32 +37,30 @@ class Facts:
     suspense: list[Any]
     outbox: list[Any]
     inbox: list[Any]
-    vouchers: list[Any]
-    """The events' own, and what reverses and corrects them."""
-    funds: list[Any]
-    points: list[Any]
-    notify_records: list[Any]
+    effects: list[Effect]
+    """What the payment's events have caused at their consumers, and what people have put beside it."""
+    notifications: list[Any]
     attempts: list[Any]
-    """Of notifications, each with how it went."""
+    """To deliver a notification, each with how it went."""
     parked: list[Any]
     audited: list[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Follower:
-    """A consumer that is to apply an event."""
+class Effect:
+    """A row of a payment at a consumer, as the consumer's effects.py reads it."""
 
-    consumer: str
-    service: str
+    of: PaymentRows
+    row: Any
 
 
-def followers(settings: Settings) -> dict[str, list[Follower]]:
+def consumers_by_topic(settings: Settings) -> dict[str, list[Consumer]]:
     """Return the consumers of each topic, by the name that the outbox calls it."""
-    found: dict[str, list[Follower]] = {topic.name: [] for topic in TOPICS}
-    for consumer, processor in known_processors(settings).items():
-        for topic in processor.topics:
-            found[topic.name].append(Follower(consumer=consumer, service=processor.service))
-    return found
+    consumers: dict[str, list[Consumer]] = {topic.name: [] for topic in TOPICS}
+    for consumer in known_consumers(settings).values():
+        for topic in consumer.processor.topics:
+            consumers[topic.name].append(consumer)
+    return consumers
 
 
 def payments_of(connection: Connection, number: str, *, merchant_no: str = "", limit: int = 100) -> list[Any]:
@@ -71,13 +71,13 @@ def payments_of(connection: Connection, number: str, *, merchant_no: str = "", l
 
 # By the unique index of merchant and order: a probe for each merchant, on every version of PostgreSQL.
 _PAYMENTS = text("""
-    WITH found AS (
+    WITH wanted AS (
       SELECT payment_no FROM payments.merchant
       CROSS JOIN LATERAL (SELECT payment_no FROM payments.payment
-                          WHERE payment.merchant_no = merchant.merchant_no AND order_no = :number LIMIT 1) AS one
+                          WHERE payment.merchant_no = merchant.merchant_no AND order_no = :number LIMIT 1) AS its_payment
       UNION SELECT payment_no FROM payments.payment WHERE payment_no = :number)
     SELECT payment.*, pg_xact_commit_timestamp(payment.xmin) AS committed_at
-    FROM found JOIN payments.payment USING (payment_no)
+    FROM wanted JOIN payments.payment USING (payment_no)
     WHERE :merchant_no = '' OR merchant_no = :merchant_no
     ORDER BY created_at, payment_no LIMIT :limit""")
 
@@ -89,33 +89,36 @@ def read_facts(connection: Connection, settings: Settings, payment: Any) -> Fact
         return list(connection.execute(text(statement), {"payment_no": payment.payment_no, **parameters}))
 
     bank, suspense = rows(_BANK), rows(_SUSPENSE)
-    numbers = sorted({row.transaction_no for row in bank} | {row.bank_transaction_no for row in suspense})
-    funds, points, asked = rows(_FUNDS), rows(_POINTS), rows(_BALANCE_PAYMENT)
-    vouchers = rows(_VOUCHERS, business=[payment.payment_no, *numbers])
-    keys = [payment.payment_no, *numbers]
-    consumers = {one.consumer: one.service for group in followers(settings).values() for one in group}
-    parked, audited = _lots(connection, consumers, keys)
-    effects = (*funds, *points, *vouchers, *asked, *parked, *audited)
-    known = {row.event_id for row in effects if row.event_id}
+    numbers = [payment.payment_no]
+    numbers += sorted({row.transaction_no for row in bank} | {row.bank_transaction_no for row in suspense})
+    consumers = known_consumers(settings)
+    effects = [
+        Effect(of=stated, row=row)
+        for consumer in consumers.values()
+        for stated in consumer.effects.payment_rows
+        for row in rows(stated.rows, numbers=numbers)
+    ]
+    services = {name: consumer.service for name, consumer in consumers.items()}
+    parked, audited = _lots(connection, services, numbers)
+    caused = [*(effect.row for effect in effects), *parked, *audited]
+    known = {row.event_id for row in caused if row.event_id}
     times = [payment.created_at, payment.finished_at, payment.committed_at]
-    times += [row.committed_at for row in (*bank, *suspense, *effects)]
-    outbox = _events(connection, keys, known=known, times=times)
+    times += [row.committed_at for row in (*bank, *suspense, *caused)]
+    outbox = _events(connection, numbers, known=known, times=times)
     ids = known | {row.id for row in outbox}
-    told, attempts = [], []
+    notifications, attempts = [], []
     for queue, service in QUEUES.items():
-        told += rows(_NOTIFY.format(service=service), queue=queue, ids=list(ids))
-        attempts += rows(_ATTEMPTS.format(service=service), records=[row.id for row in told])
+        notifications += rows(NOTIFICATIONS.format(service=service), queue=queue, ids=list(ids))
+        attempts += rows(ATTEMPTS.format(service=service), notifications=[row.id for row in notifications])
     return Facts(
         payment=payment,
         bank=bank,
-        notified=rows(_NOTIFIED, ids=[str(row.id) for row in told]),
+        notified=rows(_NOTIFIED, ids=[str(row.id) for row in notifications]),
         suspense=suspense,
         outbox=outbox,
-        inbox=_inboxes(connection, consumers, ids),
-        vouchers=vouchers,
-        funds=funds,
-        points=points,
-        notify_records=told,
+        inbox=_inboxes(connection, services, ids),
+        effects=[effect for effect in effects if effect.of.shown],
+        notifications=notifications,
         attempts=attempts,
         parked=parked,
         audited=audited,
@@ -136,39 +139,6 @@ _SUSPENSE = """
     SELECT bank_transaction_no, amount_fen, reason, coalesce(pg_xact_commit_timestamp(xmin), recorded_at) AS committed_at
     FROM payments.suspense WHERE payment_no = :payment_no"""
 
-_FUNDS = """
-    SELECT account_no, kind, amount_fen, event_id, coalesce(pg_xact_commit_timestamp(xmin), created_at) AS committed_at
-    FROM funds.entry WHERE payment_no = :payment_no ORDER BY kind DESC"""
-
-_BALANCE_PAYMENT = """
-    SELECT event_id, paid, pg_xact_commit_timestamp(xmin) AS committed_at
-    FROM funds.balance_payment WHERE payment_no = :payment_no"""
-
-_POINTS = """
-    SELECT account_no, kind, points, event_id, coalesce(pg_xact_commit_timestamp(xmin), created_at) AS committed_at
-    FROM points.entry WHERE payment_no = :payment_no"""
-
-_VOUCHERS = """
-    WITH RECURSIVE chain AS (
-      SELECT voucher_no FROM accounting.voucher WHERE business_no = ANY (:business) AND event_id IS NOT NULL
-      UNION
-      SELECT later.voucher_no FROM chain CROSS JOIN LATERAL (
-        SELECT voucher_no FROM accounting.voucher WHERE reverses = chain.voucher_no
-        UNION ALL SELECT voucher_no FROM accounting.voucher WHERE corrects = chain.voucher_no) AS later)
-    SELECT voucher_no, business_no, kind, event_id, reverses, corrects, reason, actor,
-           (SELECT sum(amount_fen)::bigint FROM accounting.entry
-            WHERE entry.voucher_no = voucher.voucher_no AND side = 'D') AS amount_fen,
-           coalesce(pg_xact_commit_timestamp(voucher.xmin), posted_at) AS committed_at
-    FROM chain JOIN accounting.voucher USING (voucher_no) ORDER BY voucher_no"""
-
-_NOTIFY = """
-    SELECT '{service}' AS service, id, queue, event_id, merchant_no, status, attempts, last_error, created_at, finished_at
-    FROM {service}.notify_record WHERE queue = :queue AND event_id = ANY (:ids)"""
-
-_ATTEMPTS = """
-    SELECT record_id, attempt, result, http_status, error, started_at, ended_at
-    FROM {service}.notify_record_log WHERE record_id = ANY (:records) ORDER BY id"""
-
 _EVENT = """
     SELECT '{service}' AS service, id, topic, key, version, type, correlation, causation, lsn,
            coalesce(pg_xact_commit_timestamp(xmin), created_at) AS committed_at
@@ -180,12 +150,12 @@ def _events(
 ) -> list[Any]:
     """Return the outbox rows of these keys within the margin of the times, those of known ids, and what caused any of them."""
     services = sorted({topic.service for topic in TOPICS})
-    found: dict[UUID, Any] = {}
+    events: dict[UUID, Any] = {}
 
     def look(which: str, **parameters: Any) -> None:
         for service in services:
             statement = text(_EVENT.format(service=service, which=which))
-            found.update((row.id, row) for row in connection.execute(statement, parameters))
+            events.update((row.id, row) for row in connection.execute(statement, parameters))
 
     for begin, end in spans_around(times, MARGIN):
         look(
@@ -194,11 +164,11 @@ def _events(
             end=first_id_at(end),
             keys=keys,
         )
-    asked: set[UUID] = set()
-    while ids := (set(known) | causes(found.values())) - found.keys() - asked:
+    tried: set[UUID] = set()
+    while ids := (set(known) | causes(events.values())) - events.keys() - tried:
         look("id = ANY (:ids)", ids=list(ids))
-        asked |= ids
-    return sorted(found.values(), key=lambda row: row.id.int)
+        tried |= ids
+    return sorted(events.values(), key=lambda row: row.id.int)
 
 
 def causes(events: Iterable[Any]) -> set[UUID]:
@@ -230,7 +200,7 @@ def spans_around(times: Iterable[datetime | None], margin: timedelta) -> list[tu
 
 
 def _inboxes(connection: Connection, consumers: Mapping[str, str], ids: Collection[UUID]) -> list[Any]:
-    found: list[Any] = []
+    inboxes: list[Any] = []
     for consumer, service in consumers.items():
         statement = text(f"""
             SELECT '{service}' AS service, consumer, event_id, topic, partition, "offset",
@@ -240,8 +210,8 @@ def _inboxes(connection: Connection, consumers: Mapping[str, str], ids: Collecti
             SELECT '{service}', consumer, event_id, topic, partition, "offset",
                    coalesce(pg_xact_commit_timestamp(xmin), applied_at)
             FROM {service}.inbox_behind WHERE consumer = :consumer AND event_id = ANY (:ids)""")  # noqa: S608
-        found += connection.execute(statement, {"consumer": consumer, "ids": list(ids)})
-    return found
+        inboxes += connection.execute(statement, {"consumer": consumer, "ids": list(ids)})
+    return inboxes
 
 
 def _lots(connection: Connection, consumers: Mapping[str, str], keys: Sequence[str]) -> tuple[list[Any], list[Any]]:

@@ -8,7 +8,8 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from ops.timeline.facts import Facts, Follower, cause_of
+from ops.delivery.registry import Consumer
+from ops.timeline.facts import Facts, cause_of
 from ops.timeline.places import LOOK_MAX, Records
 from outbox.quoting import quoted
 
@@ -35,8 +36,8 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
-    """How far everybody was before the rows were read: what tells what waits from what is missing."""
+class Progress:
+    """How far slot, inboxes and consumers were before the rows were read: by it, what waits is not taken for missing."""
 
     at: datetime
     slot_found: bool
@@ -49,15 +50,16 @@ class Standing:
 
 
 def steps_of(
-    facts: Facts, records: Mapping[UUID, Records], standing: Standing, following: Mapping[str, Sequence[Follower]]
+    facts: Facts, records: Mapping[UUID, Records], progress: Progress, consumers: Mapping[str, Sequence[Consumer]]
 ) -> list[Step]:
     """Return every step of a payment that its rows and records tell, and those that are missing or waited for."""
     steps = [*_bank(facts), *_payment(facts)]
     steps += [step for row in facts.outbox for step in _outbox(facts, row)]
-    for event_id in sorted(records, key=lambda one: one.int):
-        steps += _records(facts, event_id, records[event_id], standing)
-    for event_id in sorted(records, key=lambda one: one.int):
-        steps += _consumers(facts, event_id, records[event_id], standing, following)
+    event_ids = sorted(records, key=lambda event_id: event_id.int)
+    for event_id in event_ids:
+        steps += _records(facts, event_id, records[event_id], progress)
+    for event_id in event_ids:
+        steps += _consumers(facts, event_id, records[event_id], progress, consumers)
     return [*steps, *_parked(facts), *_effects(facts), *_notifications(facts)]
 
 
@@ -66,7 +68,7 @@ def _bank(facts: Facts) -> Iterator[Step]:
     yield Step(key="created", at=payment.created_at, where="payments.payment", what="CREATED", detail=payment.method)
     for row in facts.bank:
         number = row.transaction_no
-        told = f"{number} {row.amount_fen} fen" + (f": {row.reason}" if row.reason else "")
+        detail = f"{number} {row.amount_fen} fen" + (f": {row.reason}" if row.reason else "")
         transaction = ("bank", number)
         yield Step(
             key=transaction,
@@ -74,7 +76,7 @@ def _bank(facts: Facts) -> Iterator[Step]:
             at=row.committed_at,
             where="bank.transaction",
             what=row.status,
-            detail=told,
+            detail=detail,
         )
     for row in facts.notified:
         yield Step(
@@ -91,8 +93,8 @@ def _payment(facts: Facts) -> Iterator[Step]:
     """The states of the payment, each at the commit of the event that tells of it where there is one."""
     payment = facts.payment
     events = {row.type.split(".")[1]: row for row in facts.outbox if row.key == payment.payment_no}
-    if asked := events.get("balance_requested"):
-        yield Step(key="asked", cause="created", at=asked.committed_at, where="payments.payment", what="PAYING")
+    if request := events.get("balance_requested"):
+        yield Step(key="requested", cause="created", at=request.committed_at, where="payments.payment", what="PAYING")
     if payment.status in ("SETTLED", "FAILED", "EXPIRED"):
         ending = events.get(payment.status.lower())
         yield Step(
@@ -103,7 +105,7 @@ def _payment(facts: Facts) -> Iterator[Step]:
             what=payment.status,
             detail=payment.reason or "",
         )
-        if ending is None and payment.status != "EXPIRED" and not _told(facts):
+        if ending is None and payment.status != "EXPIRED" and not _is_known(facts):
             yield Step(
                 key="untold",
                 cause="ended",
@@ -124,8 +126,10 @@ def _payment(facts: Facts) -> Iterator[Step]:
         )
 
 
-def _told(facts: Facts) -> bool:
-    return bool(facts.inbox or facts.vouchers or facts.notify_records or facts.parked)
+def _is_known(facts: Facts) -> bool:
+    return bool(
+        facts.inbox or any(effect.of.follows_end for effect in facts.effects) or facts.notifications or facts.parked
+    )
 
 
 def _cause(facts: Facts, event: Any) -> Hashable:
@@ -149,27 +153,27 @@ def _outbox(facts: Facts, row: Any) -> Iterator[Step]:
     )
 
 
-def _records(facts: Facts, event_id: UUID, records: Records, standing: Standing) -> Iterator[Step]:
+def _records(facts: Facts, event_id: UUID, records: Records, progress: Progress) -> Iterator[Step]:
     """The event's records; or that it waits to be published, or has been lost on the way."""
-    for number, found in enumerate(records.found):
+    for number, message in enumerate(records.found):
         yield Step(
             key=("record", event_id, number) if number else ("record", event_id),
             cause=("outbox", event_id),
-            at=found.at,
-            where=str(found),
-            what=found.type,
+            at=message.at,
+            where=str(message),
+            what=message.type,
             detail=str(event_id) + (" again" if number else ""),
         )
     row = next((row for row in facts.outbox if row.id == event_id), None)
     if records.found or row is None:
         return
-    waits = standing.slot_found and (row.lsn >= standing.confirmed_lsn or standing.at - row.committed_at < GRACE)
+    waits = progress.slot_found and (row.lsn >= progress.confirmed_lsn or progress.at - row.committed_at < GRACE)
     detail, mend = f"{event_id} is not on the topic", f"payrelay connect snapshot --event {event_id} --execute"
     if waits:
-        detail, mend = f"published up to {_lsn(standing.confirmed_lsn)}", "payrelay doctor"
+        detail, mend = f"published up to {_lsn(progress.confirmed_lsn)}", "payrelay doctor"
     elif not records.all_seen:
         detail = f"{event_id} is not among the {LOOK_MAX} records of each partition after it was recorded"
-    elif not standing.slot_found:
+    elif not progress.slot_found:
         mend = "payrelay doctor --repair-slot"
     yield Step(
         key=("record", event_id),
@@ -186,8 +190,8 @@ def _consumers(
     facts: Facts,
     event_id: UUID,
     records: Records,
-    standing: Standing,
-    following: Mapping[str, Sequence[Follower]],
+    progress: Progress,
+    consumers: Mapping[str, Sequence[Consumer]],
 ) -> Iterator[Step]:
     """What each consumer of the event's topic has done about it."""
     applied = {row.consumer: row for row in facts.inbox if row.event_id == event_id}
@@ -207,29 +211,29 @@ def _consumers(
     if not records.found:
         return  # the hole lies before the consumers
     first = records.found[0]
-    followers = next((found for name, found in following.items() if first.place[0].endswith(name)), ())
-    for one in followers:
-        if one.consumer in applied or one.consumer in parked or event_id.int < standing.remembered[one.service].int:
+    for consumer in next((group for topic, group in consumers.items() if first.place[0].endswith(topic)), ()):
+        is_done = consumer.name in applied or consumer.name in parked
+        if is_done or event_id.int < progress.remembered[consumer.service].int:
             continue
-        next_offset = standing.positions.get((one.consumer, *first.place), 0)
+        next_offset = progress.positions.get((consumer.name, *first.place), 0)
         waits = next_offset <= first.offset
         yield Step(
-            key=("inbox", one.consumer, event_id),
+            key=("inbox", consumer.name, event_id),
             cause=cause,
             at=None,
-            where=f"{one.service}.inbox",
+            where=f"{consumer.service}.inbox",
             what=WAITING if waits else MISSING,
-            detail=f"{name}: {one.consumer} is at {next_offset}"
+            detail=f"{name}: {consumer.name} is at {next_offset}"
             + ("" if waits else ", past the record, and has not applied it"),
             mend="payrelay status"
             if waits
-            else f"payrelay replay redeliver --consumer {quoted(one.consumer)} --event {event_id} --execute",
+            else f"payrelay replay redeliver --consumer {quoted(consumer.name)} --event {event_id} --execute",
         )
 
 
 def _type(facts: Facts, event_id: UUID, records: Records) -> str:
-    told = [one.type for one in records.found] + [row.type for row in facts.outbox if row.id == event_id]
-    return next(iter(told), str(event_id))
+    types = [message.type for message in records.found] + [row.type for row in facts.outbox if row.id == event_id]
+    return next(iter(types), str(event_id))
 
 
 def _parked(facts: Facts) -> Iterator[Step]:
@@ -255,38 +259,20 @@ def _parked(facts: Facts) -> Iterator[Step]:
 
 
 def _effects(facts: Facts) -> Iterator[Step]:
-    for row in facts.funds:
+    for effect in facts.effects:
+        where, row = effect.of.where, effect.row
         yield Step(
-            key=("funds", row.account_no, row.kind),
-            cause=("record", row.event_id),
+            key=(where, row.id),
+            cause=("record", row.event_id) if row.event_id else (where, row.cause),
             at=row.committed_at,
-            where="funds.entry",
-            what=row.kind,
-            detail=f"{row.account_no} {row.amount_fen} fen",
-        )
-    for row in facts.points:
-        yield Step(
-            key=("points", row.account_no, row.kind),
-            cause=("record", row.event_id),
-            at=row.committed_at,
-            where="points.entry",
-            what=row.kind,
-            detail=f"{row.account_no} {row.points} points",
-        )
-    for row in facts.vouchers:
-        by_hand = f" by {row.actor}: {row.reason}" if row.actor else ""
-        yield Step(
-            key=("voucher", row.voucher_no),
-            cause=("record", row.event_id) if row.event_id else ("voucher", row.reverses or row.corrects),
-            at=row.committed_at,
-            where="accounting.voucher",
-            what=row.kind,
-            detail=f"voucher {row.voucher_no} {row.amount_fen} fen{by_hand}",
+            where=where,
+            what=row.what,
+            detail=row.detail,
         )
 
 
 def _notifications(facts: Facts) -> Iterator[Step]:
-    for row in facts.notify_records:
+    for row in facts.notifications:
         written = ("notify", str(row.id))
         yield Step(
             key=written,
@@ -296,7 +282,7 @@ def _notifications(facts: Facts) -> Iterator[Step]:
             what="CREATED",
             detail=f"{row.id} to {row.merchant_no}",
         )
-        for attempt in (one for one in facts.attempts if one.record_id == row.id):
+        for attempt in (attempt for attempt in facts.attempts if attempt.record_id == row.id):
             answer = attempt.http_status or attempt.error
             yield Step(
                 key=("notify", str(row.id), attempt.attempt),

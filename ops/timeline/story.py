@@ -10,9 +10,9 @@ from sqlalchemy import text
 
 from ops.pipeline.health import reader_engine, slot_of
 from ops.pipeline.positions import consumer_positions
-from ops.timeline.facts import Facts, followers, payments_of, read_facts
+from ops.timeline.facts import Facts, consumers_by_topic, payments_of, read_facts
 from ops.timeline.places import find_records
-from ops.timeline.steps import MISSING, Standing, Step, steps_of
+from ops.timeline.steps import MISSING, Progress, Step, steps_of
 from outbox.inbox import horizon
 from outbox.settings import SERVICES, Settings
 
@@ -54,19 +54,20 @@ def timeline(settings: Settings, number: str, *, merchant_no: str = "") -> list[
 
     None where there is no such number. Reads only. Raises Unreachable while Kafka does not answer.
     """
-    standing = read_standing(settings)
+    progress = read_progress(settings)
     with reader_engine(settings).connect() as connection:
         payments = payments_of(connection, number, merchant_no=merchant_no)
         facts = [read_facts(connection, settings, payment) for payment in payments]
-    return [story_of(one, steps_of(one, find_records(settings, one), standing, followers(settings))) for one in facts]
+    consumers = consumers_by_topic(settings)
+    return [story_of(own, steps_of(own, find_records(settings, own), progress, consumers)) for own in facts]
 
 
-def read_standing(settings: Settings) -> Standing:
+def read_progress(settings: Settings) -> Progress:
     """Return how far slot and consumers are. Reads only; raises Unreachable."""
     positions = {(one.consumer, *one.place): one.next_offset for one in consumer_positions(settings)}
     with reader_engine(settings).connect() as connection:
         slot = slot_of(connection, settings.slot)
-        return Standing(
+        return Progress(
             at=connection.execute(text("SELECT clock_timestamp()")).scalar_one(),
             slot_found=slot.found and slot.wal_status != "lost",
             confirmed_lsn=slot.confirmed_lsn,

@@ -8,9 +8,9 @@ from sqlalchemy import Connection
 
 from outbox.errors import Refused
 from outbox.record import Outgoing, record
+from producers.payments import events
 from producers.payments.settlement import charges_of, locked_order
 from producers.payments.tables import payment
-from schemas.events import BalancePaymentRequested
 
 
 def confirm_payment(connection: Connection, payment_no: str, *, now: datetime) -> str:
@@ -31,17 +31,6 @@ def confirm_payment(connection: Connection, payment_no: str, *, now: datetime) -
     connection.execute(
         payment.update().where(payment.c.payment_no == payment_no).values(status="PAYING", version=version)
     )
-    event = BalancePaymentRequested(
-        payment_no=order.payment_no,
-        order_no=order.order_no,
-        merchant_no=order.merchant_no,
-        payer_no=order.payer_no,
-        amount_fen=order.amount_fen,
-        currency=order.currency,
-        fee_fen=charges.fee_fen,
-        fee_rule=charges.fee_rule,
-        points=charges.points,
-        requested_at=now,
-    )
+    event = events.balance_requested(order, charges, at=now)
     record(connection, [Outgoing(event=event, version=version, correlation=order.order_no)])
     return "PAYING"

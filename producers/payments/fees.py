@@ -17,6 +17,17 @@ class FeeRule:
     cap_fen: int | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Charges:
+    """What is decided of a payment's money, once."""
+
+    fee_fen: int
+    fee_rule: str
+    cost_fen: int
+    cost_rule: str
+    points: int
+
+
 def fee_of(rule: FeeRule, amount_fen: int) -> int:
     """Return what a rule takes of an amount: the rate's part rounded half-even to the fen, never more than the amount.
 

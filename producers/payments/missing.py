@@ -11,7 +11,9 @@ from sqlalchemy import Connection, Row, text
 
 from outbox.clock import first_id_at
 from outbox.record import Outgoing, record
-from schemas.events import Event, PaymentFailed, PaymentSettled, SuspenseRecorded
+from producers.payments import events
+from producers.payments.fees import Charges
+from schemas.events import Event
 
 RULE = "as settled; recorded again from the payment's row"
 """Which rule had given fee and cost is not kept; what they came to is."""
@@ -69,32 +71,20 @@ def record_suspense(connection: Connection, number: str) -> list[UUID]:
     low = first_id_at(row.recorded_at - EARLIER)
     if connection.execute(_TOLD_SUSPENSE, {"number": number, "low": low}).scalar():
         return []
-    event = SuspenseRecorded(
-        payment_no=row.payment_no,
-        amount_fen=row.amount_fen,
-        currency=row.currency,
-        bank_transaction_no=row.bank_transaction_no,
-        reason=row.reason,
-        recorded_at=row.recorded_at,
+    return record(
+        connection,
+        [Outgoing(event=events.suspended(dict(row._mapping)), version=1, correlation=row.order_no or row.payment_no)],
     )
-    return record(connection, [Outgoing(event=event, version=1, correlation=row.order_no or row.payment_no)])
 
 
 def _ended(payment: Row[Any]) -> Event:
-    about = {
-        name: getattr(payment, name)
-        for name in ("payment_no", "order_no", "merchant_no", "payer_no", "amount_fen", "currency")
-    }
     if payment.status == "FAILED":
-        return PaymentFailed(**about, reason=payment.reason, failed_at=payment.finished_at)
-    return PaymentSettled(
-        **about,
+        return events.failed(payment, reason=payment.reason, at=payment.finished_at)
+    charges = Charges(
         fee_fen=payment.fee_fen,
         fee_rule=RULE,
-        points=payment.points,
-        bank_transaction_no=payment.bank_transaction_no or payment.payment_no,
-        settled_at=payment.finished_at,
         cost_fen=payment.cost_fen or 0,
         cost_rule=RULE,
-        method=payment.method,
+        points=payment.points,
     )
+    return events.settled(payment, charges, at=payment.finished_at, bank_transaction_no=payment.bank_transaction_no)

@@ -16,11 +16,12 @@ import msgspec
 from sqlalchemy import Connection, Row, text
 
 from outbox.record import Outgoing, record
-from producers.payments.fees import FeeRule, described, fee_of
+from producers.payments import events
+from producers.payments.fees import Charges, FeeRule, described, fee_of
 from producers.payments.orders import count_again, free_limit
 from producers.payments.tables import payment
 from schemas.bank import BankNotification
-from schemas.events import Method, PaymentFailed, PaymentSettled, SuspenseRecorded
+from schemas.events import Method
 from schemas.money import points_of
 from schemas.signature import is_fresh
 
@@ -190,7 +191,7 @@ _ORDER = text("""
 
 _SUSPEND = text("""
     INSERT INTO suspense (bank_transaction_no, payment_no, amount_fen, currency, reason, recorded_at)
-    VALUES (:transaction_no, :payment_no, :amount_fen, :currency, :reason, :now)
+    VALUES (:bank_transaction_no, :payment_no, :amount_fen, :currency, :reason, :recorded_at)
     ON CONFLICT (bank_transaction_no) DO NOTHING""")
 
 _FINISH = text("""
@@ -235,17 +236,6 @@ def _standing(order: Row[Any], told: BankNotification, *, now: datetime, age_max
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Charges:
-    """What is decided of a payment's money, once."""
-
-    fee_fen: int
-    fee_rule: str
-    cost_fen: int
-    cost_rule: str
-    points: int
-
-
 def charges_of(order: Row[Any]) -> Charges:
     """Return fee, cost and points of an order, read with its merchant's and its channel's rules. Pure."""
     fee, cost = _rule(order, "fee"), _rule(order, "cost")
@@ -273,21 +263,7 @@ def settle_payment(connection: Connection, order: Row[Any], told: BankNotificati
         count_again(connection, order.payer_no, order.limit_day, order.amount_fen)
     charges = charges_of(order)
     _finish(connection, order, told, now, status="SETTLED", charges=charges)
-    event = PaymentSettled(
-        payment_no=order.payment_no,
-        order_no=order.order_no,
-        merchant_no=order.merchant_no,
-        payer_no=order.payer_no,
-        amount_fen=order.amount_fen,
-        currency=order.currency,
-        fee_fen=charges.fee_fen,
-        fee_rule=charges.fee_rule,
-        points=charges.points,
-        bank_transaction_no=told.transaction_no,
-        settled_at=now,
-        cost_fen=charges.cost_fen,
-        cost_rule=charges.cost_rule,
-    )
+    event = events.settled(order, charges, at=now, bank_transaction_no=told.transaction_no)
     record(connection, [Outgoing(event=event, version=order.version + 1, correlation=order.order_no)])
 
 
@@ -302,16 +278,7 @@ def fail_payment(connection: Connection, order: Row[Any], told: BankNotification
     reason = told.reason or "refused by the bank"
     _finish(connection, order, told, now, status="FAILED", reason=reason)
     free_limit(connection, order.payer_no, order.limit_day, order.amount_fen)
-    event = PaymentFailed(
-        payment_no=order.payment_no,
-        order_no=order.order_no,
-        merchant_no=order.merchant_no,
-        payer_no=order.payer_no,
-        amount_fen=order.amount_fen,
-        currency=order.currency,
-        reason=reason,
-        failed_at=now,
-    )
+    event = events.failed(order, reason=reason, at=now)
     record(connection, [Outgoing(event=event, version=order.version + 1, correlation=order.order_no)])
 
 
@@ -319,33 +286,22 @@ def suspend_money(
     connection: Connection, order: Row[Any] | None, told: BankNotification, *, reason: str, now: datetime
 ) -> None:
     """The bank's transaction is in suspense, once, and accounting is told, if the caller commits. May be repeated."""
-    written = connection.execute(
-        _SUSPEND,
-        {
-            "transaction_no": told.transaction_no,
-            "payment_no": told.payment_no,
-            "amount_fen": told.amount_fen,
-            "currency": told.currency,
-            "reason": reason,
-            "now": now,
-        },
-    )
-    if not written.rowcount:
+    money = {
+        "bank_transaction_no": told.transaction_no,
+        "payment_no": told.payment_no,
+        "amount_fen": told.amount_fen,
+        "currency": told.currency,
+        "reason": reason,
+        "recorded_at": now,
+    }
+    if not connection.execute(_SUSPEND, money).rowcount:
         return
     version = 1
     if order is not None:
         version = order.version + 1
         connection.execute(payment.update().where(payment.c.payment_no == order.payment_no).values(version=version))
-    event = SuspenseRecorded(
-        payment_no=told.payment_no,
-        amount_fen=told.amount_fen,
-        currency=told.currency,
-        bank_transaction_no=told.transaction_no,
-        reason=reason,
-        recorded_at=now,
-    )
     correlation = order.order_no if order is not None else told.payment_no
-    record(connection, [Outgoing(event=event, version=version, correlation=correlation)])
+    record(connection, [Outgoing(event=events.suspended(money), version=version, correlation=correlation)])
 
 
 def _finish(

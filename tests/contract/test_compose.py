@@ -15,6 +15,7 @@ from ops.stack.parts import (
     POSTGRES_SETTINGS,
     broker_properties,
 )
+from ops.stack.processes import INFRASTRUCTURE
 from ops.stack.programs import DEBEZIUM_VERSION, KAFKA_VERSION, locked, postgres_version
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +29,10 @@ CONNECT_BY_IMAGE = {  # the image's own names for what it writes into connect-di
     "key.converter": "KEY_CONVERTER",
     "value.converter": "VALUE_CONVERTER",
 }
+
+
+def test_the_same_servers() -> None:
+    assert set(SERVICES) == set(INFRASTRUCTURE)
 
 
 def test_versions() -> None:

@@ -30,6 +30,8 @@ VIOLATIONS = {
     "mode beside the runtime": ("consumers/processors.py", "from mode import Service"),
     "aiokafka in the notifier": ("consumers/notification/notifier/sender.py", "from aiokafka.errors import KafkaError"),
     "I/O in a pure module": ("consumers/accounting/entries.py", "import requests"),
+    "I/O where a consumer states its effects": ("consumers/points/effects.py", "import sqlalchemy"),
+    "effects in the proof": ("ops/demo/proof.py", "import consumers.points.effects"),
 }
 
 

@@ -18,7 +18,8 @@ from msgspec.structs import asdict
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
-from ops.ledger.reads import check, ledger_problems
+from ops.ledger.integrity import ledger_problems
+from ops.ledger.reads import check
 from ops.stack.state import StackFolder
 from outbox.clock import utc_now
 from schemas.codec import encode

@@ -16,7 +16,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from consumers.delivery.processor import DuplicateFact
-from consumers.funds.funds import deposit, move_funds, payer_account
+from consumers.funds.effects import payer_account
+from consumers.funds.funds import deposit, move_funds
 from consumers.settlement.settlement import finish_balance_payments
 from ops.ledger.reads import check
 from outbox.clock import utc_now

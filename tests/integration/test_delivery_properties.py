@@ -31,7 +31,6 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import OperationalError
 
 from consumers.accounting.agent import PROCESSOR
-from consumers.accounting.entries import merchant_payable
 from consumers.delivery.brake import Braked
 from consumers.delivery.loop import Delivered, Delivery, OffsetGap
 from consumers.delivery.messages import Slice
@@ -42,6 +41,7 @@ from outbox.database import engine_for
 from outbox.inbox import Log, begin_log, positions
 from outbox.parking import Act, Action, Cause
 from outbox.settings import Settings
+from schemas.accounts import merchant_payable
 from schemas.codec import Envelope, encode
 from schemas.events import Event
 from tests.applied import applied, apply, make_applied

@@ -14,14 +14,16 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 from typer.testing import CliRunner
 
-from consumers.accounting.entries import CHART, Entry, merchant_payable
+from consumers.accounting.entries import Entry
 from consumers.accounting.ledger import correct_voucher, find_voucher, post, reverse_voucher
 from consumers.delivery.processor import DuplicateFact
 from ops.cli.main import app
-from ops.ledger.reads import Balance, Difference, accounts, check, ledger_problems, statement, trial_balance
+from ops.ledger.integrity import ledger_problems
+from ops.ledger.reads import Balance, Difference, accounts, check, statement, trial_balance
 from outbox.clock import utc_now
 from outbox.errors import Refused
 from outbox.settings import Settings
+from schemas.accounts import CHART, merchant_payable
 from schemas.codec import Envelope
 from tests.factories import settled, suspense
 from tests.pipeline import engine_of, environment, fresh_id

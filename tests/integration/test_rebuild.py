@@ -45,6 +45,7 @@ from outbox.partitions import days_of, make_days
 from outbox.settings import Settings
 from schemas.codec import Envelope
 from schemas.events import PaymentSettled
+from tests import loyalty
 from tests.factories import balance_requested, settled, suspense
 from tests.pipeline import ROOT, engine_of, environment, fresh_id
 from tests.rebuilding import Shop, own_database, rejecting
@@ -617,3 +618,28 @@ def test_the_commands_show_first_and_do_what_is_meant(shop: Shop, monkeypatch: p
     assert run("drop", "accounting", "--execute", "--yes")[0] == 2
     assert run("drop", "accounting")[0] == 2
     assert shop.rebuild().difference.is_empty
+
+
+def test_a_consumer_of_a_test_that_states_its_effects_is_rebuilt(
+    of: Callable[[str], Shop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loyalty.register(monkeypatch)
+    shop = of(loyalty.NAME)
+    with shop.owner() as owner:
+        loyalty.make_tables(owner)
+    make_days(owner_engine(shop.settings), ["shop"], today=utc_now().date())
+    sent = payments(shop, 10)
+    shop.send(sent)
+    assert shop.live() == 10
+    assert shop.rebuild().difference.findings == []
+    with shop.tampering() as owner:
+        owner.execute(text("UPDATE shop.stamp SET stamps = 9 WHERE payment_no = :no"), {"no": sent[0].payment_no})
+        owner.execute(text("DELETE FROM shop.stamp WHERE payment_no = :no"), {"no": sent[1].payment_no})
+        owner.execute(text("UPDATE shop.card SET stamps = 1 WHERE payer_no = :no"), {"no": sent[2].payer_no})
+    assert found(shop.rebuild()) == {
+        ("different", "stamp", sent[0].payment_no),
+        ("missing", "stamp", sent[1].payment_no),
+        ("different", "account", sent[2].payer_no),
+    }
+    with shop.tampering() as owner:
+        loyalty.drop_tables(owner)

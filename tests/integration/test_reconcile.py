@@ -23,13 +23,17 @@ from ops.ledger.reads import check
 from ops.pipeline.health import reader_engine
 from ops.reconcile import state
 from ops.reconcile.findings import Finding, Kind
-from ops.reconcile.mend import Step, carry_out
+from ops.reconcile.mend import Step, carry_out, plan
 from ops.reconcile.run import Report, reconcile
 from ops.stack.control import down, up
 from ops.stack.state import StackFolder
-from outbox.clock import utc_now
+from ops.timeline.story import timeline
+from outbox.clock import time_of, utc_now
 from outbox.errors import PayrelayError, Refused
+from outbox.inbox import Arrival, Log, arrive
 from outbox.settings import SERVICES, Settings
+from schemas.codec import Envelope
+from tests import loyalty
 from tests.pipeline import ROOT, engine_of, environment, fresh_id
 from tests.waiting import eventually
 
@@ -300,3 +304,44 @@ def test_fix_mends_all_that_can_be_and_says_what_cannot_killed_or_not(field: Fie
     assert end.is_clean
     assert check(reader_engine(field.settings), before=utc_now()) == []
     eventually(lambda: not reconcile(field.settings, grace=SECOND).events, what="nothing is new")
+
+
+def test_a_consumer_of_a_test_that_states_its_effects_is_reconciled_and_in_the_timeline(
+    field: Field, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loyalty.register(monkeypatch)
+    with field.engine("owner").begin() as owner:
+        loyalty.make_tables(owner)
+    right, lost, wrong, forgotten = field.record([field._settled("loyalty") for _ in range(4)])
+    stray = Envelope(id=fresh_id(), version=1, correlation="O", event=field._settled("loyalty"))
+    log = Log(cluster_id="", topic=right.event.topic.name, topic_id="", partition=0)
+    with field.engine("shop").begin() as connection:
+        arrivals = [Arrival(event_id=envelope.id, log=log, offset=0) for envelope in (right, lost, wrong)]
+        arrive(connection, loyalty.NAME, arrivals)
+        loyalty.stamp_cards(connection, [right, lost, wrong, forgotten, stray])
+        connection.execute(text("DELETE FROM stamp WHERE payment_no = :no"), {"no": lost.event.key})
+        connection.execute(text("UPDATE stamp SET stamps = 99 WHERE payment_no = :no"), {"no": wrong.event.key})
+    eventually(lambda: utc_now() - time_of(right.id) > 3 * SECOND, what="it is older than the grace")  # type: ignore[operator]
+    report = reconcile(field.settings, full=True, grace=SECOND)
+    findings = [finding for finding in report.findings if finding.consumer == loyalty.NAME]
+    assert sorted(named(findings)) == sorted(
+        (kind, loyalty.NAME, envelope.event.key)
+        for kind, envelope in (
+            ("no_effect", lost), ("wrong_effect", wrong), ("forgotten", forgotten), ("stray_effect", stray),
+        )
+    )  # fmt: skip
+    assert report.waiting[loyalty.NAME] > 0, "all earlier payments"
+    fixable = [finding for finding in findings if finding.kind in (Kind.NO_EFFECT, Kind.FORGOTTEN)]
+    assert [
+        step.failed for step in carry_out(field.settings, plan(field.settings, fixable), actor="test", within_s=1)
+    ] == [{}, {}]
+    after = reconcile(field.settings, full=True, grace=SECOND)
+    assert {finding.kind for finding in after.findings if finding.consumer == loyalty.NAME} == {
+        Kind.WRONG_EFFECT,
+        Kind.STRAY_EFFECT,
+    }
+    [story] = timeline(field.settings, right.event.key)
+    lines = {(line.where, line.what) for line in story.lines}
+    assert {("shop.inbox", "applied"), ("shop.stamp", "stamped")} <= lines
+    with field.engine("owner").begin() as owner:
+        loyalty.drop_tables(owner)

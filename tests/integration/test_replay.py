@@ -25,7 +25,7 @@ from ops.delivery.redeliver import redeliver_events
 from ops.delivery.search import Window, searching
 from ops.kafka.reader import bounds, id_of, read, wait_published
 from ops.kafka.topics import topic_states
-from ops.ledger.reads import ledger_problems
+from ops.ledger.integrity import ledger_problems
 from ops.pipeline.arrival import REPAIRING, arrivals, check_arrivals
 from ops.pipeline.checks import examine
 from ops.pipeline.health import slot_state

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumers.accounting.entries import Entry, Voucher, general_account, voucher_of
+from consumers.accounting.entries import Entry, Voucher, voucher_of
+from schemas.accounts import general_account
 from tests.factories import AT, ID, envelope, failed, settled, suspense
 
 

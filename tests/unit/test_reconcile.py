@@ -10,9 +10,10 @@ from uuid import UUID
 import pytest
 import typer
 
+from consumers.effects import business_no
+from consumers.processors import EFFECTS
 from ops.cli.reconcile import span_of
 from ops.reconcile import published
-from ops.reconcile.effects import FOLLOWERS, business_no
 from ops.reconcile.facts import contradiction
 from ops.reconcile.findings import Finding, Kind
 from ops.reconcile.published import Published
@@ -30,29 +31,29 @@ from tests.factories import (
     suspense,
 )
 
-EXPECTED = {one.processor.name: one.expected for one in FOLLOWERS}
+EXPECTED = {name: effects.expected for name, effects in EFFECTS.items()}
 STANDS = {"M": "100"}
 
 
 @pytest.mark.parametrize(
     ("calls_for", "seen", "kinds"),
     [
-        ({"M": "100"}, Seen(known=True, found=STANDS), []),
+        ({"M": "100"}, Seen(known=True, present=STANDS), []),
         ({}, Seen(known=True), []),
-        ({}, Seen(known=True, found=STANDS), []),
+        ({}, Seen(known=True, present=STANDS), []),
         ({"M": "100"}, Seen(known=True), [Kind.NO_EFFECT]),
-        ({"M": "99"}, Seen(known=True, found=STANDS), [Kind.WRONG_EFFECT]),
-        ({"M": "100", "U": "-100"}, Seen(known=True, found=STANDS), [Kind.WRONG_EFFECT]),
-        ({"U": "-100"}, Seen(known=True, found={**STANDS, "U": "-100"}), [Kind.STRAY_EFFECT]),
-        ({"U": "1"}, Seen(known=True, found={"M": "0", "U": "1"}), []),
-        ({"M": "100"}, Seen(known=False, found=STANDS), [Kind.FORGOTTEN]),
+        ({"M": "99"}, Seen(known=True, present=STANDS), [Kind.WRONG_EFFECT]),
+        ({"M": "100", "U": "-100"}, Seen(known=True, present=STANDS), [Kind.WRONG_EFFECT]),
+        ({"U": "-100"}, Seen(known=True, present={**STANDS, "U": "-100"}), [Kind.STRAY_EFFECT]),
+        ({"U": "1"}, Seen(known=True, present={"M": "0", "U": "1"}), []),
+        ({"M": "100"}, Seen(known=False, present=STANDS), [Kind.FORGOTTEN]),
         ({"M": "100"}, Seen(known=False), [Kind.UNDELIVERED]),
         ({}, Seen(known=False), [Kind.UNDELIVERED]),
         ({"M": "100"}, Seen(known=False, passed=False), None),
         ({"M": "100"}, Seen(known=False, on_topic=False), []),
         ({"M": "100"}, Seen(known=False, parked="funds:1 REJECTED"), [Kind.PARKED]),
-        ({"merchant": ""}, Seen(known=True, found={"merchant": ""}), []),
-        ({"merchant": ""}, Seen(known=True, found={"merchant": ""}, status="CREATED"), [Kind.UNTOLD]),
+        ({"merchant": ""}, Seen(known=True, present={"merchant": ""}), []),
+        ({"merchant": ""}, Seen(known=True, present={"merchant": ""}, status="CREATED"), [Kind.UNTOLD]),
     ],
 )
 def test_a_hole_is_what_it_is(calls_for: dict[str, str], seen: Seen, kinds: list[Kind] | None) -> None:
@@ -80,7 +81,7 @@ def test_each_event_calls_for_what_its_handlers_do() -> None:
 
 def test_an_amount_of_another_currency_is_no_amount_of_a_balance() -> None:
     paid = envelope(settled(amount_fen=1_000, fee_fen=6, currency="USD"))
-    assert judge(EXPECTED["funds"](paid, {}), Seen(known=True, found={"T-M1": "994"})) == [
+    assert judge(EXPECTED["funds"](paid, {}), Seen(known=True, present={"T-M1": "994"})) == [
         (Kind.WRONG_EFFECT, "T-M1", "calls for 994 USD, there is 994")
     ]
 

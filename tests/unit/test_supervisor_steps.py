@@ -12,10 +12,23 @@ import pytest
 
 from ops.stack import supervisor
 from ops.stack.parts import Part
-from ops.stack.state import PartState, StackFolder
+from ops.stack.state import STATE, PartState, StackFolder
 from ops.stack.supervisor import Supervisor
 
 BUSY, IDLE = "while True: pass", "import time; time.sleep(60)"
+
+
+def test_a_part_that_needs_what_nothing_opens_ends_the_supervisor_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needy = Part(name="worker:new", version="", command=[], needs=("schema", "cache"))
+    monkeypatch.setenv("PAYRELAY_HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["supervisor", "gates"])
+    monkeypatch.setattr(supervisor, "parts_of", lambda *_, **__: [needy])
+    with pytest.raises(SystemExit):
+        supervisor.main()
+    error = StackFolder(name="gates", home=tmp_path).read(STATE)["error"]
+    assert error.startswith("Misused: worker:new needs cache, which nothing opens")
 
 
 @pytest.mark.parametrize(("program", "moves"), [(BUSY, True), (IDLE, False)], ids=["working", "idle"])

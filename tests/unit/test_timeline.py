@@ -8,16 +8,28 @@ from typing import Any
 
 import pytest
 
-from ops.timeline.facts import Facts, Follower
+from ops.delivery.registry import known_consumers
+from ops.timeline.facts import Facts
 from ops.timeline.places import Found, Records
-from ops.timeline.steps import Standing, steps_of
+from ops.timeline.steps import Progress, steps_of
 from ops.timeline.story import Story, story_of
+from outbox.settings import Settings
 from tests.factories import AT, ID
 
 S = timedelta(seconds=1)
-FOLLOWING = {"payment.order": [Follower(consumer="accounting", service="accounting")], "funds.transfer": []}
-TABLES = ("bank", "notified", "suspense", "outbox", "inbox", "vouchers", "funds", "points", "notify_records", "attempts", "parked",
-          "audited")  # fmt: skip
+CONSUMERS = {"payment.order": [known_consumers(Settings())["accounting"]], "funds.transfer": []}
+TABLES = (
+    "bank",
+    "notified",
+    "suspense",
+    "outbox",
+    "inbox",
+    "effects",
+    "notifications",
+    "attempts",
+    "parked",
+    "audited",
+)
 
 
 def row(**values: Any) -> Any:
@@ -36,11 +48,11 @@ SETTLED = row(
 
 def story(*, slot_found: bool = True, confirmed: int = 200, next_offset: int = 0, **tables: Any) -> Story:
     facts = Facts(payment=PAYMENT, **{name: tables.pop(name, []) for name in TABLES})
-    standing = Standing(
+    standing = Progress(
         at=AT + 60 * S, slot_found=slot_found, confirmed_lsn=confirmed, remembered={"accounting": ID},
         positions={("accounting", "payment.order", 0): next_offset},
     )  # fmt: skip
-    return story_of(facts, steps_of(facts, tables.pop("records", {}), standing, FOLLOWING))
+    return story_of(facts, steps_of(facts, tables.pop("records", {}), standing, CONSUMERS))
 
 
 def at_end(told: Story) -> tuple[str, str, str]:
@@ -86,7 +98,7 @@ def test_each_attempt_to_tell_a_merchant_is_a_line() -> None:
         row(record_id="N1", attempt=1, result="HTTP_REQUEST_FAILED", http_status=None, error="refused", started_at=AT + 4 * S, ended_at=AT + 5 * S),
         row(record_id="N1", attempt=2, result="SUCCESS", http_status=200, error="", started_at=AT + 8 * S, ended_at=AT + 9 * S),
     ]  # fmt: skip
-    lines = story(outbox=[SETTLED], notify_records=[record], attempts=tries).lines[-4:]
+    lines = story(outbox=[SETTLED], notifications=[record], attempts=tries).lines[-4:]
     assert [(line.what, line.since_cause_ms) for line in lines] == [
         ("CREATED", None),
         ("HTTP_REQUEST_FAILED", 2000.0),
