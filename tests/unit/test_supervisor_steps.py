@@ -15,7 +15,8 @@ from ops.stack.parts import Part
 from ops.stack.state import STATE, PartState, StackFolder
 from ops.stack.supervisor import Supervisor
 
-BUSY, IDLE = "while True: pass", "import time; time.sleep(60)"
+BUSY, IDLE = "print(flush=True)\nwhile True: pass", "import time\nprint(flush=True)\ntime.sleep(60)"
+"""Each says that it runs: what Python needs to start is not the server's work."""
 
 
 def test_a_part_that_needs_what_nothing_opens_ends_the_supervisor_with_the_reason(
@@ -61,8 +62,10 @@ def test_a_long_step_is_progress_while_its_server_works(
         await made._step("schema", ("postgres",), act)
         assert made.gates["schema"].is_set()
 
-    with subprocess.Popen([sys.executable, "-I", "-S", "-c", program]) as server:
+    with subprocess.Popen([sys.executable, "-I", "-S", "-c", program], stdout=subprocess.PIPE) as server:
         try:
+            assert server.stdout
+            server.stdout.readline()
             made.states["postgres"].pid = server.pid
             asyncio.run(main())
         finally:
