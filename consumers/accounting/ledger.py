@@ -222,10 +222,10 @@ def correct_fact(
 
 def _follower(connection: Connection, how: Literal["reverses", "corrects"], voucher_no: int) -> int | None:
     """Return the voucher that reverses, or corrects, another one."""
-    found: int | None = connection.execute(
+    number: int | None = connection.execute(
         text(f"SELECT voucher_no FROM voucher WHERE {how} = :voucher_no"), {"voucher_no": voucher_no}  # noqa: S608
     ).scalar()  # fmt: skip
-    return found
+    return number
 
 
 def _post_by_hand(connection: Connection, voucher: Voucher) -> int:

@@ -118,7 +118,9 @@ def _credits(events: Sequence[Envelope]) -> list[Move]:
 
 def _balance_payments(connection: Connection, events: Sequence[Envelope]) -> list[Move]:
     """The requests are decided, each once, and answered; returns what the paid ones move."""
-    requests = [(one, one.event) for one in events if isinstance(one.event, BalancePaymentRequested)]
+    requests = [
+        (envelope, envelope.event) for envelope in events if isinstance(envelope.event, BalancePaymentRequested)
+    ]
     if not requests:
         return []
     accounts = [payer_account(event.payer_no) for _, event in requests]

@@ -36,24 +36,26 @@ def finish_balance_payments(connection: Connection, events: Sequence[Envelope]) 
     Transaction: the caller's. Raises DuplicateFact for a payment that had its answer, ValueError for one that waits for none, or
     that funds has paid with another amount or currency.
     """
-    answers = [(one, one.event) for one in events if isinstance(one.event, BalancePaid | BalanceRefused)]
+    answers = [
+        (envelope, envelope.event) for envelope in events if isinstance(envelope.event, BalancePaid | BalanceRefused)
+    ]
     if not answers:
         return
-    told = [event for _, event in answers]
-    numbers = [event.payment_no for event in told]
+    ended = [event for _, event in answers]
+    numbers = [event.payment_no for event in ended]
     orders = {row.payment_no: row for row in connection.execute(_ORDERS, {"payments": numbers})}
-    for event in told:
+    for event in ended:
         _require_same_money(orders.get(event.payment_no), event)
-    rows = as_json([_row(event) for event in told])
-    if connection.execute(_FINISH, {"rows": rows, "payments": numbers}).rowcount != len(told):
-        for event in told:
+    rows = as_json([_row(event) for event in ended])
+    if connection.execute(_FINISH, {"rows": rows, "payments": numbers}).rowcount != len(ended):
+        for event in ended:
             status = order.status if (order := orders.get(event.payment_no)) else "unknown"
             if status not in ("PAYING", "SETTLED", "FAILED"):
                 raise ValueError(
                     f"payment {event.payment_no} is {status}: funds was not asked for it, and has answered"
                 )
         raise DuplicateFact("a payment had its answer from funds before")
-    refused = [orders[event.payment_no] for event in told if isinstance(event, BalanceRefused)]
+    refused = [orders[event.payment_no] for event in ended if isinstance(event, BalanceRefused)]
     for order in sorted(refused, key=lambda order: (order.payer_no, order.limit_day)):
         free_limit(connection, order.payer_no, order.limit_day, order.amount_fen)
     record(

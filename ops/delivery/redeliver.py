@@ -34,8 +34,8 @@ class Plan:
     def total(self) -> Redelivered:
         """Return all places together."""
         total = Redelivered(missing=set(self.missing))
-        for one in self.places.values():
-            total.add(one)
+        for counted in self.places.values():
+            total.add(counted)
         return total
 
 
@@ -53,10 +53,10 @@ def plan(
         records, waits = _source(search, from_outbox=from_outbox)
         for part in batched(records, CHUNK):
             by_place: dict[str, list[PastMessage]] = {}
-            for one in part:
-                by_place.setdefault(str(one.log), []).append(one)
+            for member in part:
+                by_place.setdefault(str(member.log), []).append(member)
             for place, members in by_place.items():
-                free = [one for one in members if not waits(one)]
+                free = [member for member in members if not waits(member)]
                 outcome = _foresee(search, free, counted)
                 outcome.waiting += len(members) - len(free)
                 if not resends_external:
@@ -69,10 +69,12 @@ def _foresee(search: Search, records: list[PastMessage], counted: set[UUID]) -> 
     """Return what would become of the records; `counted` are the events met so far that would be applied."""
     outcome, chosen = sort_out(search.connection, search.delivery, records)
     processor = search.delivery.processor
-    envelopes = [one.envelope for one in chosen if one.envelope is not None]
-    found = fates(search.connection, processor.service, search.delivery.consumer, {one.id for one in envelopes})
+    envelopes = [member.envelope for member in chosen if member.envelope is not None]
+    known_fates = fates(
+        search.connection, processor.service, search.delivery.consumer, {member.id for member in envelopes}
+    )
     for envelope in envelopes:
-        if found[envelope.id] is Fate.APPLIED or envelope.id in counted:
+        if known_fates[envelope.id] is Fate.APPLIED or envelope.id in counted:
             outcome.known += 1
             outcome.resent += processor.notifies(envelope.event)
         else:
@@ -119,16 +121,16 @@ def _to_hand_over(
 ) -> Iterator[PastMessage]:
     """Give the records that neither wait nor are known as applied; the others are counted as passed."""
     for part in batched(records, CHUNK):
-        ids = {identity for one in part if (identity := id_of(one)) is not None}
-        found = fates(search.connection, search.delivery.processor.service, search.delivery.consumer, ids)
-        for one in part:
-            identity = id_of(one)
-            if waits(one):
+        ids = {identity for message in part if (identity := id_of(message)) is not None}
+        known_fates = fates(search.connection, search.delivery.processor.service, search.delivery.consumer, ids)
+        for message in part:
+            identity = id_of(message)
+            if waits(message):
                 passed.waiting += 1
-            elif identity is not None and found[identity] is Fate.APPLIED and not with_known:
+            elif identity is not None and known_fates[identity] is Fate.APPLIED and not with_known:
                 passed.known += 1
             else:
-                yield one
+                yield message
 
 
 def redeliver_events(settings: Settings, consumer: str, ids: Collection[UUID], *, execute: bool) -> Redelivered:

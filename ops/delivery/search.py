@@ -178,7 +178,9 @@ class Waiting:
             spans = {place: range(start, self._ends.get(place, start)) for place, start in starts.items()}
             # No further than was looked for what is ahead: what has come since is on its way.
             self._published = {
-                one for message in read(self._search.settings, spans) if (one := id_of_message(message)) is not None
+                event_id
+                for message in read(self._search.settings, spans)
+                if (event_id := id_of_message(message)) is not None
             }
         return identity not in self._published
 

@@ -173,26 +173,26 @@ def plan(settings: Settings, view: View, wish: Wish, *, count_limit: int) -> Pla
         raise Refused(
             f"nothing to move: {view.group.name} has no partition that this says something of; name a --topic"
         )
-    inside = {(standing.place, found.offset) for standing, found in targets if found.offset < standing.high}
+    inside = {(standing.place, new.offset) for standing, new in targets if new.offset < standing.high}
     times = append_times(settings, inside)
-    spans = {standing.place: _between(standing, found.offset) for standing, found in targets}
+    spans = {standing.place: _between(standing, new.offset) for standing, new in targets}
     total = sum(map(len, spans.values()))
     counted: dict[Place, Counted] = {}
     if view.ours is not None and total <= count_limit:
-        back = {standing.place for standing, found in targets if found.offset < standing.begin}
+        back = {standing.place for standing, new in targets if new.offset < standing.begin}
         counted = count(settings, view.group.name, view.ours, spans, back=back)
     moves = [
         Move(
             place=standing.place,
             old=standing.position,
-            new=found.offset,
-            lands_at=times.get((standing.place, found.offset)),
-            lag=standing.high - found.offset,
-            note="; ".join(filter(None, (found.note, standing.note))),
+            new=new.offset,
+            lands_at=times.get((standing.place, new.offset)),
+            lag=standing.high - new.offset,
+            note="; ".join(filter(None, (new.note, standing.note))),
             span=spans[standing.place],
             counted=counted.get(standing.place),
         )
-        for standing, found in targets
+        for standing, new in targets
     ]
     return Plan(view=view, moves=moves, uncounted=total if view.ours is not None and total > count_limit else 0)
 

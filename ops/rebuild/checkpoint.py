@@ -41,13 +41,15 @@ def usable_checkpoint(
     gone = sorted(str(log) for log in kept if log not in logs)
     if beyond := [str(log) for log, position in kept.items() if log in logs and position > logs[log].stop]:
         raise Refused(f"{', '.join(beyond)} ends before the position of {consumer}: it has lost records")
-    found = [made for made in find_schemas(connection) if made.purpose == "checkpoint" and made.consumer == consumer]
+    checkpoints = [
+        made for made in find_schemas(connection) if made.purpose == "checkpoint" and made.consumer == consumer
+    ]
     if named:
-        if not (found := [made for made in found if made.name == named]):
+        if not (checkpoints := [made for made in checkpoints if made.name == named]):
             raise UnknownName(f"{named!r} is no checkpoint of {consumer}: payrelay replay drop lists them")
     elif not gone and not (cut := [f"{log} begins at {span.start}" for log, span in logs.items() if span.start]):
         return None
-    for made in sorted(found, key=lambda one: one.at, reverse=True):
+    for made in sorted(checkpoints, key=lambda made: made.at, reverse=True):
         stands = progress_of(connection, made.name, consumer)
         joins = all(logs[log].start <= stands.get(log, 0) <= kept.get(log, 0) for log in logs)
         if joins and all(stands.get(log) == position for log, position in kept.items() if log not in logs):

@@ -63,17 +63,20 @@ def correct(
     )
     try:
         with alone_with(settings, rebuilt):
-            for one in chosen:
-                yield one, _corrected(engine, shadows, rebuilt.consumer, one, reason=reason, actor=actor, at=at)
+            for correction in chosen:
+                yield (
+                    correction,
+                    _corrected(engine, shadows, rebuilt.consumer, correction, reason=reason, actor=actor, at=at),
+                )
     finally:
         engine.dispose()
         shadows.dispose()
 
 
 def _corrected(
-    engine: Engine, shadows: Engine, consumer: str, one: Correction, *, reason: str, actor: str, at: datetime
+    engine: Engine, shadows: Engine, consumer: str, correction: Correction, *, reason: str, actor: str, at: datetime
 ) -> str:
-    number, wanted_no = one.finding.number, one.finding.rebuilt_number
+    number, wanted_no = correction.finding.number, correction.finding.rebuilt_number
     wanted, arrival = None, None
     if wanted_no is not None:
         with shadows.begin() as connection:
@@ -88,7 +91,7 @@ def _corrected(
             post_vouchers(connection, [wanted])
             return "posted"
         done = []
-        if one.action != "correct":
+        if correction.action != "correct":
             done.append(f"reversed by {reverse_voucher(connection, number, reason=reason, actor=actor, at=at)}")
         if wanted is not None:
             corrected = correct_voucher(connection, number, wanted.entries, reason=reason, actor=actor, at=at)

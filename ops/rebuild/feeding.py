@@ -142,10 +142,10 @@ class Feeder:
             waiting[log].append(_record(message))
             count += 1
             if count == BATCH:
-                stops = {one: records[-1].offset + 1 for one, records in waiting.items() if records}
+                stops = {log: records[-1].offset + 1 for log, records in waiting.items() if records}
                 self._deliver(at, stops, waiting)
                 count = 0
-                self._told(total - sum(spans[one].stop - at[one] for one in spans), total)
+                self._told(total - sum(spans[log].stop - at[log] for log in spans), total)
         self._deliver(at, {log: span.stop for log, span in spans.items()}, waiting)
         self._told(total, total)
 
@@ -180,7 +180,9 @@ class Feeder:
     def _wanted(self, log: Log, records: list[Record]) -> list[Record]:
         if not self._skipped.places:
             return records
-        return [one for one in records if (log.topic_id, log.partition, one.offset) not in self._skipped.places]
+        return [
+            message for message in records if (log.topic_id, log.partition, message.offset) not in self._skipped.places
+        ]
 
 
 def _record(message: Any) -> Record:

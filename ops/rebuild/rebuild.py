@@ -124,8 +124,8 @@ def alone_with(settings: Settings, rebuilt: Rebuilt) -> Generator[None]:
     """The shadow is the one that was compared, and nobody else touches it meanwhile; raises Refused if it is not."""
     with alone(settings, rebuilt.consumer):
         with reader_engine(settings).connect() as connection:
-            found = find_schema(connection, rebuilt.shadow.name)
-        if found != rebuilt.shadow:
+            schema = find_schema(connection, rebuilt.shadow.name)
+        if schema != rebuilt.shadow:
             raise Refused(f"{rebuilt.shadow.name} was made again or dropped since it was compared: run it again")
         yield
 
@@ -163,9 +163,9 @@ def _shadow(
         base=base.name if base else "",
         skips=skipped_of(live, processor.service, consumer).count,
     )
-    found = find_schema(live, wanted.name)
-    if found is not None and not anew and _goes_on(live, found, wanted, logs, kept):
-        return found, True
+    shadow = find_schema(live, wanted.name)
+    if shadow is not None and not anew and _goes_on(live, shadow, wanted, logs, kept):
+        return shadow, True
     live.rollback()  # what it has read is locked against being dropped
     with owner_engine(settings).begin() as owner:
 
@@ -186,9 +186,9 @@ def _shadow(
     return wanted, False
 
 
-def _goes_on(live: Connection, found: Made, wanted: Made, logs: Mapping[Log, range], kept: Mapping[Log, int]) -> bool:
+def _goes_on(live: Connection, shadow: Made, wanted: Made, logs: Mapping[Log, range], kept: Mapping[Log, int]) -> bool:
     """Return whether a shadow is of the same code, beginning and skips, and not ahead of live."""
-    same = (found.consumer, found.code, found.base, found.skips) == (
+    same = (shadow.consumer, shadow.code, shadow.base, shadow.skips) == (
         wanted.consumer,
         wanted.code,
         wanted.base,
@@ -196,7 +196,7 @@ def _goes_on(live: Connection, found: Made, wanted: Made, logs: Mapping[Log, ran
     )
     if not same:
         return False
-    stands = progress_of(live, found.name, found.consumer)
+    stands = progress_of(live, shadow.name, shadow.consumer)
     return set(logs) <= set(stands) and all(position <= kept.get(log, 0) for log, position in stands.items())
 
 

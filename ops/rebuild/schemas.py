@@ -86,8 +86,8 @@ def make_schema(
     it was of this module; else raises Refused.
     """
     drop_schema(connection, made.name, missing_ok=True)
-    found = connection.execute(_TABLES, {"service": made.service}).all()
-    chosen = [table for table in found if not tables or table.name in tables]
+    existing = connection.execute(_TABLES, {"service": made.service}).all()
+    chosen = [table for table in existing if not tables or table.name in tables]
     _execute(connection, _beginning(made, chosen))
     tell(connection, made)
     fill()
@@ -151,8 +151,8 @@ def copy_rows(connection: Connection, to: str, origin: str, tables: Sequence[str
 
 def tell(connection: Connection, made: Made) -> None:
     """The schema's comment says what it is. Transaction: the caller's, as the owner."""
-    told = {name: value for name, value in vars(made).items() if name != "name"} | {"at": made.at.isoformat()}
-    comment = (MARK + json.dumps(told)).replace("'", "''")
+    values = {name: value for name, value in vars(made).items() if name != "name"} | {"at": made.at.isoformat()}
+    comment = (MARK + json.dumps(values)).replace("'", "''")
     _execute(connection, [f"COMMENT ON SCHEMA {made.name} IS '{comment}'"])
 
 
@@ -163,11 +163,11 @@ def find_schemas(connection: Connection) -> list[Made]:
                 WHERE starts_with(obj_description(oid, 'pg_namespace'), :mark) ORDER BY nspname"""),
         {"mark": MARK},
     )
-    found = []
+    schemas = []
     for row in rows:
-        told = json.loads(row.comment.removeprefix(MARK))
-        found.append(Made(name=row.name, **told | {"at": datetime.fromisoformat(told["at"])}))
-    return found
+        values = json.loads(row.comment.removeprefix(MARK))
+        schemas.append(Made(name=row.name, **values | {"at": datetime.fromisoformat(values["at"])}))
+    return schemas
 
 
 def find_schema(connection: Connection, name: str) -> Made | None:
@@ -191,5 +191,5 @@ def drop_schema(connection: Connection, name: str, *, missing_ok: bool = False) 
 
 def _execute(connection: Connection, statements: Iterable[str]) -> None:
     """Run statements as they stand, in one go: function bodies hold signs that a parser of parameters would take for its own."""
-    if told := ";\n".join(statements):
-        connection.connection.cursor().execute(told)
+    if script := ";\n".join(statements):
+        connection.connection.cursor().execute(script)

@@ -91,27 +91,27 @@ VOUCHERS = {
 
 def plan(settings: Settings, findings: Sequence[Finding]) -> list[Step]:
     """Return what would be done, in order; last, what only an operator can mend. Reads only."""
-    told_before = _told_before(settings, [one for one in findings if one.kind is Kind.UNRECORDED])
+    told_before = _told_before(settings, [finding for finding in findings if finding.kind is Kind.UNRECORDED])
     steps: list[Step] = []
     left: list[Finding] = []
     by_kind: dict[tuple[Kind, str], list[Finding]] = {}
-    for one in findings:
-        if _is_mendable(one, told_before):
-            by_kind.setdefault((one.kind, one.consumer or one.service), []).append(one)
+    for finding in findings:
+        if _is_mendable(finding, told_before):
+            by_kind.setdefault((finding.kind, finding.consumer or finding.service), []).append(finding)
         else:
-            left.append(one)
+            left.append(finding)
     for kind, what in WHAT.items():
         steps += [
-            Step(what=VOUCHERS.get((kind, found[0].service), what), kind=kind, at=at, findings=found)
-            for (of, at), found in by_kind.items()
+            Step(what=VOUCHERS.get((kind, group[0].service), what), kind=kind, at=at, findings=group)
+            for (of, at), group in by_kind.items()
             if of is kind
         ]
     groups: dict[tuple[Kind, str], list[Finding]] = {}
-    for one in left:
-        groups.setdefault((one.kind, one.consumer or one.service), []).append(one)
+    for finding in left:
+        groups.setdefault((finding.kind, finding.consumer or finding.service), []).append(finding)
     return steps + [
-        Step(what=_by_hand(kind), kind=kind, at=at, findings=found, by_hand=True)
-        for (kind, at), found in groups.items()
+        Step(what=_by_hand(kind), kind=kind, at=at, findings=group, by_hand=True)
+        for (kind, at), group in groups.items()
     ]
 
 
@@ -135,19 +135,19 @@ def _by_hand(kind: Kind) -> str:
 
 def _told_before(settings: Settings, findings: Sequence[Finding]) -> set[str]:
     """Return the business numbers that some consumer has an effect of: they were told, under a row that is gone."""
-    numbers = sorted({one.business_no for one in findings})
-    found: set[str] = set()
+    numbers = sorted({finding.business_no for finding in findings})
+    announced: set[str] = set()
     if not numbers:
-        return found
+        return announced
     engine = state.engine_of(settings)
     try:
         with engine.connect() as connection:
             for consumer in (known for known in known_consumers(settings).values() if known.effects.changed):
                 for part in batched(numbers, 4_000):
-                    found |= effects_of(connection, consumer, numbers=part).keys()
+                    announced |= effects_of(connection, consumer, numbers=part).keys()
     finally:
         engine.dispose()
-    return found
+    return announced
 
 
 AWAY = (PayrelayError, SQLAlchemyError, KafkaException, OSError)
@@ -173,11 +173,11 @@ def carry_out(settings: Settings, steps: Sequence[Step], *, actor: str, within_s
 
 def settle(settings: Settings, steps: Sequence[Step], *, grace: timedelta, within_s: float) -> Report:
     """Return the first report that names nothing any more of what was mended; the last one before the time is over, else."""
-    wanted = {one.identity for step in steps if not step.by_hand for one in step.findings}
+    wanted = {finding.identity for step in steps if not step.by_hand for finding in step.findings}
     deadline = time.monotonic() + within_s
     while True:
         report = reconcile(settings, grace=grace)
-        if not any(one.identity in wanted for one in report.findings) or time.monotonic() > deadline:
+        if not any(finding.identity in wanted for finding in report.findings) or time.monotonic() > deadline:
             return report
         time.sleep(POLL_S)
 
@@ -216,18 +216,18 @@ class _Hands:
             case _:
                 events = self._events(step.findings)
                 for finding in step.findings:
-                    _note(mended, finding, lambda one=finding: self._one(one, events))  # type: ignore[misc]
+                    _note(mended, finding, lambda current=finding: self._one(current, events))  # type: ignore[misc]
 
     def _emit(self, step: Step, mended: Mended, within_s: float) -> None:
         ids: dict[str, list[UUID]] = {}
-        for one in step.findings:
-            if one.event_id is not None:
-                ids.setdefault(one.service, []).append(one.event_id)
+        for finding in step.findings:
+            if finding.event_id is not None:
+                ids.setdefault(finding.service, []).append(finding.event_id)
         emit_again(self._settings, ids, within_s=within_s)
         mended.done = len(step.findings)
 
     def _redeliver(self, step: Step, mended: Mended) -> None:
-        ids = [one.event_id for one in step.findings if one.event_id is not None]
+        ids = [finding.event_id for finding in step.findings if finding.event_id is not None]
         outcome = redeliver_events(self._settings, step.at, ids, execute=True)
         mended.done = outcome.applied + outcome.known + outcome.superseded
         mended.failed = {str(identity): why for identity, why in (outcome.failed | outcome.refused).items()}
@@ -237,8 +237,8 @@ class _Hands:
         act = Act(action=Action.RETRY, actor=self._actor, reason=REASON)
         queues = {}
         with self._reader.connect() as connection:
-            for one in step.findings:
-                for queue in parked.queues(connection, parked.Filter(identity=one.effect), limit=1):
+            for finding in step.findings:
+                for queue in parked.queues(connection, parked.Filter(identity=finding.effect), limit=1):
                     queues[queue.id] = queue
         for queue, drained in parked.retry(self._settings, list(queues.values()), act):
             mended.done += drained.applied + drained.known
@@ -274,8 +274,10 @@ class _Hands:
         if not isinstance(envelope.event, BalancePaymentRequested):
             return False
         with self._reader.connect() as connection:
-            asked = text("SELECT EXISTS (SELECT FROM funds.outbox WHERE id >= :id AND causation = CAST(:id AS text))")
-            return bool(connection.execute(asked, {"id": envelope.id}).scalar())
+            statement = text(
+                "SELECT EXISTS (SELECT FROM funds.outbox WHERE id >= :id AND causation = CAST(:id AS text))"
+            )
+            return bool(connection.execute(statement, {"id": envelope.id}).scalar())
 
     def _record(self, finding: Finding) -> str:
         def step(connection: Connection) -> None:
@@ -310,7 +312,7 @@ class _Hands:
         return ""
 
     def _events(self, findings: Sequence[Finding]) -> dict[UUID, Envelope]:
-        ids = {one.event_id for one in findings if one.event_id is not None}
+        ids = {finding.event_id for finding in findings if finding.event_id is not None}
         events: dict[UUID, Envelope] = {}
         with self._reader.connect() as connection:
             for service in sorted({topic.service for topic in TOPICS}):

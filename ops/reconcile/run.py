@@ -294,7 +294,7 @@ class Run:
         upto = min([before, *stops]) if before is not None else None
         state.remember(
             self._connection,
-            found=findings.values(),
+            findings=findings.values(),
             closed=closed,
             upto=upto,
             lsn=self._lsn,

@@ -135,7 +135,7 @@ def open_findings(connection: Connection) -> list[Finding]:
 def remember(
     connection: Connection,
     *,
-    found: Iterable[Finding],
+    findings: Iterable[Finding],
     closed: Collection[Finding],
     upto: datetime | None,
     lsn: int,
@@ -147,9 +147,9 @@ def remember(
 
     Transaction: the caller's. May be repeated.
     """
-    connection.execute(_NOTE, {"rows": as_json([asdict(one) for one in found])})
+    connection.execute(_NOTE, {"rows": as_json([asdict(finding) for finding in findings])})
     names = ("kind", "consumer", "event_id", "business_no", "effect")
-    rows = [dict(zip(names, one.identity, strict=True)) for one in closed]
+    rows = [dict(zip(names, finding.identity, strict=True)) for finding in closed]
     connection.execute(_CLOSE, {"rows": as_json(rows)})
     if upto is not None:
         connection.execute(_PASS, {"upto": upto, "lsn": lsn, "goes_back": goes_back})

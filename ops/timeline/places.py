@@ -46,20 +46,20 @@ def find_records(settings: Settings, facts: Facts) -> dict[UUID, Records]:
     """Return the records of each of a payment's events. Bounded, however long the topics are. Raises Unreachable."""
     topics = topics_of_events(facts, settings.topic_prefix)
     records = {event_id: Records() for event_id in topics}
-    told = {
+    addresses = {
         ((row.topic, row.partition), row.offset): row.event_id
         for row in (*facts.inbox, *facts.parked)
         if row.event_id and row.offset >= 0
     }
-    for place, message in records_at(settings, told).items():
-        if id_of(message) == told[place]:  # a topic made again may hold anything there
-            records[told[place]].found.append(_found(message))
+    for place, message in records_at(settings, addresses).items():
+        if id_of(message) == addresses[place]:  # a topic made again may hold anything there
+            records[addresses[place]].found.append(_found(message))
     for event_id, own in records.items():
         since = time_of(event_id)
         if not own.found and since is not None:
             message, own.all_seen = search(settings, topics[event_id], event_id, since=since - MARGIN, limit=LOOK_MAX)
             own.found += [_found(message)] if message is not None else []
-        own.found.sort(key=lambda one: (one.at, one.offset))
+        own.found.sort(key=lambda place: (place.at, place.offset))
     return records
 
 

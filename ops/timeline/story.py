@@ -64,7 +64,9 @@ def timeline(settings: Settings, number: str, *, merchant_no: str = "") -> list[
 
 def read_progress(settings: Settings) -> Progress:
     """Return how far slot and consumers are. Reads only; raises Unreachable."""
-    positions = {(one.consumer, *one.place): one.next_offset for one in consumer_positions(settings)}
+    positions = {
+        (position.consumer, *position.place): position.next_offset for position in consumer_positions(settings)
+    }
     with reader_engine(settings).connect() as connection:
         slot = slot_of(connection, settings.slot)
         return Progress(

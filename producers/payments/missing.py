@@ -49,8 +49,8 @@ def record_ended(connection: Connection, numbers: Sequence[str]) -> list[UUID]:
     if not payments:
         return []
     low = first_id_at(min(payment.created_at for payment in payments) - EARLIER)
-    told = set(connection.execute(_TOLD, {"numbers": list(numbers), "low": low}).scalars())
-    missing = [payment for payment in payments if payment.payment_no not in told]
+    recorded = set(connection.execute(_TOLD, {"numbers": list(numbers), "low": low}).scalars())
+    missing = [payment for payment in payments if payment.payment_no not in recorded]
     return record(
         connection,
         [

@@ -57,25 +57,27 @@ class Booking:
     currency: str
 
 
-def decide(order: Standing | None, told: BankNotification, booking: Booking | None) -> Decision:
+def decide(order: Standing | None, notification: BankNotification, booking: Booking | None) -> Decision:
     """Return what a verified notification means for an order as it stands, and for its transaction's booking. Pure.
 
     A success is never dropped: it settles the order, is a repeat of what was booked, or goes to suspense; a second story of
     one transaction is refused, and the bank keeps it.
     """
-    if told.status == "FAILED":
-        if order is None or (order.amount_fen, order.currency) != (told.amount_fen, told.currency):
+    if notification.status == "FAILED":
+        if order is None or (order.amount_fen, order.currency) != (notification.amount_fen, notification.currency):
             return Decision(act="refuse", reason="no such order, or another amount")
-        if booking is not None and (order.status == "CREATED" or booking.payment_no != told.payment_no):
+        if booking is not None and (order.status == "CREATED" or booking.payment_no != notification.payment_no):
             return Decision(act="refuse", reason=f"it was booked as {booking}")
         fails = order.status == "CREATED" and order.method == "bank_card"
         return Decision(act="fail") if fails else Decision(act="repeat")
     if booking is not None:
-        same = booking == Booking(payment_no=told.payment_no, amount_fen=told.amount_fen, currency=told.currency)
+        same = booking == Booking(
+            payment_no=notification.payment_no, amount_fen=notification.amount_fen, currency=notification.currency
+        )
         return Decision(act="repeat") if same else Decision(act="refuse", reason=f"it was booked as {booking}")
     if order is None:
         return Decision(act="suspend", reason="no such order")
-    if (order.amount_fen, order.currency) != (told.amount_fen, told.currency):
+    if (order.amount_fen, order.currency) != (notification.amount_fen, notification.currency):
         return Decision(act="suspend", reason=f"the order is for {order.amount_fen} {order.currency}")
     if order.status not in ("CREATED", "EXPIRED") or order.expired:
         reason = "the order has expired" if order.expired else f"the order is {order.status}"
@@ -136,32 +138,39 @@ def receive_notification(
     body, or unseen and older or newer than five minutes, it is refused and nothing is stored.
     """
     digest = sha256(body).digest()
-    told = _read(body) if is_fresh(signed_at, now) else None
-    if told is None:
+    notification = _read(body) if is_fresh(signed_at, now) else None
+    if notification is None:
         stored = connection.execute(_STORED, {"webhook_id": webhook_id}).first()
         return _stored_answer(stored, digest) if stored is not None else REFUSED
     # Written first: whoever brings the same id or tells of the same transaction meanwhile waits here for our answer.
     note = {"webhook_id": webhook_id, "digest": digest, "status": ACCEPTED.status, "answer": ACCEPTED.text}
-    noted = connection.execute(_NOTE, {**note, "transaction_no": told.transaction_no})
+    noted = connection.execute(_NOTE, {**note, "transaction_no": notification.transaction_no})
     if not noted.rowcount:
         return _stored_answer(connection.execute(_STORED, {"webhook_id": webhook_id}).one(), digest)
-    order = locked_order(connection, told.payment_no)
-    booked = connection.execute(_BOOKED, {"transaction_no": told.transaction_no, "payment_no": told.payment_no}).first()
+    order = locked_order(connection, notification.payment_no)
+    booked = connection.execute(
+        _BOOKED, {"transaction_no": notification.transaction_no, "payment_no": notification.payment_no}
+    ).first()
     decision = decide(
-        _standing(order, told, now=now, age_max=executed_age_max) if order is not None else None,
-        told,
+        _standing(order, notification, now=now, age_max=executed_age_max) if order is not None else None,
+        notification,
         Booking(**booked._mapping) if booked is not None else None,
     )
     match decision.act, order:
         case "settle", Row():
-            settle_payment(connection, order, told, now=now)
+            settle_payment(connection, order, notification, now=now)
         case "fail", Row():
-            fail_payment(connection, order, told, now=now)
+            fail_payment(connection, order, notification, now=now)
         case "suspend", _:
-            suspend_money(connection, order, told, reason=decision.reason, now=now)
+            suspend_money(connection, order, notification, reason=decision.reason, now=now)
         case "refuse", _:
             connection.execute(_FORGET, {"webhook_id": webhook_id})
-            log.warning("refused transaction=%s payment=%s: %s", told.transaction_no, told.payment_no, decision.reason)
+            log.warning(
+                "refused transaction=%s payment=%s: %s",
+                notification.transaction_no,
+                notification.payment_no,
+                decision.reason,
+            )
             return REFUSED
     return ACCEPTED
 
@@ -225,8 +234,8 @@ def _stored_answer(stored: Row[Any], digest: bytes) -> Answer:
     return Answer(status=stored.answer_status, text=stored.answer) if same else REFUSED
 
 
-def _standing(order: Row[Any], told: BankNotification, *, now: datetime, age_max: timedelta) -> Standing:
-    at = taken_at(told.executed_at, created_at=order.created_at, now=now, age_max=age_max)
+def _standing(order: Row[Any], notification: BankNotification, *, now: datetime, age_max: timedelta) -> Standing:
+    at = taken_at(notification.executed_at, created_at=order.created_at, now=now, age_max=age_max)
     return Standing(
         status=order.status,
         amount_fen=order.amount_fen,
@@ -253,7 +262,7 @@ def locked_order(connection: Connection, payment_no: str) -> Row[Any] | None:
     return connection.execute(_ORDER, {"payment_no": payment_no}).first()
 
 
-def settle_payment(connection: Connection, order: Row[Any], told: BankNotification, *, now: datetime) -> None:
+def settle_payment(connection: Connection, order: Row[Any], notification: BankNotification, *, now: datetime) -> None:
     """The order, locked by the caller, is SETTLED; fee, cost and points are decided, and all are told, if the caller commits.
 
     Of an order that had EXPIRED the limit is counted again. Transaction: the caller's. Not repeatable by itself: `decide` sees
@@ -262,8 +271,8 @@ def settle_payment(connection: Connection, order: Row[Any], told: BankNotificati
     if order.status == "EXPIRED":
         count_again(connection, order.payer_no, order.limit_day, order.amount_fen)
     charges = charges_of(order)
-    _finish(connection, order, told, now, status="SETTLED", charges=charges)
-    event = events.settled(order, charges, at=now, bank_transaction_no=told.transaction_no)
+    _finish(connection, order, notification, now, status="SETTLED", charges=charges)
+    event = events.settled(order, charges, at=now, bank_transaction_no=notification.transaction_no)
     record(connection, [Outgoing(event=event, version=order.version + 1, correlation=order.order_no)])
 
 
@@ -273,24 +282,24 @@ def _rule(order: Row[Any], what: Literal["fee", "cost"]) -> FeeRule:
     )
 
 
-def fail_payment(connection: Connection, order: Row[Any], told: BankNotification, *, now: datetime) -> None:
+def fail_payment(connection: Connection, order: Row[Any], notification: BankNotification, *, now: datetime) -> None:
     """The order, locked by the caller, is FAILED, its limit is free again, and everybody is told, if the caller commits."""
-    reason = told.reason or "refused by the bank"
-    _finish(connection, order, told, now, status="FAILED", reason=reason)
+    reason = notification.reason or "refused by the bank"
+    _finish(connection, order, notification, now, status="FAILED", reason=reason)
     free_limit(connection, order.payer_no, order.limit_day, order.amount_fen)
     event = events.failed(order, reason=reason, at=now)
     record(connection, [Outgoing(event=event, version=order.version + 1, correlation=order.order_no)])
 
 
 def suspend_money(
-    connection: Connection, order: Row[Any] | None, told: BankNotification, *, reason: str, now: datetime
+    connection: Connection, order: Row[Any] | None, notification: BankNotification, *, reason: str, now: datetime
 ) -> None:
     """The bank's transaction is in suspense, once, and accounting is told, if the caller commits. May be repeated."""
     money = {
-        "bank_transaction_no": told.transaction_no,
-        "payment_no": told.payment_no,
-        "amount_fen": told.amount_fen,
-        "currency": told.currency,
+        "bank_transaction_no": notification.transaction_no,
+        "payment_no": notification.payment_no,
+        "amount_fen": notification.amount_fen,
+        "currency": notification.currency,
         "reason": reason,
         "recorded_at": now,
     }
@@ -300,14 +309,14 @@ def suspend_money(
     if order is not None:
         version = order.version + 1
         connection.execute(payment.update().where(payment.c.payment_no == order.payment_no).values(version=version))
-    correlation = order.order_no if order is not None else told.payment_no
+    correlation = order.order_no if order is not None else notification.payment_no
     record(connection, [Outgoing(event=events.suspended(money), version=version, correlation=correlation)])
 
 
 def _finish(
     connection: Connection,
     order: Row[Any],
-    told: BankNotification,
+    notification: BankNotification,
     now: datetime,
     *,
     status: str,
@@ -323,7 +332,7 @@ def _finish(
             "cost_fen": charges and charges.cost_fen,
             "points": charges and charges.points,
             "reason": reason,
-            "transaction_no": told.transaction_no,
+            "transaction_no": notification.transaction_no,
             "now": now,
         },
     )
