@@ -15,6 +15,7 @@ import faust
 from confluent_kafka import KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 from faust.app.base import BootStrategy
+from faust.tables import TableManager
 from faust.types import TP
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
@@ -41,6 +42,14 @@ class _Boot(BootStrategy):  # type: ignore[misc]
     enable_web = False
 
 
+class _NoTables(TableManager):  # type: ignore[misc]
+    """Faust's own waits a second for tables to be added before it lets the consumer subscribe; there are none."""
+
+    async def on_start(self) -> None:
+        await self._update_channels()
+        await self.recovery.start()
+
+
 class PipelineApp(faust.App):  # type: ignore[misc]
     """A Faust app that delivers batches through `Delivery`."""
 
@@ -65,6 +74,7 @@ class PipelineApp(faust.App):  # type: ignore[misc]
             broker=f"batch://{settings.kafka_bootstrap}",
             autodiscover=False,
             web_enabled=False,
+            TableManager=_NoTables,
             topic_disable_leader=True,
             topic_allow_declare=False,
             table_standby_replicas=0,
