@@ -25,7 +25,7 @@ from consumers.delivery.loop import Delivered, Delivery
 from consumers.delivery.messages import Slice
 from consumers.runtime.app import PipelineApp
 from consumers.runtime.worker import SWITCH_S
-from ops.cli.pipeline import current_settings
+from ops.cli.context import current_settings
 from outbox.clock import utc_now
 from outbox.database import engine_for
 from outbox.inbox import Log, begin_log

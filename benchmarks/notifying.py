@@ -12,7 +12,7 @@ import uvloop
 from aiohttp import web
 
 from consumers.notification.notifier.sender import run as run_sender
-from ops.cli.pipeline import current_settings
+from ops.cli.context import current_settings
 
 SINK_S = 0.02
 SILENT = "/silent"

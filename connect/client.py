@@ -39,7 +39,7 @@ class ConnectError(PayrelayError):
 
 
 class NoConnector(UnknownName):
-    """There is no connector of this name: payrelay connect apply."""
+    """There is no connector of this name: payrelay connect apply --execute."""
 
 
 class _BrokenOff(Exception):
@@ -255,7 +255,7 @@ def _refuse(code: int, message: str, request: str, stranger: str) -> None:
     method, path = request.split(" ", 1)
     name = unquote(path.removeprefix("/connectors/").partition("/")[0])
     if code == requests.codes.not_found and path.startswith("/connectors/") and name in message:
-        raise NoConnector(f"there is no connector {name}: payrelay connect apply")
+        raise NoConnector(f"there is no connector {name}: payrelay connect apply --execute")
     if code == requests.codes.not_found:
         raise Unreachable(f"{stranger}; it says: {message[:200]}")
     raise ConnectError(f"Kafka Connect: {method} {path}: {code} {message[:1000]}")

@@ -10,19 +10,19 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from prometheus_client import REGISTRY, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
-from uvicorn.server import ServerState
 
 from outbox.errors import Refused
-from outbox.http.limits import Connections, limits_of
-from outbox.http.protocol import server_config
-from outbox.settings import Settings
 from outbox.status import Condition
+
+if TYPE_CHECKING:
+    from outbox.http.limits import Connections
+    from outbox.settings import Settings
 
 PATH = "/metrics"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -51,6 +51,8 @@ def serve_metrics(settings: Settings) -> bool:
     host, port = settings.metrics_host, settings.metrics_port
     if not port:
         return False
+    from outbox.http.limits import Connections, limits_of  # a process without metrics starts without a server
+
     try:
         family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.create_server(place[:2], family=family)
@@ -85,6 +87,10 @@ def expose_condition(condition: Condition) -> None:
 
 
 async def _serve(listening: socket.socket, connections: Connections) -> None:
+    from uvicorn.server import ServerState
+
+    from outbox.http.protocol import server_config
+
     loop = asyncio.get_running_loop()
     config = server_config(_Exposition(), connections, lifespan="off", log_config=None)
     config.load()

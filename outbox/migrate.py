@@ -84,7 +84,7 @@ def ensure_slot(connection: Connection, slot: str, *, within_s: float = 60.0) ->
     if row is not None and not row.ours:
         raise Refused(
             f"the slot {slot} belongs to database {row.database}: nothing of this database would be published. "
-            "Set PAYRELAY_SLOT to a free name, then: payrelay migrate; payrelay connect apply"
+            "Set PAYRELAY_SLOT to a free name, then: payrelay migrate; payrelay connect apply --execute"
         )
     if row is not None:
         return False

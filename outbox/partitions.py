@@ -225,9 +225,9 @@ def _unpublished(connection: Connection, schema: str, day: date, slot: str) -> s
         {"slot": slot},
     ).first()
     if row is None:
-        return "the replication slot is lost: payrelay doctor --repair-slot"
+        return "the replication slot is lost: payrelay doctor --repair-slot --execute"
     if published_tables(connection) < PUBLISHED_TABLES:  # the slot may move on and publish nothing
-        return "the publication is not whole: payrelay doctor --repair-slot"
+        return "the publication is not whole: payrelay doctor --repair-slot --execute"
     if row.behind:
         return "the replication slot has not passed it"
     older = connection.execute(

@@ -1,4 +1,4 @@
-"""Settings: the only place that reads the environment. Every name below is `PAYRELAY_<NAME>` there.
+"""Settings: with outbox/environment.py the only place that reads the environment. Every name below is `PAYRELAY_<NAME>` there.
 
 Service addresses in `dsn` are `PAYRELAY_DSN__<SERVICE>`. DSNs are of the form postgresql://role:password@host:port/database.
 """
@@ -6,7 +6,6 @@ Service addresses in `dsn` are `PAYRELAY_DSN__<SERVICE>`. DSNs are of the form p
 from __future__ import annotations
 
 from ipaddress import IPv4Network, IPv6Network
-from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -14,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from outbox.clock import zone_of
+from outbox.environment import Environment as Environment
 from outbox.errors import Misused
 from schemas.numeric import parse_decimal, parse_whole
 
@@ -163,21 +163,3 @@ class Settings(BaseSettings):
             return self.dsn[role].get_secret_value()
         except KeyError:
             raise Misused(f"PAYRELAY_DSN__{role.upper()} is not set: docs/reference/settings.md") from None
-
-
-class Environment(BaseSettings):
-    """What the machine's environment says, beside payrelay's own settings."""
-
-    model_config = SettingsConfigDict(extra="ignore")
-
-    payrelay_home: Path | None = None
-    """Where stacks and programs lie; `.payrelay/` of the checkout by default."""
-    payrelay_stack: str = "local"
-    """Which stack the commands mean."""
-    payrelay_traceback: str = ""
-    """Whether a command that fails prints its traceback too; any text but 0."""
-    payrelay_condition_file: Path | None = None
-    """Where a part tells its supervisor how it is."""
-    java_home: Path | None = None
-    maven_repo_url: str = ""
-    path: str = ""

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+import typer
 
 from ops.stack.parts import tied
 from tests.waiting import eventually
@@ -51,9 +52,11 @@ def warm_commands(folder: Path, root: Path) -> Generator[Path]:
 
 def serve(address: str) -> None:
     """Every command that comes in has a process of its own."""
-    import ops.cli.app
     import ops.cli.failures
     import ops.offsets.plan  # noqa: F401 - for its imports
+    from ops.cli.app import app
+
+    list(typer.main.get_command(app).commands.values())  # type: ignore[attr-defined]
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listening:

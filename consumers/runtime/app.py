@@ -15,6 +15,7 @@ import faust
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from faust.app.base import BootStrategy
+from faust.tables import TableManager
 from sqlalchemy.exc import SQLAlchemyError
 
 from consumers.delivery.brake import Braked
@@ -42,6 +43,14 @@ logger = logging.getLogger(__name__)
 class _Boot(BootStrategy):  # type: ignore[misc]
     enable_kafka_producer = False
     enable_web = False
+
+
+class _NoTables(TableManager):  # type: ignore[misc]
+    """Faust's own waits a second for tables to be added before it lets the consumer subscribe; there are none."""
+
+    async def on_start(self) -> None:
+        await self._update_channels()
+        await self.recovery.start()
 
 
 class PipelineApp(faust.App):  # type: ignore[misc]
@@ -148,6 +157,7 @@ def _faust_options(settings: Settings) -> dict[str, Any]:
         "broker": f"batch://{settings.kafka_bootstrap}",
         "autodiscover": False,
         "web_enabled": False,
+        "TableManager": _NoTables,
         "topic_disable_leader": True,
         "topic_allow_declare": False,
         "table_standby_replicas": 0,

@@ -10,15 +10,17 @@ from uuid import UUID
 
 import typer
 
-from ops.cli.options import DAY_S, decimal
-from ops.cli.output import Format, Output, confirm, print_rows, say
-from ops.cli.pipeline import FORMATS, Zone, current_settings, span
+from ops.cli.context import current_settings
+from ops.cli.intent import is_meant
+from ops.cli.options import DAY_S, Execute, Output, Yes, decimal
+from ops.cli.output import Format, print_rows, say
+from ops.cli.times import FORMATS, Zone, span
 from outbox.clock import utc_now
 from outbox.errors import Refused, UnknownName
-from outbox.settings import Settings
 
 if TYPE_CHECKING:
     from connect.client import ConnectClient, ConnectorStatus
+    from outbox.settings import Settings
 
 app = typer.Typer(help="The outbox connector on Kafka Connect.", no_args_is_help=True)
 
@@ -43,15 +45,13 @@ def _print(status: ConnectorStatus, output: Format) -> None:
 
 @app.command()
 def apply(
-    execute: Annotated[
-        bool,
-        typer.Option(
-            "--execute/--dry-run", help="change it, which is done without either; or only show what would change"
-        ),
-    ] = True,
+    execute: Execute = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Bring the connector to its configuration, at once: validate, change, show the difference; with --dry-run only show it. Nothing happens if equal."""
+    """Bring the connector to its configuration: validate, show the difference, change it with --execute. Nothing happens if equal.
+
+    Exit code 1 without --execute if something would change.
+    """
     from connect.apply import apply_connector
 
     client, settings = _client()
@@ -59,7 +59,12 @@ def apply(
     print_rows(
         [{"key": key, "old": old, "new": new} for key, old, new in changes], output, columns=("key", "old", "new")
     )
-    say("nothing changed" if not changes else f"{len(changes)} values {'changed' if execute else 'would change'}")
+    if not changes:
+        say("nothing changed")
+    elif is_meant(f"{len(changes)} values would change", execute=execute, yes=True, does="changes them"):
+        say(f"{len(changes)} values changed")
+    else:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -139,8 +144,8 @@ def offsets_reset(
     export: Annotated[
         Path | None, typer.Option("--export", dir_okay=False, help="where what is noted now is kept first")
     ] = None,
-    execute: Annotated[bool, typer.Option("--execute", help="without it, only show what would be done")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    execute: Execute = False,
+    yes: Yes = False,
 ) -> None:
     """Forget Connect's note, or set it: stop, change, resume. The connector then reads on from the replication slot's position.
 
@@ -162,11 +167,8 @@ def offsets_reset(
         repair = plan_reset(settings, at=utc_now())
         say(f"the connector would be stopped and would emit {repair.rows} rows of the last {repair.minutes:.0f} minutes again, "
             f"{len(repair.missing)} of them for the first time; those known already are dropped")  # fmt: skip
-    if not execute:
-        say("nothing was done: --execute does it")
+    if not is_meant(execute=execute, yes=yes, question="stop, change and resume the connector?"):
         return
-    if not yes:
-        confirm("stop, change and resume the connector?")
     target = export or Path(f"{settings.connector}-offsets-{utc_now():%Y%m%dT%H%M%SZ}.json")
     try:
         with target.open("x") as file:  # never over an earlier one
@@ -204,8 +206,8 @@ def snapshot(
     within: Annotated[
         float, typer.Option("--within", parser=decimal(1, DAY_S), help="seconds to wait until all have come")
     ] = 300.0,
-    execute: Annotated[bool, typer.Option("--execute", help="without it, only show what would be done")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    execute: Execute = False,
+    yes: Yes = False,
     output: Output = Format.TABLE,
 ) -> None:
     """Emit kept outbox rows again, under the same event ids: whoever has applied an event drops the repeat.
@@ -230,10 +232,8 @@ def snapshot(
     ]
     print_rows(rows, output, columns=("outbox", "rows", "first", "last"))
     total = sum(map(len, found.values()))
-    if not execute:
-        say(f"{total} rows would be emitted again; nothing was done: --execute emits them")
+    ahead, question = f"{total} rows would be emitted again", f"emit {total} rows again?" if total else ""
+    if not is_meant(ahead, execute=execute, yes=yes, does="emits them", question=question):
         return
-    if total and not yes:
-        confirm(f"emit {total} rows again?")
     emit_again(settings, found, within_s=within)
     say(f"{total} events are on their topics again")

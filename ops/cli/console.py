@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ops.cli.context import current_settings, local_folder
 from ops.cli.output import say
-from ops.cli.pipeline import current_settings, local_folder
 from ops.console.users import Role
 
 app = typer.Typer()

@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Generator
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from ops.cli.local import Stack, setup, this_stack
-from ops.cli.options import decimal, whole
-from ops.cli.output import Format, Output, errors, print_json, print_line, print_rows, say
+from ops.cli.context import this_stack
+from ops.cli.local import setup
+from ops.cli.options import Output, Stack, decimal, whole
+from ops.cli.output import Format, print_json, print_line, print_rows, say
 from ops.stack.state import StackFolder
 from outbox.errors import Refused
-from outbox.settings import Settings
+
+if TYPE_CHECKING:
+    from outbox.settings import Settings
 
 STAGES = ("paid", "settled", "effects", "told")
 
@@ -72,6 +74,7 @@ def demo(
 def _running(stack: str, *, keep: bool) -> Generator[Settings]:
     """The stack is up meanwhile; what was started here ends here, also after Ctrl-C."""
     from ops.stack.control import down, up
+    from outbox.settings import Settings
 
     given = Settings()
     if given.kafka_bootstrap:
@@ -106,6 +109,10 @@ def _interrupt(_signum: int, _frame: object) -> NoReturn:
 
 @contextlib.contextmanager
 def _bars() -> Generator[Any]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+    from ops.cli.output import errors
+
     columns = (TextColumn("{task.description:>8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
         tasks: dict[str, TaskID] = {name: progress.add_task(name, total=None) for name in STAGES}
@@ -124,6 +131,3 @@ def _flat(content: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
         elif not isinstance(value, list):
             flat.append((prefix + name, value))
     return flat
-
-
-COMMANDS = (demo,)

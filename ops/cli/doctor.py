@@ -9,26 +9,33 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ops.cli.options import DAY_S, whole
-from ops.cli.output import Format, Output, Yes, confirm, print_rows, say
-from ops.cli.pipeline import current_settings, local_folder
+from ops.cli.context import current_settings, local_folder
+from ops.cli.intent import is_meant
+from ops.cli.options import DAY_S, Output, Yes, whole
+from ops.cli.output import Format, print_rows, say
+from ops.cli.times import FORMATS, Zone, instant
 from outbox.clock import utc_now
 
 if TYPE_CHECKING:
-    from ops.pipeline.upkeep import Upkeep
+    from ops.pipeline.upkeep_report import Upkeep
 
 
 def doctor(
-    repair: Annotated[bool, typer.Option("--repair-slot", help="mend a lost slot or publication")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair-slot", help="repair a lost slot or publication; shown, and done with --execute")
+    ] = False,
     since: Annotated[
         datetime | None,
         typer.Option(
             "--since",
-            formats=["%Y-%m-%dT%H:%M:%S%z"],
+            formats=FORMATS,
+            metavar="TIME",
             help="look for unpublished events from then on, e.g. 2026-11-23T08:00:00+0800",
         ),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    tz: Zone = "",
+    execute: Annotated[bool, typer.Option("--execute", help="of --repair-slot: repair; else it is only shown")] = False,
+    yes: Yes = False,
     output: Output = Format.TABLE,
 ) -> None:
     """Judge whether everything recorded arrives, and whether everything runs that should run. Exit code 1 if something is wrong.
@@ -38,14 +45,17 @@ def doctor(
     from ops.pipeline.checks import examine
     from ops.pipeline.repair import plan_repair, repair_slot
 
+    if execute and not repair:
+        raise typer.BadParameter("--execute goes with --repair-slot")
+    since = instant(since, tz)
     settings = current_settings()
     if repair:
         plan = plan_repair(settings, now=utc_now(), since=since)
         say(f"{len(plan.missing)} recorded events are on no topic")
         say(f"{plan.rows} rows of the last {plan.minutes:.0f} minutes will be emitted; those known already are dropped")
-        if not yes:
-            confirm("stop the connector, make slot and publication new, and emit them?")
-        repair_slot(settings, plan, say=say)
+        question = "stop the connector, make slot and publication new, and emit them?"
+        if is_meant(execute=execute, yes=yes, does="repairs slot and publication", question=question):
+            repair_slot(settings, plan, say=say)
     checks = examine(settings, now=utc_now(), folder=local_folder())
     print_rows([asdict(check) for check in checks], output)
     if not all(check.ok for check in checks):
@@ -82,11 +92,10 @@ def upkeep(
     if catch_up:
         plan = one_round(settings, now=utc_now(), catch_up=True, execute=False)
         print_rows(plan.rows(planned=True), output, columns=("what", "outcome"))
-        if not execute or not plan.dropped:
-            say(f"{len(plan.dropped)} days would be dropped; nothing was done: --execute drops them")
+        count = len(plan.dropped)
+        ahead, question = f"{count} days would be dropped", f"drop {count} days?"
+        if not is_meant(ahead, execute=execute and count > 0, yes=yes, does="drops them", question=question):
             raise typer.Exit(1 if plan.errors else 0)
-        if not yes:
-            confirm(f"drop {len(plan.dropped)} days?")
     while True:
         report = one_round(settings, now=utc_now(), catch_up=catch_up)
         _tell(report, output)
@@ -102,7 +111,7 @@ def upkeep(
 
 def _tell(report: Upkeep, output: Format) -> None:
     """A round's report is printed, and kept where `payrelay status` looks."""
-    from ops.pipeline.upkeep import REPORT
+    from ops.pipeline.upkeep_report import REPORT
 
     if (local := local_folder()) is not None:
         try:
@@ -111,6 +120,3 @@ def _tell(report: Upkeep, output: Format) -> None:
             say(f"the report is not written: {error}")
     print_rows(report.rows(), output, columns=("what", "outcome"))
     say(f"{report.at} {report.summary()}")
-
-
-COMMANDS = (doctor, upkeep)

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import typer
-
 from outbox.errors import Misused, PayrelayError, Unreachable
 
 UNFORESEEN = 1
@@ -62,14 +60,14 @@ def explained(error: BaseException) -> Failure:
 
 def traceback_of(error: BaseException) -> str:
     """Return an error's traceback where the environment asks for it; empty otherwise."""
-    from outbox.settings import Environment  # here: no command needs it that ends well
+    from outbox.environment import Environment  # here: no command needs it that ends well
 
     wanted = Environment().payrelay_traceback not in ("", "0")
     return "".join(traceback.format_exception(error)) if wanted else ""
 
 
 def _of_usage(error: BaseException) -> Failure | None:
-    if isinstance(error, typer.Abort):
+    if _is(error, "typer", "Abort"):
         return Failure("aborted, nothing was done", UNFORESEEN)
     if not hasattr(error, "format_message"):  # of click, which typer brings in a copy of its own
         return None
@@ -86,11 +84,10 @@ def _of_settings(error: BaseException) -> Failure | None:
             return Failure(f"a setting cannot be read: {_first_line(error)}: docs/reference/settings.md", USAGE)
         return None
     wrong: Any = error
-    if wrong.title not in ("Settings", "Environment"):
+    if wrong.title != "Settings":
         return None
-    front = "PAYRELAY_" if wrong.title == "Settings" else ""
     problems = "; ".join(
-        f"{front}{'__'.join(str(part) for part in problem['loc']).upper()}: {problem['msg']}"
+        f"PAYRELAY_{'__'.join(str(part) for part in problem['loc']).upper()}: {problem['msg']}"
         for problem in wrong.errors(include_url=False, include_input=False, include_context=False)
     )
     return Failure(f"{problems}: docs/reference/settings.md", USAGE)

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ops.cli.options import DAY_S, decimal, whole
-from ops.cli.output import Format, Output, Yes, confirm, print_rows, say
-from ops.cli.pipeline import FORMATS, current_settings, zoned
+from ops.cli.context import current_settings
+from ops.cli.intent import is_meant
+from ops.cli.options import DAY_S, Output, Yes, decimal, whole
+from ops.cli.output import Format, print_rows, say
+from ops.cli.times import FORMATS, Zone, instant, span
 from outbox.clock import utc_now
 from schemas.money import AMOUNT_FEN_MAX, CNY
 from schemas.numeric import parse_whole
@@ -41,9 +43,10 @@ def statement(
     account: Annotated[str, typer.Argument(help="e.g. bank_clearing, fee_income, suspense, merchant_payable:M1")],
     begin: Annotated[
         datetime | None,
-        typer.Option("--from", formats=FORMATS, metavar="TIME", help="in PAYRELAY_ZONE if none is given"),
+        typer.Option("--from", formats=FORMATS, metavar="TIME", help="from then on"),
     ] = None,
     end: Annotated[datetime | None, typer.Option("--to", formats=FORMATS, metavar="TIME", help="not included")] = None,
+    tz: Zone = "",
     currency: Annotated[str, typer.Option("--currency")] = CNY,
     output: Output = Format.TABLE,
 ) -> None:
@@ -51,12 +54,9 @@ def statement(
     from ops.ledger.reads import statement as lines_of
     from ops.pipeline.health import reader_engine
 
-    settings = current_settings()
-    begin, end = zoned(settings, begin), zoned(settings, end)
-    if begin and end and begin > end:
-        raise typer.BadParameter("--from lies after --to")
+    begin, end = span(begin, end, tz)
     _require_account(account)
-    with reader_engine(settings).connect() as connection:
+    with reader_engine(current_settings()).connect() as connection:
         lines = lines_of(connection, account, currency=currency, begin=begin, end=end)
     print_rows([asdict(line) for line in lines], output)
     if len(lines) == 2 and not lines[0].balance_fen:
@@ -68,15 +68,15 @@ def trial_balance(
     at: Annotated[
         datetime | None, typer.Option("--at", formats=FORMATS, metavar="TIME", help="of the facts before then")
     ] = None,
+    tz: Zone = "",
     output: Output = Format.TABLE,
 ) -> None:
     """Show every account's sums, now or at a time. Exit code 1 unless debits equal credits in every currency."""
     from ops.ledger.reads import trial_balance as balances_of
     from ops.pipeline.health import reader_engine
 
-    settings = current_settings()
-    at = zoned(settings, at)
-    with reader_engine(settings).connect() as connection:
+    at = instant(at, tz)
+    with reader_engine(current_settings()).connect() as connection:
         balances = balances_of(connection, at=at)
     print_rows(
         [asdict(one) for one in balances],
@@ -154,11 +154,10 @@ def reverse(
     with _accounting() as connection:
         voucher = reversal_of(connection, voucher_no, reason=reason, actor=actor, at=at)
     _show(voucher.entries, output)
-    posted_no = None
-    if _is_meant(execute, yes):
+    if is_meant(execute=execute, yes=yes, does="posts it", question="post it?"):
         with _accounting() as connection:
             posted_no = reverse_voucher(connection, voucher_no, reason=reason, actor=actor, at=at)
-    _say_posted(posted_no)
+        say(f"posted as voucher {posted_no}")
 
 
 @app.command()
@@ -183,11 +182,10 @@ def correct(
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
     _show(voucher.entries, output)
-    posted_no = None
-    if _is_meant(execute, yes):
+    if is_meant(execute=execute, yes=yes, does="posts it", question="post it?"):
         with _accounting() as connection:
             posted_no = correct_voucher(connection, voucher_no, entries, reason=reason, actor=actor, at=at)
-    _say_posted(posted_no)
+        say(f"posted as voucher {posted_no}")
 
 
 def _accounting() -> AbstractContextManager[Connection]:
@@ -234,13 +232,3 @@ def _require_account(account: str) -> None:
 
 def _show(entries: Sequence[Entry], output: Format) -> None:
     print_rows([asdict(entry) for entry in entries], output)
-
-
-def _is_meant(execute: bool, yes: bool) -> bool:
-    if execute and not yes:
-        confirm("post it?")
-    return execute
-
-
-def _say_posted(posted_no: int | None) -> None:
-    say("nothing is posted: --execute posts it" if posted_no is None else f"posted as voucher {posted_no}")

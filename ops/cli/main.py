@@ -23,7 +23,6 @@ def main() -> None:
     if is_ours := signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))  # nothing has begun: no import is to be unwound
     try:
-        from ops.cli.app import app
         from ops.cli.failures import explained, traceback_of
         from ops.cli.output import discard_output, open_channels, say
     finally:
@@ -31,7 +30,7 @@ def main() -> None:
             signal.signal(signal.SIGINT, signal.default_int_handler)
     open_channels()
     try:
-        code = _run(app, sys.argv[1:])
+        code = _run(sys.argv[1:])
         sys.stdout.flush()
     except KeyboardInterrupt:
         code = INTERRUPTED
@@ -50,13 +49,33 @@ def main() -> None:
     sys.exit(code)
 
 
-def _run(app: Any, arguments: list[str]) -> int:
+def _run(arguments: list[str]) -> int:
     """Return a command's exit code; what it raises is raised."""
     from ops.cli.failures import require_text
 
     require_text(arguments)
+    if arguments[:1] == ["worker"] and not any(argument.startswith("-") for argument in arguments):
+        from ops.cli.worker import run  # nothing is to be parsed, and a worker pays for no parser
+
+        return run(arguments[1:])
+    if arguments == ["status"]:  # as above: the parser imports pydantic for options
+        return _status()
+    from ops.cli.app import app
+
     code = app(args=arguments, prog_name="payrelay", standalone_mode=False)
     return code if isinstance(code, int) else 0
+
+
+def _status() -> int:
+    import typer
+
+    from ops.cli.status import status
+
+    try:
+        status()
+    except typer.Exit as end:
+        return end.exit_code
+    return 0
 
 
 def __getattr__(name: str) -> Any:

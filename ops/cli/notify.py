@@ -10,11 +10,12 @@ from uuid import UUID
 import typer
 
 from consumers.notification.notifier.filter import STATUSES, Filter
-from ops.cli.options import whole
-from ops.cli.output import Execute, Format, Output, Yes, confirm, print_json, print_rows, say
-from ops.cli.pipeline import FORMATS, current_settings, zoned
+from ops.cli.context import current_settings
+from ops.cli.intent import is_meant
+from ops.cli.options import Execute, Output, Yes, whole
+from ops.cli.output import Format, print_json, print_rows, say
+from ops.cli.times import FORMATS, Zone, instant, span
 from outbox.errors import UnknownName
-from outbox.settings import Settings
 
 app = typer.Typer(help="Notifications: what merchants are told, and the platform by the bank.", no_args_is_help=True)
 rule = typer.Typer(help="Rules: when a notification is sent again.", no_args_is_help=True)
@@ -55,6 +56,7 @@ def list_(
     http_status: HttpStatus = "",
     begin: Begin = None,
     end: End = None,
+    tz: Zone = "",
     blocked: Annotated[bool, typer.Option("--blocked", help="receivers that are paused or blocked instead")] = False,
     limit: Annotated[int, typer.Option("--limit", parser=whole(1, 100_000))] = 100,
     output: Output = Format.TABLE,
@@ -64,7 +66,7 @@ def list_(
     from ops.pipeline.health import reader_engine
 
     settings = current_settings()
-    wanted = _filter(settings, queue, status, merchant, order, payment, http_status, begin, end)
+    wanted = _filter(queue, status, merchant, order, payment, http_status, *span(begin, end, tz))
     with reader_engine(settings).connect() as connection:
         if blocked:
             found = lanes(connection)
@@ -100,6 +102,7 @@ def resend(
     http_status: HttpStatus = "",
     begin: Begin = None,
     end: End = None,
+    tz: Zone = "",
     limit: Annotated[int, typer.Option("--limit", parser=whole(1, 100_000))] = 1_000,
     execute: Execute = False,
     yes: Yes = False,
@@ -115,7 +118,7 @@ def resend(
     from ops.pipeline.health import reader_engine
 
     settings = current_settings()
-    wanted = _filter(settings, queue, status, merchant, order, payment, http_status, begin, end, identity=identity)
+    wanted = _filter(queue, status, merchant, order, payment, http_status, *span(begin, end, tz), identity=identity)
     if wanted == Filter():
         raise typer.BadParameter("name an ID, or choose with --status, --merchant, --order, --from and so on")
     _require(reason)
@@ -126,10 +129,10 @@ def resend(
         raise UnknownName(f"no notification {identity} of these: payrelay notify list")
     if not execute:
         print_rows([asdict(row) for row in chosen], output, columns=tuple(RecordRow.__dataclass_fields__), less=LESS)
-        say(f"{len(chosen)} of {total} notifications would be sent again; nothing was done: --execute sends them")
+    count = f"{len(chosen)} of {total} notifications"
+    question = f"send {count} again?" if chosen else ""
+    if not is_meant(f"{count} would be sent again", execute=execute, yes=yes, does="sends them", question=question):
         return
-    if chosen and not yes:
-        confirm(f"send {len(chosen)} of {total} notifications again?")
     done = list(resend_chosen(settings, chosen, reason=reason, actor=operator()))
     with reader_engine(settings).connect() as connection:
         held = held_up(connection, [row.id for row, due in done if due])
@@ -183,11 +186,10 @@ def _turn(merchant: str, reason: str, queue: str, *, execute: bool, yes: bool, p
         require_receiver(connection, queue, merchant)
         held = waiting(connection, merchant)
     word = "paused" if pauses else "resumed"
-    if not execute:
-        say(f"{merchant} would be {word} in {queue}; {held} notifications wait; nothing was done: --execute does it")
+    ahead = f"{merchant} would be {word} in {queue}; {held} notifications wait"
+    question = f"{merchant}, for whom {held} notifications wait, is to be {word}?"
+    if not is_meant(ahead, execute=execute, yes=yes, question=question):
         return
-    if not yes:
-        confirm(f"{merchant}, for whom {held} notifications wait, is to be {word}?")
     act = pause_receiver if pauses else resume_receiver
     news = act(settings, queue, merchant, reason=reason, actor=operator())
     say(f"{merchant} is {word} in {queue}" + ("" if news else ", as it was"))
@@ -196,6 +198,7 @@ def _turn(merchant: str, reason: str, queue: str, *, execute: bool, yes: bool, p
 @app.command()
 def lateness(
     begin: Begin = None,
+    tz: Zone = "",
     queue: Queue = "",
     output: Output = Format.TABLE,
 ) -> None:
@@ -207,7 +210,7 @@ def lateness(
     settings = current_settings()
     if queue:
         service_of(queue)
-    since = zoned(settings, begin)
+    since = instant(begin, tz)
     with reader_engine(settings).connect() as connection:
         rows = lateness_of(connection, begin=since, queue=queue)
     print_rows([asdict(row) for row in rows], output, columns=tuple(LatenessRow.__dataclass_fields__))
@@ -229,21 +232,20 @@ def rule_explain(
         str, typer.Argument(metavar="RULE", help='JSON such as {"1": 0, "2": 1, "3": "30m"}, or a queue\'s name')
     ],
     at: Annotated[datetime | None, typer.Option("--at", formats=FORMATS, metavar="TIME", help="made then")] = None,
+    tz: Zone = "",
     output: Output = Format.TABLE,
 ) -> None:
     """Print a rule's timetable: each attempt, how long after the one before, and when. Numbers are minutes."""
     from consumers.notification.queues import QUEUES
     from consumers.notification.rules import parse_rule, timetable
 
-    made_at = at
+    made_at = instant(at, tz)
     if text in QUEUES:
         from ops.notifications.operations import queues
         from ops.pipeline.health import reader_engine
 
         with reader_engine(current_settings()).connect() as connection:
             [text] = [row["rule"] for row in queues(connection) if row["queue"] == text]
-    if at is not None and at.tzinfo is None:
-        made_at = zoned(current_settings(), at)
     rows: list[dict[str, Any]] = []
     for turn in timetable(parse_rule(text)):
         rows.append({"attempt": turn.attempt, "after": str(turn.after), "since_made": str(turn.since_made)})
@@ -267,12 +269,10 @@ def rule_set(
 
     service_of(queue)
     _require(reason)
-    rule_explain(text, None, output)
-    if not execute:
-        say(f"{queue} would have this rule; nothing was done: --execute sets it")
+    rule_explain(text, output=output)
+    ahead, question = f"{queue} would have this rule", f"set {queue}'s rule?"
+    if not is_meant(ahead, execute=execute, yes=yes, does="sets it", question=question):
         return
-    if not yes:
-        confirm(f"set {queue}'s rule?")
     change_rule(current_settings(), queue, text, reason=reason, actor=operator())
     say(f"{queue} has this rule from now on")
 
@@ -283,7 +283,6 @@ def _require(reason: str) -> None:
 
 
 def _filter(
-    settings: Settings,
     queue: str,
     status: str,
     merchant: str,
@@ -306,6 +305,6 @@ def _filter(
         order_no=order,
         payment_no=payment,
         http_status=http_status.lower(),
-        begin=zoned(settings, begin),
-        end=zoned(settings, end),
+        begin=begin,
+        end=end,
     )

@@ -13,29 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ops.cli.options import whole
-from ops.cli.output import (
-    Execute,
-    Format,
-    Output,
-    Yes,
-    confirm,
-    console,
-    legible,
-    print_json,
-    print_rows,
-    reader_has_gone,
-    say,
-)
-from ops.cli.pipeline import current_settings, local_folder
+from ops.cli.context import current_settings, local_folder
+from ops.cli.intent import is_meant
+from ops.cli.options import Execute, Output, Yes, whole
+from ops.cli.output import Format, legible, print_json, print_rows, reader_has_gone, say
 from outbox.clock import utc_now, zone_of
 from outbox.quoting import positional, quoted
-from outbox.settings import Settings
 from schemas.numeric import WHOLE_MAX
 
 if TYPE_CHECKING:
     from ops.offsets.plan import Plan, Scope, View
     from ops.offsets.wishes import Asked
+    from outbox.settings import Settings
 
 app = typer.Typer(
     help="Where consumer groups stand, and moving them: any group, on any Kafka; of ours, `progress` and Kafka together. "
@@ -104,12 +93,18 @@ def describe(
     while True:
         view = look(settings, group, scope)
         _require_known(view)
-        if watch and console.is_terminal:
-            console.clear()
+        if watch and sys.stdout.isatty():
+            _clear_screen()
         _print_view(settings, view, output, only_lagging=only_lagging)
         if not watch or reader_has_gone():
             return
         time.sleep(WATCH_S)
+
+
+def _clear_screen() -> None:
+    from ops.cli.output import console
+
+    console.clear()
 
 
 def _require_known(view: View) -> None:
@@ -284,12 +279,11 @@ def delete(
         raise UnknownName(f"{group} has no offset of {topic!r}")
     rows = [{"topic": place[0], "partition": place[1], "offset": offset} for place, offset in sorted(doomed.items())]
     print_rows(rows, output, columns=("topic", "partition", "offset"))
-    if not execute:
-        say("nothing was done: --execute deletes them")
+    if execute:
+        require_inactive(settings, group, how=_how_to_stop(settings, group), within=_duration(wait))
+    question = f"delete {len(doomed)} offsets{'' if topic else ' and the group'}?"
+    if not is_meant(execute=execute, yes=yes, does="deletes them", question=question):
         return
-    require_inactive(settings, group, how=_how_to_stop(settings, group), within=_duration(wait))
-    if not yes:
-        confirm(f"delete {len(doomed)} offsets{'' if topic else ' and the group'}?")
     path = _undo_path(settings, group, undo_file)
     if topic:
         say(delete_topic(settings, group, topic, programs=installed_programs(_home()), undo=path))
@@ -308,14 +302,14 @@ def peek(
     partitions: Partitions = "",
     output: Output = Format.TABLE,
 ) -> None:
-    """Show the records around a group's position, in each partition; of ours, what has become of each event."""
+    """Show the messages around a group's position with their bodies, in each partition; of ours, what has become of each event."""
     from ops.offsets.peek import COLUMNS, peek_rows
     from ops.offsets.plan import look
 
     settings = current_settings()
     view = look(settings, group, _scope(settings, group, topic, partitions))
     _require_known(view)
-    rows = peek_rows(settings, view, before=before, after=after)
+    rows = peek_rows(settings, view, before=before, after=after, whole=output is not Format.TABLE)
     print_rows(rows, output, columns=COLUMNS if view.ours else tuple(name for name in COLUMNS if name != "fate"))
 
 
@@ -361,13 +355,11 @@ def _plan_and_move(settings: Settings, group: str, asked: Asked, scope: Scope | 
     print_rows(plan_rows(made), how.output, columns=plan_columns(made))
     for line in plan_lines(made):
         say(line)
-    if not how.execute:
-        if view.group.is_active:
-            say(f"the group is active, and would be refused. {_how_to_stop(settings, group)}")
-        say("nothing was done: --execute moves the group")
+    if not how.execute and view.group.is_active:
+        say(f"the group is active, and would be refused. {_how_to_stop(settings, group)}")
+    if not is_meant(execute=how.execute, yes=how.yes, does="moves the group", question=f"move {group}?"):
         return
-    if not how.yes:
-        confirm(f"move {group}?")
+    if not how.yes:  # the answer took its time
         require_inactive(settings, group, how=_how_to_stop(settings, group))
     undo_path = _undo_path(settings, group, how.undo_file)
     differences = execute(settings, made, undo_path)
@@ -489,7 +481,7 @@ def _map(text: str, topics: list[str] | None) -> dict[tuple[str, int], int] | No
 
 
 def _home() -> Path:
-    from ops.cli.local import this_stack
+    from ops.cli.context import this_stack
 
     return this_stack().home
 

@@ -1,15 +1,22 @@
-"""What numbers options take: `parser=whole(1, 100)`, `parser=decimal(0, 60)`. All are read by schemas.numeric."""
+"""Options that many commands have, and what numbers options take: `parser=whole(1, 100)`, `parser=decimal(0, 60)`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from decimal import Decimal
+from typing import Annotated
 
 import typer
 
+from ops.cli.output import Format
 from schemas.numeric import WHOLE_MAX, parse_decimal, parse_whole
 
 DAY_S = 86_400
+
+Output = Annotated[Format, typer.Option("-o", "--output", help="table, json or csv")]
+Execute = Annotated[bool, typer.Option("--execute", help="without it, only show what would be done")]
+Yes = Annotated[bool, typer.Option("--yes", help="do not ask")]
+Stack = Annotated[str, typer.Option("--stack", help="which stack; several may run side by side")]
 
 
 def whole(low: int = 0, high: int = WHOLE_MAX) -> Callable[[str | int], int]:

@@ -18,12 +18,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-import typer
-from rich.cells import cell_len
-from rich.console import Console
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class Format(StrEnum):
@@ -34,11 +32,6 @@ class Format(StrEnum):
     CSV = "csv"
 
 
-Output = Annotated[Format, typer.Option("-o", "--output", help="table, json or csv")]
-
-Execute = Annotated[bool, typer.Option("--execute", help="without it, only show what would be done")]
-Yes = Annotated[bool, typer.Option("--yes", help="do not ask")]
-
 PIPE_WIDTH = 10_000
 """Columns where standard output is no terminal: nothing is cut or wrapped that a program or a file is to read."""
 PROSE_MIN = 16
@@ -47,10 +40,29 @@ COMMAND = "payrelay "
 GAP = 2
 """Spaces between two columns."""
 
-console = Console(
-    width=None if sys.stdout and sys.stdout.isatty() else PIPE_WIDTH, soft_wrap=True, emoji=False, markup=False
-)
-errors = Console(stderr=True, soft_wrap=True, emoji=False)
+if TYPE_CHECKING:
+    console: Console
+    """Of standard output."""
+    errors: Console
+    """Of standard error."""
+else:
+
+    def __getattr__(name):
+        """`console` and `errors` are made when they are first used: most commands print plain lines, and rich takes a tenth of a second."""
+        if name not in ("console", "errors"):
+            raise AttributeError(name)
+        from rich.console import Console
+
+        if name == "errors":
+            made = Console(stderr=True, soft_wrap=True, emoji=False)
+        else:
+            width = None if _is_terminal() else PIPE_WIDTH
+            made = Console(width=width, soft_wrap=True, emoji=False, markup=False)
+        return globals().setdefault(name, made)
+
+
+def _is_terminal() -> bool:
+    return bool(sys.stdout and sys.stdout.isatty())
 
 
 def print_rows(
@@ -82,18 +94,34 @@ def print_json(content: object) -> None:
     sys.stdout.write(text.replace("\x7f", "\\u007f") + "\n")  # the only control character that JSON leaves as it is
 
 
+def json_line(content: object) -> str:
+    """Return the content as JSON in one line, in ASCII: nothing of it steers a terminal."""
+    return json.dumps(content, default=_plain).replace("\x7f", "\\u007f")
+
+
 def print_line(text: str) -> None:
     """The text is a line on standard output."""
-    console.print(legible(text), highlight=False)
+    _write_line(legible(text))
+
+
+def _write_line(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def say(message: str) -> None:
     """The message is a line on standard error, so that standard output stays what was asked for."""
-    errors.print(legible(message), markup=False, highlight=False)
+    if (shown := globals().get("errors")) is not None:  # it may have a bar in its last line
+        shown.print(legible(message), markup=False, highlight=False)
+    else:
+        sys.stderr.write(legible(message) + "\n")
+        sys.stderr.flush()
 
 
 def confirm(question: str) -> None:
     """The operator has said yes. Raises Abort otherwise."""
+    import typer
+
     typer.confirm(legible(question), abort=True, err=True)
 
 
@@ -197,9 +225,34 @@ class Column:
 
 def _print_table(names: Sequence[str], rows: Sequence[Mapping[str, Any]], less: Collection[str]) -> None:
     cells = [{name: legible(_text(row.get(name))) for name in names} for row in rows]
-    whole = cells
     columns = [_measured(name, cells) for name in names]
-    if cells and sum(column.natural + GAP for column in columns) - GAP > console.width:
+    is_narrow = _is_terminal() or "console" in globals() or _width_of(columns) > PIPE_WIDTH
+    if not is_narrow:
+        for line in plain_table(columns, cells):
+            _write_line(line)
+    else:
+        _print_within(columns, rows, cells, less)
+
+
+def plain_table(columns: Sequence[Column], cells: Cells) -> list[str]:
+    """Return a table's lines where nothing limits their width; as rich prints them, which need not be imported for it."""
+    widths = {column.name: column.natural for column in columns}
+    gap = " " * GAP
+    return [
+        gap.join(row[name] + " " * (width - _cell_len(row[name])) for name, width in widths.items())
+        for row in ({name: name for name in widths}, *cells)
+    ]
+
+
+def _print_within(
+    columns: list[Column], rows: Sequence[Mapping[str, Any]], whole: Cells, less: Collection[str]
+) -> None:
+    """The table is on standard output, within the console's width."""
+    from rich.table import Table
+
+    console: Console = sys.modules[__name__].console
+    cells, names = whole, [column.name for column in columns]
+    if cells and _width_of(columns) > console.width:
         cells = [{name: legible(_text(_to_the_second(row.get(name)))) for name in names} for row in rows]
         columns = [_measured(name, cells) for name in names if any(row[name] for row in cells)]
     widths, left_out = fitting(columns, console.width, less=less)
@@ -217,16 +270,29 @@ def _print_table(names: Sequence[str], rows: Sequence[Mapping[str, Any]], less: 
         say(f"left out at {console.width} columns: {', '.join(left_out)}; -o json has all")
 
 
+def _width_of(columns: Sequence[Column]) -> int:
+    return sum(column.natural + GAP for column in columns) - GAP
+
+
+def _cell_len(text: str) -> int:
+    """Return how many columns of a terminal a text takes."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
 def _measured(name: str, cells: Cells) -> Column:
     values = [name, *(row[name] for row in cells)]
-    natural = max(map(cell_len, values))
+    natural = max(map(_cell_len, values))
     word = max(map(_least, values))
     return Column(name=name, natural=natural, least=max(word, min(natural, PROSE_MIN)))
 
 
 def _least(value: str) -> int:
     """Return how narrow a value may be: its longest word, and all of a command, which is to be copied."""
-    return cell_len(value) if value.startswith(COMMAND) else max(map(cell_len, value.split(" ")))
+    return _cell_len(value) if value.startswith(COMMAND) else max(map(_cell_len, value.split(" ")))
 
 
 def fitting(
@@ -272,7 +338,7 @@ def block(row: Mapping[str, str], width: int) -> str:
     id     accounting:1
     error  it broke
     """
-    label = max(map(cell_len, row), default=0) + GAP
+    label = max(map(_cell_len, row), default=0) + GAP
     lines = []
     for name, value in row.items():
         beside = label + _least(value) <= width

@@ -9,11 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from ops.cli.options import whole
-from ops.cli.output import Execute, Format, Output, Yes, confirm, print_json, print_rows, say
-from ops.cli.pipeline import FORMATS, current_settings, zoned
+from ops.cli.context import current_settings
+from ops.cli.intent import is_meant
+from ops.cli.options import Execute, Output, Yes, whole
+from ops.cli.output import Format, print_json, print_rows, say
+from ops.cli.times import FORMATS, Zone, span
 from outbox.errors import UnknownName
-from outbox.settings import Settings
 
 app = typer.Typer(help="Events that a consumer could not apply, and what waits behind them.", no_args_is_help=True)
 
@@ -38,6 +39,7 @@ def list_(
     cause: CauseOption = "",
     begin: Begin = None,
     end: End = None,
+    tz: Zone = "",
     events: Annotated[bool, typer.Option("--events", help="the events themselves, oldest first")] = False,
     limit: Limit = 100,
     output: Output = Format.TABLE,
@@ -48,7 +50,7 @@ def list_(
     from ops.pipeline.health import reader_engine
 
     settings = current_settings()
-    wanted = _filter(settings, consumer=consumer, key=key, type=type_, cause=cause, begin=begin, end=end)
+    wanted = _filter(consumer=consumer, key=key, type=type_, cause=cause, between=span(begin, end, tz))
     with reader_engine(settings).connect() as connection:
         found = counts(connection, wanted)
         rows: list[Count] | list[ParkedRow] = parked_events(connection, wanted, limit=limit) if events else found
@@ -78,6 +80,7 @@ def retry(
     cause: CauseOption = "",
     begin: Begin = None,
     end: End = None,
+    tz: Zone = "",
     limit: Annotated[int, typer.Option("--limit", parser=whole(1, 10_000), help="keys at most")] = 1_000,
     reason: Annotated[str, typer.Option("--reason", help="kept in the audit table")] = "",
     execute: Execute = False,
@@ -95,7 +98,7 @@ def retry(
 
     settings = current_settings()
     wanted = _filter(
-        settings, identity=identity, consumer=consumer, key=key, type=type_, cause=cause, begin=begin, end=end
+        identity=identity, consumer=consumer, key=key, type=type_, cause=cause, between=span(begin, end, tz)
     )
     with reader_engine(settings).connect() as connection:
         chosen = queues(connection, wanted, limit=limit)
@@ -104,10 +107,9 @@ def retry(
     if not execute:
         rows = [asdict(queue) | {"key": queue.legible_key} for queue in chosen]
         print_rows(rows, output, columns=("id", "consumer", "key", "events", "cause", "type", "error"))
-        say("nothing was done: --execute retries them")
+    question = "retry them?" if chosen else ""
+    if not is_meant(execute=execute, yes=yes, does="retries them", question=question):
         return
-    if chosen and not yes:
-        confirm("retry them?")
     act = Act(action=Action.RETRY, actor=operator(), reason=reason)
     rows = [
         {"id": queue.id, "consumer": queue.consumer, "key": queue.legible_key, **asdict(drained)}
@@ -130,6 +132,7 @@ def skip(
     cause: CauseOption = "",
     begin: Begin = None,
     end: End = None,
+    tz: Zone = "",
     limit: Limit = 1_000,
     execute: Execute = False,
     yes: Yes = False,
@@ -147,7 +150,7 @@ def skip(
 
     settings = current_settings()
     wanted = _filter(
-        settings, identity=identity, consumer=consumer, key=key, type=type_, cause=cause, begin=begin, end=end
+        identity=identity, consumer=consumer, key=key, type=type_, cause=cause, between=span(begin, end, tz)
     )
     if wanted == Filter():
         raise typer.BadParameter("name an ID, or choose with --consumer, --key, --type, --cause, --from, --to")
@@ -158,11 +161,10 @@ def skip(
         behind = sum(queue.events for queue in queues(connection, wanted, limit=limit)) - len(chosen)
     _require_there(identity, chosen)
     print_rows([asdict(row) for row in chosen], output, columns=tuple(ParkedRow.__dataclass_fields__), less=LESS)
-    if not execute:
-        say(f"{len(chosen)} parked events would be skipped; nothing was done: --execute skips them")
+    ahead = f"{len(chosen)} parked events would be skipped"
+    question = f"skip {len(chosen)} events, which will then not be applied?" if chosen else ""
+    if not is_meant(ahead, execute=execute, yes=yes, does="skips them", question=question):
         return
-    if chosen and not yes:
-        confirm(f"skip {len(chosen)} events, which will then not be applied?")
     skipped = skip_events(settings, chosen, Act(action=Action.SKIP, actor=operator(), reason=reason))
     say(f"{skipped} skipped, kept in parked_audit")
     if behind > 0:
@@ -175,9 +177,9 @@ def _require_there(identity: str, chosen: Sequence[object]) -> None:
         raise UnknownName(f"no event {identity} of these is parked: payrelay parked list --events")
 
 
-def _filter(settings: Settings, *, begin: datetime | None, end: datetime | None, **given: str) -> Any:
+def _filter(*, between: tuple[datetime | None, datetime | None], **given: str) -> Any:
     from ops.delivery.parked import Filter, place_of
 
     if given.get("identity"):
         place_of(given["identity"])
-    return Filter(**given, begin=zoned(settings, begin), end=zoned(settings, end))
+    return Filter(**given, begin=between[0], end=between[1])

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ops.cli.options import whole
-from ops.cli.output import Format, Output, confirm, print_json, print_rows, say
-from ops.cli.pipeline import current_settings
+from ops.cli.context import current_settings
+from ops.cli.intent import is_meant
+from ops.cli.options import Output, Yes, whole
+from ops.cli.output import Format, print_json, print_rows, say
 from schemas.numeric import parse_whole
 
 if TYPE_CHECKING:  # commands import what they run: --help is quick
@@ -28,8 +29,9 @@ def reconcile(
     grace: Annotated[
         str, typer.Option("--grace", metavar="SPAN", help="what is younger may be on its way: 30s, 10m, 2h, 1d")
     ] = "10m",
-    fix: Annotated[bool, typer.Option("--fix", help="show what would mend it, ask, and do it")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    fix: Annotated[bool, typer.Option("--fix", help="show what would fix it; done with --execute")] = False,
+    execute: Annotated[bool, typer.Option("--execute", help="of --fix: fix it; else it is only shown")] = False,
+    yes: Yes = False,
     limit: Annotated[
         int, typer.Option("--limit", parser=whole(1, 100_000), help="findings of a kind that a table names")
     ] = 20,
@@ -41,11 +43,13 @@ def reconcile(
     """
     from ops.reconcile.run import reconcile as run
 
+    if execute and not fix:
+        raise typer.BadParameter("--execute goes with --fix")
     settings = current_settings()
     span = span_of(grace)
     report = run(settings, full=full, grace=span)
     if fix and report.findings:
-        report = _mended(settings, report, grace=span, yes=yes)
+        report = _mended(settings, report, grace=span, execute=execute, yes=yes)
     show(report, output, limit=limit)
     if not report.is_clean:
         raise typer.Exit(1)
@@ -55,7 +59,7 @@ MENDED_S = 120.0
 """How long a step may take, and how long what was mended is waited for."""
 
 
-def _mended(settings: Settings, report: Report, *, grace: timedelta, yes: bool) -> Report:
+def _mended(settings: Settings, report: Report, *, grace: timedelta, execute: bool, yes: bool) -> Report:
     """The plan is shown, and done if it is wanted; returns how things are then."""
     from ops.delivery.parked import operator
     from ops.reconcile.mend import carry_out, plan, settle
@@ -66,8 +70,8 @@ def _mended(settings: Settings, report: Report, *, grace: timedelta, yes: bool) 
     if all(step.by_hand for step in steps):
         say("nothing of it can be mended from here")
         return report
-    if not yes:
-        confirm("do it?")
+    if not is_meant(execute=execute, yes=yes, does="fixes it", question="do it?"):
+        return report
     tried = []
     for mended in carry_out(settings, steps, actor=operator(), within_s=MENDED_S):
         if not mended.step.by_hand:
@@ -155,6 +159,3 @@ def _row(one: Finding) -> dict[str, Any]:
         "found": one.found,
         "mend": one.mend,
     }
-
-
-COMMANDS = (reconcile,)

@@ -37,6 +37,14 @@ OUTPUT = (
     "- Files of offsets (`offsets export`, undo files) are exact, since `kafka-consumer-groups` and `offsets reset --from-file` read them: open one that holds names of others in no spreadsheet.",
     "- A table that is wider than the terminal wraps words, then leaves columns out and says which, then prints a block for each row. Identifiers and commands are never cut. Into a pipe nothing is wrapped or left out.",
 )
+COMPLETION = (
+    "",
+    "## Completion",
+    "",
+    "`payrelay --install-completion` writes the completion of commands and options for the shell it is called from: bash, zsh, fish or PowerShell.",
+    "`payrelay --show-completion` only prints it, to be kept wherever your shell reads such things: for bash `payrelay --show-completion >>~/.bash_completion`.",
+    "It calls `payrelay`, which has to be on the PATH: `export PATH=$PWD/.venv/bin:$PATH`.",
+)
 
 TARGET = Path(__file__).resolve().parents[2] / "docs" / "reference" / "cli.md"
 
@@ -51,6 +59,7 @@ def rendered() -> str:
         "The stack is the local one, unless `PAYRELAY_KAFKA_BOOTSTRAP` names another.",
         *CODES,
         *OUTPUT,
+        *COMPLETION,
     ]
     for path, one in _commands(root, ""):
         lines += ["", f"## payrelay {path}", "", (one.help or "").strip().replace("\n\n", "\n"), ""]

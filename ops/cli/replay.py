@@ -12,17 +12,19 @@ from uuid import UUID
 
 import typer
 
-from ops.cli.options import whole
-from ops.cli.output import Execute, Format, Output, Yes, confirm, errors, legible, print_rows, say
-from ops.cli.pipeline import FORMATS, Zone, current_settings, span
+from ops.cli.context import current_settings
+from ops.cli.intent import is_meant
+from ops.cli.options import Execute, Output, Yes, whole
+from ops.cli.output import Format, legible, print_rows, say
+from ops.cli.times import FORMATS, Zone, span
 from outbox.quoting import quoted
-from outbox.settings import Settings
 
 if TYPE_CHECKING:
     from consumers.delivery.redeliver import Redelivered
     from ops.rebuild.correct import Correction
     from ops.rebuild.feeding import Told
     from ops.rebuild.rebuild import Rebuilt
+    from outbox.settings import Settings
 
 app = typer.Typer(
     help="Events handed to a consumer once more, and its rows made again from them.", no_args_is_help=True
@@ -61,8 +63,8 @@ def redeliver(
         bool,
         typer.Option("--resend-external", help="also tell the outside again of what was applied, under the same ids"),
     ] = False,
-    execute: Annotated[bool, typer.Option("--execute", help="without it, only show what would be done")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    execute: Execute = False,
+    yes: Yes = False,
     output: Output = Format.TABLE,
 ) -> None:
     """Hand events to a consumer once more: what it has not applied is applied, what it has is dropped.
@@ -82,13 +84,12 @@ def redeliver(
     ahead = f"apply {total.applied}, tell the outside of {total.outside} for the first time and of {total.resent} again"
     if not execute:
         print_rows([_row(place, one) for place, one in foreseen.places.items()], output, columns=("place", *COUNTS))
-        say(f"would {ahead}; nothing was done: --execute does it")
+    question = f"{ahead}?" if total.applied or total.resent else ""
+    if not is_meant(f"would {ahead}", execute=execute, yes=yes, question=question):
         _tell(total)
         if not total.is_whole:
             raise typer.Exit(1)
         return
-    if (total.applied or total.resent) and not yes:
-        confirm(f"{ahead}?")
     outcome = carry_out(settings, consumer, window, from_outbox=from_outbox, resends_external=resend_external)
     print_rows([_row(consumer, outcome)], output, columns=("place", *COUNTS))
     _tell(outcome)
@@ -171,15 +172,13 @@ def _correct(
     chosen = corrections_of(rebuilt)
     rows = [_correction(one) for one in chosen]
     say(f"{_summary(rebuilt)}: {len(chosen)} corrections")
-    if execute and chosen:
-        if not yes:
-            print_rows(rows, output)
-            confirm(f"post {len(chosen)} corrections?")
+    if not execute or (chosen and not yes):
+        print_rows(rows, output)
+    if chosen and is_meant(execute=execute, yes=yes, does="posts it", question=f"post {len(chosen)} corrections?"):
         posted = correct(settings, rebuilt, chosen, reason=reason, actor=actor, at=utc_now())
         rows = [_correction(one) | {"done": done} for one, done in posted]
-    print_rows(rows, output)
-    if chosen and not execute:
-        say("nothing is posted: --execute posts it")
+    if execute:
+        print_rows(rows, output)
 
 
 def _correction(one: Correction) -> dict[str, object]:
@@ -202,11 +201,9 @@ def _switch(settings: Settings, rebuilt: Rebuilt, *, execute: bool, yes: bool) -
     with reader_engine(settings).connect() as connection:
         require_switchable(connection, rebuilt)
     tables = ", ".join(rebuilt.subject.tables)
-    if not execute:
-        say(f"nothing was done: --execute puts {tables} of {rebuilt.shadow.name} in the place of the live ones")
+    what = f"{tables} of {rebuilt.shadow.name} in the place of the live ones"
+    if not is_meant(execute=execute, yes=yes, does=f"puts {what}", question=f"put {what}?"):
         return
-    if not yes:
-        confirm(f"put {tables} of {rebuilt.shadow.name} in the place of the live ones?")
     with _progress("what has come since") as told:
         done = switch_tables(settings, rebuilt, told=told)
     say(f"switched in {done.held_s:.2f} s; {done.known} events known now, {done.unknown} no more, {done.parked} parked")
@@ -250,11 +247,8 @@ def drop(
         output,
         columns=("name", "purpose", "consumer", "at", "base"),
     )
-    if name and not execute:
-        say("nothing was done: --execute removes it")
-    elif name:
-        if not yes:
-            confirm(f"remove {name} with all its rows?")
+    question = f"remove {name} with all its rows?"
+    if name and is_meant(execute=execute, yes=yes, does="removes it", question=question):
         with owner_engine(settings).begin() as owner:
             drop_schema(owner, name)
         say(f"{name} is gone")
@@ -290,6 +284,8 @@ def _summary(rebuilt: Rebuilt) -> str:
 def _progress(what: str) -> Generator[Told]:
     """Give what shows how far it is: a bar on a terminal, else a line now and then."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ops.cli.output import errors
 
     if not errors.is_terminal:
         shown = 0

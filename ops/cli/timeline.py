@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ops.cli.output import Format, Output, print_json, print_line, print_rows, say
-from ops.cli.pipeline import current_settings
+from ops.cli.context import current_settings
+from ops.cli.options import Output
+from ops.cli.output import Format, print_json, print_line, print_rows, say
 from outbox.errors import UnknownName
 
 
@@ -47,6 +48,3 @@ def timeline(
     if holes := sum(not story.is_whole for story in stories):
         say(f"{holes} of {len(stories)} payments have something missing")
         raise typer.Exit(1)
-
-
-COMMANDS = (timeline,)

@@ -70,6 +70,20 @@ def read(settings: Settings, spans: Mapping[Place, range], **how: object) -> Gen
                 moved = time.monotonic()  # not before: the time that the caller took over them is not Kafka's
 
 
+def follow(settings: Settings, begins: Mapping[Place, int]) -> Generator[Message | None]:
+    """Give every record from these offsets on, as they come, without end; None whenever nothing has come for a moment.
+
+    Raises Unreachable where Kafka says that it cannot answer; while it is merely away, nothing comes.
+    """
+    with _looking(settings) as consumer:
+        consumer.assign([TopicPartition(*place, begin) for place, begin in begins.items()])
+        while True:
+            message = consumer.poll(POLL_S)
+            if message is not None and message.error():
+                raise KafkaException(message.error())
+            yield _readable(message) if message is not None else None
+
+
 def _readable(message: Message) -> Message:
     """Return the message with headers that can be read, as the processors read them (consumers/runtime/batches.py).
 

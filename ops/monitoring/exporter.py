@@ -31,10 +31,11 @@ from ops.pipeline.checks import days_ahead
 from ops.pipeline.health import beat_of, reader_engine, slot_of
 from ops.pipeline.positions import consumer_positions, lag_ages
 from outbox.clock import utc_now
+from outbox.environment import Environment
 from outbox.errors import Misused
 from outbox.metrics import serve_metrics
 from outbox.publication import PUBLISHED_TABLES, published_tables
-from outbox.settings import SERVICES, Environment, Settings
+from outbox.settings import SERVICES, Settings
 from outbox.status import Condition
 
 SCRAPE_S = 5.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from sys import maxsize
 from typing import Any
 
 from confluent_kafka import Message
@@ -26,19 +27,22 @@ LOOKED_MAX = 1_000_000
 """Offsets of a partition that are looked through, each way, for the records asked for: a compacted log has long stretches of none."""
 
 
-def peek_rows(settings: Settings, view: View, *, before: int, after: int) -> list[dict[str, Any]]:
+def peek_rows(settings: Settings, view: View, *, before: int, after: int, whole: bool = False) -> list[dict[str, Any]]:
     """Return a row for each of so many records before and after the group's position in each partition; the next one it reads is marked.
+
+    Keys, headers and bodies are cut where they are long, unless the whole is wanted.
 
     Our consumers read records of aborted and open transactions like any other; of other groups, the next one is the first that was
     committed.
     """
+    limit = maxsize if whole else SHOWN_MAX
     around = _around(settings, view.standings, before=before, after=after)
     transactions = _transactions(settings, around)
     if view.ours is None:
-        rows = [_row(message) for message in around]
+        rows = [_row(message, limit) for message in around]
     else:
         met = meet(reader_engine(settings), view.ours.processor, view.group.name, around)
-        rows = [_row(record.message) | {"fate": record.fate} for record in met]
+        rows = [_row(record.message, limit) | {"fate": record.fate} for record in met]
     for row in rows:
         row["transaction"] = transactions.get((row["topic"], row["partition"], row["offset"]), "")
     rows.sort(key=lambda row: (row["topic"], row["partition"], row["offset"]))
@@ -95,19 +99,18 @@ def _transactions(settings: Settings, messages: Sequence[Message]) -> dict[tuple
     }
 
 
-def _row(message: Message) -> dict[str, Any]:
+def _row(message: Message, limit: int) -> dict[str, Any]:
     headers = dict(message.headers() or [])
-    is_event = ID in headers
     return {
         "topic": message.topic(),
         "partition": message.partition(),
         "offset": message.offset(),
         "at": at(appended_at(message)),
-        "key": legible(message.key()),
-        "type": legible(headers.get(TYPE)),
-        "event": legible(headers.get(ID)),
-        "order": legible(headers.get(CORRELATION)),
-        "value": "" if is_event else legible(message.value()),
+        "key": legible(message.key(), limit),
+        "type": legible(headers.get(TYPE), limit),
+        "event": legible(headers.get(ID), limit),
+        "order": legible(headers.get(CORRELATION), limit),
+        "value": legible(message.value(), limit),
     }
 
 
@@ -124,12 +127,12 @@ def _marked(rows: list[dict[str, Any]], view: View) -> list[dict[str, Any]]:
     return rows
 
 
-def legible(content: bytes | None) -> str:
+def legible(content: bytes | None, limit: int = SHOWN_MAX) -> str:
     """Return bytes of anybody's as text that does nothing to a terminal, cut where it is long.
 
     >>> legible(b"P1"), legible(b"\\x1b[2J")
     ('P1', '\\\\x1b[2J')
     """
-    text = "" if content is None else content[: SHOWN_MAX * 4].decode(errors="backslashreplace")
+    text = "" if content is None else content[: min(limit, len(content)) * 4].decode(errors="backslashreplace")
     text = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
-    return text if len(text) <= SHOWN_MAX else text[: SHOWN_MAX - 1] + "…"
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -153,7 +153,7 @@ def is_repairing(connection: Connection) -> bool:
 # ---- for doctor ---------------------------------------------------------------------------------------------------
 
 
-REPAIR = "payrelay doctor --repair-slot"
+REPAIR = "payrelay doctor --repair-slot --execute"
 NO_CONNECTOR = "there is no connector of this name"
 
 
@@ -162,7 +162,7 @@ def check_positions(settings: Settings) -> Verdict:
     try:
         now = standing(settings, patience_s=3.0)
     except NoConnector:
-        return Verdict(False, NO_CONNECTOR, "payrelay connect apply")
+        return Verdict(False, NO_CONNECTOR, "payrelay connect apply --execute")
     if beyond := now.beyond():
         return Verdict(False, f"{beyond}: the database went back, and new events are passed over", REPAIR)
     return Verdict(True, "within the log")
@@ -216,7 +216,7 @@ def _fix(settings: Settings, checked: Collection[Arrival]) -> str:
     """Return what brings the missing events to their topics: the connector where it still will, the repair where it will not."""
     names = {settings.topic_prefix + arrival.topic for arrival in checked if arrival.missing}
     if names - {topic for topic, _ in bounds(settings, names)}:
-        return "payrelay topics apply"
+        return "payrelay topics apply --execute"
     passed = passed_lsn(settings)
     with reader_engine(settings).connect() as connection:
         whole = published_tables(connection) == PUBLISHED_TABLES
@@ -225,7 +225,7 @@ def _fix(settings: Settings, checked: Collection[Arrival]) -> str:
     try:
         state = ConnectClient(settings.connect_url, patience_s=3.0).status(settings.connector).state
     except NoConnector:
-        return "payrelay connect apply"
+        return "payrelay connect apply --execute"
     except PayrelayError:
         return "payrelay status"
     return "payrelay connect resume" if state in ("STOPPED", "PAUSED") else "payrelay connect restart"
@@ -238,7 +238,7 @@ def check_messages(settings: Settings) -> Verdict:
         emitters = public_emitters(connection)
     state = "only the owner's and superusers' to write" if not emitters else "every role may write them"
     if config.get("message.prefix.exclude.list") != MESSAGES_LEFT_OUT:
-        return Verdict(False, f"{state}, and the connector stops at the first", "payrelay connect apply")
+        return Verdict(False, f"{state}, and the connector stops at the first", "payrelay connect apply --execute")
     if not emitters:
         return Verdict(True, state)
     revoke = "; ".join(f"REVOKE EXECUTE ON FUNCTION {emitter} FROM PUBLIC" for emitter in emitters)

@@ -36,7 +36,7 @@ RETAINED_BYTES_MAX = 1024**3
 LAG_S_MAX = 60.0
 """A consumer whose oldest waiting message is older than this is an alarm."""
 PATIENCE_S = 3.0
-REPAIR = "payrelay doctor --repair-slot"
+REPAIR = "payrelay doctor --repair-slot --execute"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +151,7 @@ class Examination:
         try:
             status = client.status(self.settings.connector)
         except NoConnector as error:
-            return str(error), "payrelay connect apply"
+            return str(error), "payrelay connect apply --execute"
         causes = "; ".join(task.cause for task in status.tasks if task.cause)
         state = f"{status.state}, tasks {[task.state for task in status.tasks]} {causes}".strip()
         if status.is_running:
@@ -192,7 +192,7 @@ class Examination:
                 check="slot",
                 ok=False,
                 found=f"{self.settings.slot} belongs to database {slot.database}: nothing of this one is published",
-                mend=f"export PAYRELAY_SLOT={self.settings.slot}_2; payrelay migrate; payrelay connect apply",
+                mend=f"export PAYRELAY_SLOT={self.settings.slot}_2; payrelay migrate; payrelay connect apply --execute",
             )
         if not slot.found or slot.wal_status == "lost":
             return Check(check="slot", ok=False, found="lost", mend=REPAIR)
@@ -222,7 +222,7 @@ class Examination:
         }
         fixes = []
         if any(not state.has_other_partitions or len(state.problems) > 1 for state, _ in problems):
-            fixes.append("payrelay topics apply")
+            fixes.append("payrelay topics apply --execute")
         if moved:  # nothing takes partitions away: what is there is declared, once consumers have read what lay before
             fixes.append(f"export PAYRELAY_PARTITIONS='{json.dumps(dict(self.settings.partitions) | moved)}'")
         differences = "; ".join(f"{state.topic}: {problem}" for state, problem in problems) or "as declared"

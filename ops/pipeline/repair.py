@@ -127,7 +127,7 @@ def repair_slot(settings: Settings, repair: Repair, *, say: Callable[[str], None
     transactions, for `slot_wait_s` at most. Then the connector is stopped, given the new slot, and resumed with the snapshot
     bounded, then without the bound. Raises NotReady, naming the sessions in the way, with everything as it was; Refused beside
     another repair. Whatever fails later, the connector is resumed; it then emits what is missing by itself, and
-    `payrelay connect apply` takes the bound away.
+    `payrelay connect apply --execute` takes the bound away.
     """
     client = ConnectClient(settings.connect_url)
     if other := slot_state(settings).database:

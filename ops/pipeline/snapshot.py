@@ -124,7 +124,7 @@ def emit_again(settings: Settings, ids: Mapping[str, Collection[UUID]], *, withi
     topics = [settings.topic_prefix + topic.name for topic in TOPICS if topic.service in kept]
     _require_listener(settings)
     if unmade := set(topics) - {topic for topic, _ in bounds(settings, topics)}:
-        raise Refused(f"{', '.join(sorted(unmade))} does not exist: payrelay topics apply")
+        raise Refused(f"{', '.join(sorted(unmade))} does not exist: payrelay topics apply --execute")
     engine = owner_engine(settings)
     try:
         for service, condition, wanted in signals:  # one after the other: see IDS_MAX
@@ -163,14 +163,16 @@ def _require_listener(settings: Settings) -> None:
     """The connector runs and hears signals; raises what emit_again says otherwise."""
     client = ConnectClient(settings.connect_url)
     if (client.config(settings.connector) or {}).get(SIGNAL_SETTING) != SIGNALS:
-        raise Refused("the connector takes no signals: payrelay connect apply")
+        raise Refused("the connector takes no signals: payrelay connect apply --execute")
     if not client.status(settings.connector).is_running:
         raise NotReady("the connector does not run: payrelay connect status, then resume or restart")
     if beyond := standing(settings).beyond():
-        raise Refused(f"{beyond}: the connector passes over signals as over events: payrelay doctor --repair-slot")
+        raise Refused(
+            f"{beyond}: the connector passes over signals as over events: payrelay doctor --repair-slot --execute"
+        )
     with reader_engine(settings).connect() as connection:
         if published_tables(connection) < PUBLISHED_TABLES:
-            raise Refused("the publication is not whole: payrelay doctor --repair-slot")
+            raise Refused("the publication is not whole: payrelay doctor --repair-slot --execute")
 
 
 def _signal(engine: Engine, service: str, condition: str) -> None:

@@ -21,7 +21,7 @@ def require_harmless(settings: Settings, now: Standing, wanted: Exported, *, at:
     """Raises Refused, saying what would happen, for a position that the connector cannot or must not read on from. Reads only."""
     target = position_of(wanted.offsets)
     if now.confirmed_lsn is None:
-        raise Refused("the slot is lost: payrelay doctor --repair-slot")
+        raise Refused("the slot is lost: payrelay doctor --repair-slot --execute")
     if target is None:
         raise Refused("the file names no position")
     if target < now.confirmed_lsn:
@@ -54,7 +54,7 @@ def plan_reset(settings: Settings, *, at: datetime) -> Repair:
     """
     now = standing(settings)
     if now.confirmed_lsn is not None and now.confirmed_lsn > now.written_lsn:
-        raise Refused(f"{now.beyond()}: payrelay doctor --repair-slot")
+        raise Refused(f"{now.beyond()}: payrelay doctor --repair-slot --execute")
     return plan_repair(settings, now=at)
 
 

@@ -77,9 +77,9 @@ def mend_of(finding: Finding) -> str:
         case Kind.PARKED:
             return f"payrelay parked retry {quoted(finding.effect)} --execute"
         case Kind.UNRECORDED | Kind.NO_EFFECT | Kind.FORGOTTEN:
-            return "payrelay reconcile --fix"
+            return "payrelay reconcile --fix --execute"
         case Kind.WRONG_EFFECT | Kind.STRAY_EFFECT if finding.service in CORRECTABLE:
-            return "payrelay reconcile --fix"
+            return "payrelay reconcile --fix --execute"
         case Kind.UNTOLD if finding.found == "it is FAILED":
             return f"payrelay notify resend --order {quoted(finding.order_no)} --reason … --execute"
         case Kind.UNTOLD:

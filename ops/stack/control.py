@@ -157,6 +157,16 @@ def start(folder: StackFolder, parts: Sequence[str]) -> None:
     _wait_for(folder, parts, "running", limit_s=UP_S)
 
 
+def restart(folder: StackFolder, parts: Sequence[str]) -> None:
+    """The parts have ended and run again, also those that an operator had stopped. Raises what `stop` and `start` raise.
+
+    A restart that is killed leaves no part stopped.
+    """
+    with stopped(folder, parts, reason="payrelay restart"):
+        pass
+    start(folder, parts)
+
+
 @contextlib.contextmanager
 def stopped(folder: StackFolder, parts: Sequence[str], *, reason: str) -> Generator[None]:
     """The parts stand still meanwhile, and run again afterwards, also after an error; a command that is killed leaves none stopped.

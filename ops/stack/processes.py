@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from consumers.notification.queues import QUEUES
 from consumers.processors import PROCESSORS
 from outbox.errors import Misused
-from outbox.settings import Settings
+
+if TYPE_CHECKING:  # `payrelay status` needs no settings
+    from outbox.settings import Settings
 
 INFRASTRUCTURE = ("postgres", "kafka", "connect")
 """What all processes stand on: the embedded stack's servers, and docker-compose.yml's services."""

@@ -19,8 +19,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from outbox.environment import Environment
 from outbox.errors import NotReady, Unreachable
-from outbox.settings import Environment
 
 LOCK = Path(__file__).with_name("programs.lock")
 JAVA_MIN = 17

@@ -20,11 +20,14 @@ from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ops.stack.processes import HTTP_SERVICES, INFRASTRUCTURE, port_names
+from outbox.environment import Environment
 from outbox.errors import Misused, NotReady
-from outbox.settings import CONNECTOR, READER, SEARCHER, SERVICES, Environment, Settings
+
+if TYPE_CHECKING:  # `payrelay status` reads files, and no settings
+    from outbox.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PORTS = range(20_000, 30_000)
@@ -188,6 +191,8 @@ class StackFolder:
 
     def secrets(self) -> dict[str, str]:
         """Return the stack's passwords and signing secrets, made at the first call."""
+        from outbox.settings import CONNECTOR, READER, SEARCHER, SERVICES
+
         kept = self.read("secrets.json")
         wanted = [*SERVICES, READER, SEARCHER, CONNECTOR, "owner"]
         made = {name: kept.get(name) or secrets.token_urlsafe(24) for name in wanted}
@@ -202,6 +207,8 @@ class StackFolder:
 
     def settings(self, **overrides: Any) -> Settings:
         """Return the settings of this stack's parts: its own addresses, and the environment's for all else."""
+        from outbox.settings import CONNECTOR, READER, SEARCHER, SERVICES, Settings
+
         ports = self.read("ports.json")
         if not ports:
             raise FileNotFoundError(f"no stack {self.name!r} here: payrelay up")

@@ -28,7 +28,9 @@ from typing import IO, Any
 from connect.apply import apply_connector
 from connect.client import ConnectClient
 from ops.kafka.topics import apply_topics
-from ops.pipeline.upkeep import REPORT, Upkeep, upkeep
+from ops.pipeline.upkeep import upkeep
+from ops.pipeline.upkeep_report import REPORT, Upkeep
+from ops.stack.code import CODE, fingerprint, loaded
 from ops.stack.parts import Part, parts_of, tied
 from ops.stack.processes import GATES, INFRASTRUCTURE, require_gates
 from ops.stack.programs import installed_programs
@@ -73,6 +75,10 @@ class Supervisor:
         self.gates = {name: asyncio.Event() for name in GATES}
         self.progress = dict.fromkeys(self.states, 0)
         """How often each part has made progress while it was starting."""
+        self.code: dict[str, str] = {}
+        """The fingerprint of the code that each part of ours was started from."""
+        self.loaded: dict[str, str] = {}
+        """The files of ours that this process has loaded, with their hashes at that time."""
         self.waits = ""
         """Why the step that was last tried was not done."""
         self.unwritten = False
@@ -88,6 +94,7 @@ class Supervisor:
             loop.add_signal_handler(signum, self.ending.set)
         loop.add_signal_handler(signal.SIGHUP, self._try_failed_again)
         self._heed_stops()
+        self._note_code()
         keepers = [self._lasting(part.name, partial(self._keep, part)) for part in self.parts]
         steps = [
             self._lasting("schema", partial(self._step, "schema", ("postgres",), self._schema)),
@@ -169,6 +176,9 @@ class Supervisor:
     async def _live(self, part: Part) -> None:
         """The part's process was started, found ready, and has ended."""
         await asyncio.to_thread(part.prepare)
+        if not part.version:  # a process of ours
+            self.code[part.name] = await asyncio.to_thread(fingerprint, part.name)
+            self._note_code()
         with self._log(part) as log:
             begins_at = log.tell()
             process = await asyncio.create_subprocess_exec(
@@ -283,6 +293,7 @@ class Supervisor:
                 told = f"{type(error).__name__}: {error}"
                 report = Upkeep(at=utc_now().isoformat(timespec="seconds"), errors={"upkeep": told})
             await self._write_report(report)
+            self._note_code()  # a round may have imported more
             await asyncio.sleep(UPKEEP_S)
 
     async def _write_report(self, report: Upkeep) -> None:
@@ -294,6 +305,14 @@ class Supervisor:
                 await asyncio.sleep(backoff_s(attempt))
             else:
                 return
+
+    def _note_code(self) -> None:
+        """It is kept which code runs: `payrelay up` compares it with what is here then."""
+        self.loaded = loaded() | self.loaded  # a file that has changed since is still the one that was loaded
+        try:
+            self.folder.write(CODE, {"supervisor": self.loaded, "parts": self.code})
+        except OSError as error:
+            _say(f"which code runs is not written: {error}")
 
     async def _watch_stops(self) -> None:
         while True:

@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from psycopg.pq import Conninfo
-from sqlalchemy import text
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.pool import NullPool
 
 from ops.stack.programs import JVM_ENVIRONMENT, Programs, java, postgres_bin
 from outbox.database import driver_url
 from outbox.errors import Refused, UnknownName
 from outbox.migrate import owner_engine
-from outbox.settings import Settings
+from outbox.settings import READER, Settings
 
 POSTGRES = ("psql", "pg_dump", "pg_restore", "pg_basebackup")
 KAFKA = {
@@ -35,8 +36,9 @@ def run_tool(settings: Settings, name: str, arguments: Sequence[str], *, program
     Raises UnknownName for what is none of the programs, Refused where none at hand is of the server's version.
     """
     if name in POSTGRES:
-        path = newest_enough(name, candidates(name), server_version(settings))
-        return _run([str(path), *arguments], environment=owner_environment(settings))
+        dsn = settings.database_url.get_secret_value()
+        path = newest_enough(name, candidates(name), server_version(owner_engine(settings)))
+        return _run([str(path), *arguments], environment=environment_of(dsn))
     if name in KAFKA:
         if not programs.are_there():
             raise Refused(f"{name} is not here: payrelay setup fetches Kafka's programs")
@@ -47,6 +49,23 @@ def run_tool(settings: Settings, name: str, arguments: Sequence[str], *, program
             environment=JVM_ENVIRONMENT,
         )
     raise UnknownName(f"no program {name!r}; there are: {', '.join((*POSTGRES, *KAFKA))}")
+
+
+READ_ONLY = "-c default_transaction_read_only=on"
+
+
+def run_sql(settings: Settings, role: str, arguments: Sequence[str]) -> int:
+    """Return the exit code of psql, which has run as a role on the caller's own channels; as `ops` its transactions are read only.
+
+    Raises Misused where the settings have no DSN of the role, Refused where no psql at hand is of the server's version.
+    """
+    dsn = settings.dsn_of(role)
+    engine = create_engine(driver_url(dsn), poolclass=NullPool, connect_args={"connect_timeout": 5})
+    environment = environment_of(dsn)
+    if role == READER:
+        environment["PGOPTIONS"] = f"{environment.get('PGOPTIONS', '')} {READ_ONLY}".strip()
+    path = newest_enough("psql", candidates("psql"), server_version(engine))
+    return _run([str(path), *arguments], environment=environment)
 
 
 def candidates(name: str) -> list[Path]:
@@ -75,16 +94,15 @@ def newest_enough(name: str, paths: Sequence[Path], wanted: int) -> Path:
     )
 
 
-def server_version(settings: Settings) -> int:
+def server_version(engine: Engine) -> int:
     """Return the major version of the database's server."""
-    engine = owner_engine(settings)
     with engine.connect() as connection:
         return int(connection.execute(text("SHOW server_version_num")).scalar_one()) // 10_000
 
 
-def owner_environment(settings: Settings) -> dict[str, str]:
-    """Return the owner's DSN, TLS and all, as PostgreSQL's programs take it: a password is on no command line."""
-    url = driver_url(settings.database_url.get_secret_value()).set(drivername="postgresql")
+def environment_of(dsn: str) -> dict[str, str]:
+    """Return a DSN, TLS and all, as PostgreSQL's programs take it: a password is on no command line."""
+    url = driver_url(dsn).set(drivername="postgresql")
     options = Conninfo.parse(url.render_as_string(hide_password=False).encode())
     return {one.envvar.decode(): one.val.decode() for one in options if one.envvar and one.val is not None}
 

@@ -174,7 +174,7 @@ def _records(facts: Facts, event_id: UUID, records: Records, progress: Progress)
     elif not records.all_seen:
         detail = f"{event_id} is not among the {LOOK_MAX} records of each partition after it was recorded"
     elif not progress.slot_found:
-        mend = "payrelay doctor --repair-slot"
+        mend = "payrelay doctor --repair-slot --execute"
     yield Step(
         key=("record", event_id),
         cause=("outbox", event_id),

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from consumers.accounting.agent import PROCESSOR
 from consumers.runtime.worker import run
-from ops.cli.pipeline import current_settings
+from ops.cli.context import current_settings
 from schemas.codec import Envelope
 from schemas.events import PaymentSettled
 

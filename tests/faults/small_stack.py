@@ -9,7 +9,7 @@ import asyncio
 import sys
 from typing import Any
 
-from ops.pipeline.upkeep import Upkeep
+from ops.pipeline.upkeep_report import Upkeep
 from ops.stack import supervisor
 from ops.stack.parts import Part
 from ops.stack.state import StackFolder

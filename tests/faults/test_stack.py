@@ -24,6 +24,7 @@ from ops.kafka.reader import event_times
 from ops.pipeline.checks import examine
 from ops.pipeline.health import last_heartbeat, slot_state
 from ops.pipeline.repair import plan_repair, repair_slot
+from ops.stack.code import CODE
 from ops.stack.control import start, stop
 from ops.stack.state import ROOT, StackFolder
 from outbox.clock import utc_now
@@ -167,6 +168,51 @@ def test_the_demo_leaves_a_part_stopped_that_an_operator_stopped(stack: Stack) -
         assert "payrelay start worker:points" in ran.stderr
     finally:
         start(folder, ["worker:points"])
+
+
+def test_up_restarts_what_runs_older_code_and_says_so(stack: Stack) -> None:
+    folder = stack.embedded
+    same = pid_of(folder, "worker:funds"), pid_of(folder, "postgres")
+    before = pid_of(folder, "worker:points")
+    code = folder.read(CODE)
+    code["parts"]["worker:points"] = "older"
+    folder.write(CODE, code)
+    with engine_of(stack.settings, "owner").begin() as connection:
+        connection.execute(text("ALTER ROLE points PASSWORD 'another'"))  # migrate sets it again
+    ran = payrelay(folder, "up")
+    assert ran.returncode == 0, ran.stderr
+    assert "restarted, for they ran older code: worker:points\n" in ran.stderr
+    assert "service payments" in ran.stderr, "where things are"
+    assert "next: payrelay demo" in ran.stderr
+    assert pid_of(folder, "worker:points") != before
+    assert (pid_of(folder, "worker:funds"), pid_of(folder, "postgres")) == same
+    again = payrelay(folder, "up")
+    assert "the stack was up already\n" in again.stderr
+    assert "restarted" not in again.stderr
+
+
+def test_restart_gives_a_part_a_new_process(stack: Stack) -> None:
+    folder = stack.embedded
+    before = pid_of(folder, "worker:points")
+    ran = payrelay(folder, "restart", "worker:points")
+    assert (ran.returncode, ran.stderr) == (0, "running again: worker:points\n")
+    assert pid_of(folder, "worker:points") != before
+    assert payrelay(folder, "restart", "worker:nobody").returncode == 2
+
+
+def test_sql_as_a_service_writes_its_own_schema_on_the_local_stack(stack: Stack) -> None:
+    folder = stack.embedded
+    ran = payrelay(
+        folder,
+        "sql",
+        "--as",
+        "points",
+        "-c",
+        "SELECT current_user, has_schema_privilege('funds', 'USAGE')",
+        "--",
+        "-At",
+    )
+    assert (ran.returncode, ran.stdout) == (0, "points|f\n"), ran.stderr
 
 
 @pytest.mark.parametrize("lost", ["slot", "publication"])

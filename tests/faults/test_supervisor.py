@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ops.pipeline.upkeep import REPORT
+from ops.pipeline.upkeep_report import REPORT
 from ops.stack import control
 from ops.stack.control import start, stop, up
 from ops.stack.state import ROOT, PartState, StackFolder

@@ -73,7 +73,7 @@ def test_an_unknown_connector_is_exit_code_2(run: Run, monkeypatch: pytest.Monke
     monkeypatch.setenv("PAYRELAY_CONNECTOR", "nobody")
     for command in ("status", "restart", "pause"):
         code, _, said = run("connect", command)
-        assert (code, said) == (2, "payrelay: there is no connector nobody: payrelay connect apply\n")
+        assert (code, said) == (2, "payrelay: there is no connector nobody: payrelay connect apply --execute\n")
 
 
 def test_an_amount_beyond_the_database_is_refused_before_it_is_shown(run: Run) -> None:

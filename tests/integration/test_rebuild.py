@@ -600,7 +600,7 @@ def test_the_commands_show_first_and_do_what_is_meant(shop: Shop, monkeypatch: p
     correcting = ("rebuild", shop.consumer, "--correct", "--reason", "no fee for an hour", "-o", "json")
     code, out, said = run(*correcting)
     assert (code, json.loads(out)[0]["action"]) == (1, "reverse and correct")
-    assert "nothing is posted" in said
+    assert "nothing was done: --execute posts it" in said
     code, out, said = run(*correcting, "--execute", "--yes")
     assert (code, json.loads(out)[0]["done"].split()[0]) == (0, "reversed"), said
     assert run(*correcting, "--execute", "--yes")[:2] == (0, "[]\n")

@@ -273,6 +273,8 @@ def test_the_command_counts_names_and_plans(field: Field, command: Any) -> None:
     assert "named: --limit, or -o json for all" in said
     assert "no_effect" in table
     code, _, said = command("--fix")
+    assert (code, "nothing was done: --execute fixes it" in said) == (1, True), said
+    code, _, said = command("--fix", "--execute")
     assert code == 1, "nobody has said yes"
     assert "redeliver the event" in said
     assert of(reconcile(field.settings, grace=SECOND)) == sorted(field.planted)
@@ -291,8 +293,8 @@ def test_a_balance_payment_that_was_answered_is_not_decided_again(field: Field) 
 def test_fix_mends_all_that_can_be_and_says_what_cannot_killed_or_not(field: Field, command: Any) -> None:
     """Killed after three single mends, then whole. What is left is mended by hand, and a full run finds nothing."""
     with field.workers([ALL]):
-        killed(field, "3", "--fix", "--yes")
-        code, told, said = command("--fix", "--yes", "-o", "json")
+        killed(field, "3", "--fix", "--execute", "--yes")
+        code, told, said = command("--fix", "--execute", "--yes", "-o", "json")
         left = {(one["kind"], one["consumer"]) for one in told["findings"]}
         assert left == {("contradicted", ""), ("stray_effect", "notification"), ("untold", "notification")}, said
         assert code == 1

@@ -450,7 +450,7 @@ def test_a_busy_topic_does_not_hide_a_dead_one_and_the_repair_emits_what_is_miss
         brief = settings.model_copy(update={"slot_wait_s": 1.0})
         with pytest.raises(NotReady, match=rf"tables are locked.* session {pid} "):
             repair_slot(brief, plan_repair(settings, now=utc_now()), say=lambda _: None)
-    _, rows, said = command(settings)("doctor", "--repair-slot", "--yes", "-o", "json")
+    _, rows, said = command(settings)("doctor", "--repair-slot", "--execute", "--yes", "-o", "json")
     assert "5 recorded events are on no topic" in said
     wait_published(settings, ["funds.transfer"], dead, since=utc_now() - timedelta(minutes=5), within_s=20)
     assert [row["check"] for row in rows if not row["ok"] and row["check"] != "parked"] == []

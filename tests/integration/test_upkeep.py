@@ -22,7 +22,8 @@ from consumers.delivery.retry import skip
 from ops.cli.main import app
 from ops.kafka.reader import wait_published
 from ops.kafka.topics import topic_states
-from ops.pipeline.upkeep import NOTIFICATIONS, REPORT, Upkeep, upkeep
+from ops.pipeline.upkeep import NOTIFICATIONS, upkeep
+from ops.pipeline.upkeep_report import REPORT, Upkeep
 from ops.stack.control import up
 from ops.stack.state import PartState, StackFolder
 from outbox.clock import Clocks, utc_now

@@ -124,6 +124,8 @@ LEAD = {
     ("bench",): ["latency"],
     ("stop",): ["worker:points"],
     ("start",): ["worker:points"],
+    ("restart",): ["worker:points"],
+    ("topics", "tail"): ["payment.order"],
     ("ledger", "statement"): ["suspense"],
     ("ledger", "reverse"): ["1", "--reason", "r"],
     ("ledger", "correct"): ["1", "--reason", "r", "--debit", "suspense=1", "--credit", "suspense=1"],
@@ -165,7 +167,7 @@ def kind_of(parameter: Any) -> type:
     return kind if isinstance(kind, type) else str
 
 
-NEVER = {("setup",), ("up",), ("down",), ("stop",), ("start",), ("status",), ("logs",), ("bench",)}
+NEVER = {("setup",), ("up",), ("down",), ("stop",), ("start",), ("restart",), ("status",), ("logs",), ("bench",)}
 """Of the local stack, which is no server."""
 SERVING = {("worker",), ("serve",), ("exporter",), ("console", "user")}
 """They run until they are ended, whoever answers."""
@@ -240,7 +242,7 @@ MEANT_WRONGLY: list[tuple[list[str], int, str]] = [
     (["ledger", "reverse", "1", "--reason", " "], 2, "--reason is empty"),
     (["notify", "list", "--status", "LOST"], 2, "'LOST' is no status"),
     (["notify", "list", "--http-status", "teapot"], 2, "no HTTP status"),
-    (["notify", "list", "--from", "1900-01-01"], 2, "before 1970"),
+    (["notify", "list", "--from", "1900-01-01", "--tz", "Asia/Shanghai"], 2, "before 1970"),
     (["notify", "resend", "--reason", "r"], 2, "name an ID"),
     (["notify", "pause", "M1", "--queue", "nobody", "--reason", "r"], 2, "no queue 'nobody'"),
     (["notify", "rule", "explain", "{"], 2, "not JSON"),
@@ -334,6 +336,7 @@ ASKING: dict[tuple[str, ...], list[str]] = {
     ("parked", "retry"): [],
     ("replay", "drop"): [],
     ("tool",): ["psql"],
+    ("sql",): [],
 }
 """Every command that asks a server, as an operator calls it."""
 TABLES = {("doctor",), ("upkeep",)}
@@ -406,7 +409,7 @@ def test_only_a_404_that_names_the_connector_says_that_there_is_none(run: Run) -
     ) as port:
         ended = run("connect", "status", **addresses(port))
     assert ended.is_told([2]), ended
-    assert "no connector payrelay-outbox: payrelay connect apply" in ended.err
+    assert "no connector payrelay-outbox: payrelay connect apply --execute" in ended.err
 
 
 def test_an_answer_in_drops_or_without_an_end_is_bounded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from uuid import UUID
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 from typer.testing import CliRunner
 
 from ops.cli import output
@@ -179,7 +180,7 @@ def test_what_a_starting_part_says_is_shown_as_it_is(monkeypatch: pytest.MonkeyP
         return True
 
     monkeypatch.setenv("PAYRELAY_HOME", str(tmp_path))
-    monkeypatch.setattr("ops.cli.local.errors", terminal)
+    monkeypatch.setattr("ops.cli.output.errors", terminal)
     monkeypatch.setattr("ops.cli.local.setup", lambda: None)
     monkeypatch.setattr("ops.stack.control.up", starts)
     result = CliRunner().invoke(app, ["up"])
@@ -231,9 +232,22 @@ def test_a_number_that_looks_like_an_option_is_suggested_as_what_it_is() -> None
 
 
 @pytest.mark.parametrize("group", ["topics", "connect"])
-def test_the_help_of_apply_says_that_it_applies(group: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_help_of_apply_says_when_it_applies(group: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     shown = " ".join(CliRunner().invoke(app, [group, "apply", "--help"]).stdout.split())
-    assert "at once" in shown
-    assert "with --dry-run only show it" in shown
-    assert "which is done without either" in shown
+    assert "with --execute" in shown
+    assert "Exit code 1 without --execute if something would change" in shown
+    assert "without it, only show what would be done" in shown
+
+
+def test_a_table_into_a_pipe_is_as_rich_prints_it() -> None:
+    rows = [{"id": "a", "text": "中文 x", "": ""}, {"id": "longer", "text": "", "": "y"}]
+    screen = io.StringIO()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    columns = [output._measured(name, rows) for name in rows[0]]
+    for column in columns:
+        table.add_column(column.name, width=column.natural)
+    for row in rows:
+        table.add_row(*row.values())
+    Console(file=screen, width=output.PIPE_WIDTH, soft_wrap=True, emoji=False, markup=False).print(table)
+    assert output.plain_table(columns, rows) == screen.getvalue().splitlines()

@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from ops.cli.main import app
-from ops.cli.pipeline import instant
+from ops.cli.times import instant
 from outbox.clock import first_id_at
 
 

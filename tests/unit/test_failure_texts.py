@@ -50,12 +50,13 @@ def test_what_was_suppressed_is_no_cause() -> None:
 def test_an_hour_that_a_zone_has_twice_is_refused_wherever_a_time_is_typed(
     command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PAYRELAY_ZONE", "Europe/Berlin")
     monkeypatch.setenv("PAYRELAY_KAFKA_BOOTSTRAP", "127.0.0.1:1")
     monkeypatch.setenv("PAYRELAY_DSN__OPS", "postgresql://ops@127.0.0.1:1/payrelay")
     for typed in ("2026-10-25T02:30:00", "2026-03-29T02:30:00"):
-        result = CliRunner().invoke(app, [*command, typed])
+        result = CliRunner().invoke(app, [*command, typed, "--tz", "Europe/Berlin"])
         assert (result.exit_code, "twice or never in Europe/Berlin" in result.stderr) == (2, True), result.exception
+        unzoned = CliRunner().invoke(app, [*command, typed])
+        assert (unzoned.exit_code, "names no zone" in unzoned.stderr) == (2, True), unzoned.exception
 
 
 def attempted(answer: Callable[[socket.socket], None]) -> Ended:

@@ -65,7 +65,7 @@ def at_end(told: Story) -> tuple[str, str, str]:
     [
         ({}, "missing", "payrelay connect snapshot --event"),
         ({"confirmed": 100}, "waiting", "payrelay doctor"),
-        ({"slot_found": False, "confirmed": 0}, "missing", "payrelay doctor --repair-slot"),
+        ({"slot_found": False, "confirmed": 0}, "missing", "payrelay doctor --repair-slot --execute"),
     ],
 )
 def test_an_event_without_a_record_waits_or_is_missing(standing: dict[str, Any], what: str, mend: str) -> None:

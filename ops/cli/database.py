@@ -1,0 +1,72 @@
+"""What turns to a stack's servers themselves: migrate, sql, tool."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from ops.cli.context import current_settings, local_folder, this_stack
+from ops.cli.output import say
+
+
+def migrate() -> None:
+    """Bring the database to this version: schemas, roles, days ahead, publication, slot. May be repeated."""
+    from outbox.migrate import migrate as bring
+
+    bring(current_settings(), today=datetime.now(UTC).date())
+    say("the database is as this version needs it")
+
+
+def sql(
+    as_: Annotated[
+        str,
+        typer.Option(
+            "--as", metavar="SERVICE", help="with a service's role, which may write its own schema; local stack only"
+        ),
+    ] = "",
+    command: Annotated[str, typer.Option("-c", "--command", metavar="SQL", help="run this, and end")] = "",
+    arguments: Annotated[list[str] | None, typer.Argument(help="psql's own, behind --")] = None,
+) -> None:
+    """Open psql on the stack's database as the role `ops`: it reads every service's rows, and its transactions are read only.
+
+    Exit code 1 if psql fails.
+    """
+    from ops.stack.tools import run_sql
+    from outbox.errors import Refused, UnknownName
+    from outbox.settings import READER, SERVICES
+
+    if as_ and as_ not in SERVICES:
+        raise UnknownName(f"no service {as_!r}; there are: {', '.join(SERVICES)}")
+    if as_ and local_folder() is None:
+        raise Refused(
+            "--as is for the local stack: PAYRELAY_KAFKA_BOOTSTRAP names another, whose rows only its services write"
+        )
+    settings = current_settings()
+    sys.stdout.flush()
+    if run_sql(settings, as_ or READER, [*(["-c", command] if command else []), *(arguments or [])]):
+        raise typer.Exit(1)
+
+
+def tool(
+    program: Annotated[
+        str,
+        typer.Argument(
+            help="psql, pg_dump, pg_restore, pg_basebackup; kafka-topics, kafka-consumer-groups and the like"
+        ),
+    ],
+    arguments: Annotated[list[str] | None, typer.Argument(help="its own, as it takes them")] = None,
+) -> None:
+    """Run a program of PostgreSQL's on the stack's database, as its owner, or of Kafka's on its broker, of the server's own version.
+
+    Exit code 1 if the program fails.
+    """
+    from ops.stack.programs import installed_programs
+    from ops.stack.tools import run_tool
+
+    settings = current_settings()
+    sys.stdout.flush()
+    if run_tool(settings, program, arguments or [], programs=installed_programs(this_stack().home)):
+        raise typer.Exit(1)

@@ -1,0 +1,93 @@
+"""payrelay topics: list, apply, tail."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from ops.cli.context import current_settings
+from ops.cli.intent import is_meant
+from ops.cli.options import Execute, Output, whole
+from ops.cli.output import Format, json_line, print_line, print_rows, reader_has_gone, say
+
+app = typer.Typer(help="Topics, as schemas/topics.py declares them.", no_args_is_help=True)
+
+
+@app.command("list")
+def topics_list(output: Output = Format.TABLE) -> None:
+    """Show each declared topic and how the broker's differs. Exit code 1 if one does."""
+    from ops.kafka.topics import topic_states
+
+    rows = [asdict(state) | {"problems": "; ".join(state.problems)} for state in topic_states(current_settings())]
+    print_rows(rows, output, less=("topic_id", "retention_ms", "found", "partitions"))
+    if any(row["problems"] for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command("apply")
+def topics_apply(
+    execute: Execute = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Create what is missing and bring configurations to what is declared: shown, and done with --execute. Partitions are never added: keys would move.
+
+    Exit code 1 without --execute if something would change.
+    """
+    from ops.kafka.topics import apply_topics
+
+    done = apply_topics(current_settings(), execute=execute)
+    if output is Format.TABLE:
+        for line in done:
+            say(line)
+    else:
+        print_rows([{"change": line} for line in done], output, columns=("change",))
+    if not done:
+        say("nothing changed")
+    elif is_meant(f"{len(done)} topics would change", execute=execute, yes=True, does="changes them"):
+        say(f"{len(done)} topics changed")
+    else:
+        raise typer.Exit(1)
+
+
+@app.command()
+def tail(
+    topic: Annotated[str, typer.Argument(metavar="TOPIC", help="as the broker calls it, e.g. payment.order")],
+    from_beginning: Annotated[
+        bool, typer.Option("--from-beginning", help="everything that is there, not only what comes")
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option("--limit", parser=whole(1, 10_000_000), help="end after so many messages")
+    ] = None,
+    key: Annotated[str, typer.Option("--key", help="messages with this key only")] = "",
+    no_follow: Annotated[
+        bool, typer.Option("--no-follow", help="end with what is there now; with --from-beginning")
+    ] = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Print a topic's messages as they come, with keys, headers and bodies, until Ctrl-C. Joins no group and commits nothing.
+
+    With -o json each message is an object on a line of its own.
+    """
+    from ops.kafka.tail import lines_of, row_of
+    from ops.kafka.tail import tail as messages_of
+
+    if output is Format.CSV:
+        raise typer.BadParameter("messages are no rows: -o table or -o json")
+    if no_follow and not from_beginning:
+        raise typer.BadParameter("--no-follow goes with --from-beginning")
+    shown = 0
+    try:
+        for message in messages_of(current_settings(), topic, from_beginning=from_beginning, live=not no_follow):
+            if reader_has_gone() or (limit is not None and shown >= limit):
+                return
+            if message is None or (key and (message.key() or b"") != key.encode()):
+                continue
+            row, shown = row_of(message), shown + 1
+            for line in [json_line(row)] if output is Format.JSON else lines_of(row):
+                print_line(line)
+            if shown == limit:
+                return
+    except KeyboardInterrupt:
+        return
