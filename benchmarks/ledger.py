@@ -65,7 +65,7 @@ _BALANCE = text("""
 
 
 @dataclass(slots=True)
-class Record:
+class Fetched:
     """A record as the Kafka client would hand it over."""
 
     offset: int
@@ -192,7 +192,7 @@ class _Stretch:
             records = [self._record(partition, offset) for offset in range(start, end)]
             yield Slice(log=self.logs[partition], start=start, end=end, messages=records)
 
-    def _record(self, partition: int, offset: int) -> Record:
+    def _record(self, partition: int, offset: int) -> Fetched:
         number = partition * (WORKER_EVENTS // PARTITIONS) + offset
         event = PaymentSettled(
             payment_no=f"{self.name}-{number}",
@@ -213,7 +213,9 @@ class _Stretch:
             "aggregate_version": "1",
             "correlation": event.order_no,
         }
-        return Record(offset, event.key.encode(), encode(event).encode(), [(k, v.encode()) for k, v in headers.items()])
+        return Fetched(
+            offset, event.key.encode(), encode(event).encode(), [(k, v.encode()) for k, v in headers.items()]
+        )
 
 
 # ---- workers beside each other ---------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def nothing(slices: Sequence[Slice]) -> Mapping[Log, Delivered]:
     return {part.log: Delivered() for part in slices}
 
 
-class Counted:
+class CountedDelivery:
     """Delivers, and ends the process with its time once so many records are done."""
 
     def __init__(self, deliver: Deliver, count: int) -> None:
@@ -82,7 +82,7 @@ def slice_of(log: Log, records: Sequence[Any]) -> Slice:
     return Slice(log=log, start=records[0].offset, end=records[-1].offset + 1, messages=records)
 
 
-async def bare(settings: Settings, group: str, counted: Counted) -> None:
+async def bare(settings: Settings, group: str, counted: CountedDelivery) -> None:
     """Poll with getmany, deliver on a thread, poll again."""
     logs = begun_logs(settings, group)
     consumer = AIOKafkaConsumer(
@@ -101,14 +101,14 @@ async def bare(settings: Settings, group: str, counted: Counted) -> None:
             await loop.run_in_executor(thread, counted.deliver, slices)
 
 
-def batch(settings: Settings, counted: Counted) -> None:
+def batch(settings: Settings, counted: CountedDelivery) -> None:
     """Run the processor's own app, which delivers through what counts."""
     app = PipelineApp(PROCESSOR, settings, Condition(None, PROCESSOR.name))
     app.delivery = counted  # type: ignore[assignment]
     _run(app)
 
 
-def take(settings: Settings, group: str, counted: Counted) -> None:
+def take(settings: Settings, group: str, counted: CountedDelivery) -> None:
     """Run a stock Faust app as its guide writes it, with `take`."""
     logs = begun_logs(settings, group)
     app: Any = _StockApp(
@@ -167,7 +167,7 @@ def main() -> None:
     deliver: Deliver = nothing
     if work == PROCESSOR.name:
         deliver = Delivery(PROCESSOR, engine, consumer=consumer, clock=utc_now).deliver
-    counted = Counted(deliver, int(count))
+    counted = CountedDelivery(deliver, int(count))
     match loop:
         case "bare":
             asyncio.run(bare(settings, group, counted))

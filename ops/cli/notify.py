@@ -9,7 +9,7 @@ from uuid import UUID
 
 import typer
 
-from consumers.notification.notifier.filter import STATUSES, Filter
+from consumers.notification.notifier.filter import STATUSES, NotificationFilter
 from ops.cli.context import current_settings
 from ops.cli.intent import is_meant
 from ops.cli.options import Execute, Output, Yes, whole
@@ -119,7 +119,7 @@ def resend(
 
     settings = current_settings()
     wanted = _filter(queue, status, merchant, order, payment, http_status, *span(begin, end, tz), identity=identity)
-    if wanted == Filter():
+    if wanted == NotificationFilter():
         raise typer.BadParameter("name an ID, or choose with --status, --merchant, --order, --from and so on")
     _require(reason)
     with reader_engine(settings).connect() as connection:
@@ -292,12 +292,12 @@ def _filter(
     begin: datetime | None,
     end: datetime | None,
     identity: UUID | None = None,
-) -> Filter:
+) -> NotificationFilter:
     from ops.notifications.operations import service_of
 
     if queue:
         service_of(queue)
-    return Filter(
+    return NotificationFilter(
         id=identity,
         queue=queue,
         status=status.upper(),

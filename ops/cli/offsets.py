@@ -22,8 +22,8 @@ from outbox.quoting import positional, quoted
 from schemas.numeric import WHOLE_MAX
 
 if TYPE_CHECKING:
-    from ops.offsets.plan import Plan, Scope, View
-    from ops.offsets.wishes import Asked
+    from ops.offsets.plan import MovePlan, Scope, View
+    from ops.offsets.wishes import MoveOptions
     from outbox.settings import Settings
 
 app = typer.Typer(
@@ -175,9 +175,9 @@ def reset(
 
     Exit code 1 if what was read back differs. Without --topic: all that the group stands in. An active group is refused.
     """
-    from ops.offsets.wishes import Asked
+    from ops.offsets.wishes import MoveOptions
 
-    asked = Asked(
+    asked = MoveOptions(
         to_earliest=to_earliest, to_latest=to_latest, to_current=to_current, from_kafka=from_kafka, to_offset=to_offset,
         shift_by=shift_by, at=_instant(to_datetime, by_duration, tz), from_file=from_file, from_group=from_group,
         map=_map(map_, topic), to_order=to_order, to_event=to_event,
@@ -205,13 +205,13 @@ def undo(
     """Move a group to where an undo file says: before its last reset, undo or delete. Undone twice, the move is made again."""
     from ops.kafka.groups import cluster_id
     from ops.offsets.files import last_undo_file, undo_folder
-    from ops.offsets.wishes import Asked
+    from ops.offsets.wishes import MoveOptions
 
     settings = current_settings()
     file = file or last_undo_file(undo_folder(_undo_home(), cluster_id(settings), group))
     say(f"undo file {file}")
     how = Carrying(execute, yes, stop_workers, _duration(wait), undo_file, count_limit, output)
-    _move(group, Asked(from_file=file), None, "", how)
+    _move(group, MoveOptions(from_file=file), None, "", how)
 
 
 @app.command()
@@ -329,7 +329,7 @@ class Carrying:
     output: Format
 
 
-def _move(group: str, asked: Asked, topics: list[str] | None, partitions: str, how: Carrying) -> None:
+def _move(group: str, asked: MoveOptions, topics: list[str] | None, partitions: str, how: Carrying) -> None:
     """The group stands where it was asked to, or it was only shown. What is confirmed is what is done: workers are stopped first."""
     settings = current_settings()
     stopped: AbstractContextManager[None] = nullcontext()
@@ -339,7 +339,7 @@ def _move(group: str, asked: Asked, topics: list[str] | None, partitions: str, h
         _plan_and_move(settings, group, asked, _scope(settings, group, topics, partitions), how)
 
 
-def _plan_and_move(settings: Settings, group: str, asked: Asked, scope: Scope | None, how: Carrying) -> None:
+def _plan_and_move(settings: Settings, group: str, asked: MoveOptions, scope: Scope | None, how: Carrying) -> None:
     from ops.offsets.move import execute, require_inactive
     from ops.offsets.plan import plan
     from ops.offsets.shown import both_ways, headline, plan_columns, plan_lines, plan_rows
@@ -366,7 +366,7 @@ def _plan_and_move(settings: Settings, group: str, asked: Asked, scope: Scope | 
     _tell_outcome(group, made, undo_path, differences)
 
 
-def _tell_outcome(group: str, made: Plan, undo_path: Path, differences: list[Any]) -> None:
+def _tell_outcome(group: str, made: MovePlan, undo_path: Path, differences: list[Any]) -> None:
     if without := len(made.moves) - len(made.seen):
         say(
             f"{without} partitions had no position, and undo leaves them: payrelay offsets delete {positional(group)} forgets them"

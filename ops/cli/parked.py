@@ -45,7 +45,7 @@ def list_(
     output: Output = Format.TABLE,
 ) -> None:
     """Show how many events are parked, by consumer, cause and type; with --events, which ones."""
-    from ops.delivery.parked import Count, ParkedRow, counts
+    from ops.delivery.parked import ParkedCount, ParkedRow, counts
     from ops.delivery.parked import events as parked_events
     from ops.pipeline.health import reader_engine
 
@@ -53,8 +53,8 @@ def list_(
     wanted = _filter(consumer=consumer, key=key, type=type_, cause=cause, between=span(begin, end, tz))
     with reader_engine(settings).connect() as connection:
         found = counts(connection, wanted)
-        rows: list[Count] | list[ParkedRow] = parked_events(connection, wanted, limit=limit) if events else found
-    columns = tuple((ParkedRow if events else Count).__dataclass_fields__)
+        rows: list[ParkedCount] | list[ParkedRow] = parked_events(connection, wanted, limit=limit) if events else found
+    columns = tuple((ParkedRow if events else ParkedCount).__dataclass_fields__)
     print_rows([asdict(row) for row in rows], output, columns=columns, less=LESS if events else ())
     total = sum(count.events for count in found)
     say(f"{total} parked" + (f", the {limit} oldest shown" if events and total > limit else ""))
@@ -142,7 +142,7 @@ def skip(
 
     What waits behind them can then be retried.
     """
-    from ops.delivery.parked import Filter, ParkedRow, operator, queues
+    from ops.delivery.parked import ParkedFilter, ParkedRow, operator, queues
     from ops.delivery.parked import events as parked_events
     from ops.delivery.parked import skip as skip_events
     from ops.pipeline.health import reader_engine
@@ -152,7 +152,7 @@ def skip(
     wanted = _filter(
         identity=identity, consumer=consumer, key=key, type=type_, cause=cause, between=span(begin, end, tz)
     )
-    if wanted == Filter():
+    if wanted == ParkedFilter():
         raise typer.BadParameter("name an ID, or choose with --consumer, --key, --type, --cause, --from, --to")
     if not reason.strip():
         raise typer.BadParameter("--reason is empty")
@@ -178,8 +178,8 @@ def _require_there(identity: str, chosen: Sequence[object]) -> None:
 
 
 def _filter(*, between: tuple[datetime | None, datetime | None], **given: str) -> Any:
-    from ops.delivery.parked import Filter, place_of
+    from ops.delivery.parked import ParkedFilter, place_of
 
     if given.get("identity"):
         place_of(given["identity"])
-    return Filter(**given, begin=between[0], end=between[1])
+    return ParkedFilter(**given, begin=between[0], end=between[1])

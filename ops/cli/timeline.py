@@ -25,7 +25,7 @@ def timeline(
     Each thing that should be there and is not has a line `missing` with the command that mends it. Exit code 1 if there is
     one.
     """
-    from ops.timeline.story import Line, timeline
+    from ops.timeline.story import StoryLine, timeline
 
     stories = timeline(current_settings(), number, merchant_no=merchant)
     if not stories:
@@ -42,7 +42,9 @@ def timeline(
                 f"{story.status}, {story.amount_fen} fen {story.currency}, {story.method}"
             )
             columns = [
-                name for name in Line.__dataclass_fields__ if name != "mend" or any(line.mend for line in story.lines)
+                name
+                for name in StoryLine.__dataclass_fields__
+                if name != "mend" or any(line.mend for line in story.lines)
             ]
             print_rows([asdict(line) for line in story.lines], output, columns=columns)
     if holes := sum(not story.is_whole for story in stories):

@@ -15,10 +15,10 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from sqlalchemy import Connection
 
 from consumers.notification.notifier.bulk import COUNTED_MAX, begin_resend, count_matching
-from consumers.notification.notifier.filter import STATUSES, Filter
+from consumers.notification.notifier.filter import STATUSES, NotificationFilter
 from ops.console.edge import SEEN, TEXT_MAX, Acting, console_of, form_of, go, page, reason_of, require_names
 from ops.notifications.bulk import new_id
-from ops.notifications.operations import Found, RecordRow, found, queues, record, records, resend
+from ops.notifications.operations import Matching, RecordRow, found, queues, record, records, resend
 from outbox.clock import in_zone
 from outbox.errors import Refused
 from schemas.numeric import parse_whole
@@ -29,7 +29,7 @@ PAGE_ROWS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class FilterForm:
     """A filter as it stands in an address, or in a form; times without a zone are the settings' zone's."""
 
     state: Annotated[str, Query(max_length=TEXT_MAX)] = ""
@@ -40,9 +40,9 @@ class Asked:
     begin: Annotated[str, Query(max_length=TEXT_MAX, alias="from")] = ""
     end: Annotated[str, Query(max_length=TEXT_MAX, alias="to")] = ""
 
-    def filter(self, zone: str) -> Filter:
+    def filter(self, zone: str) -> NotificationFilter:
         """Return what is meant; raises Refused for what can match nothing."""
-        return Filter(
+        return NotificationFilter(
             status=self.state, queue=self.queue.strip(), merchant_no=self.merchant.strip(), order_no=self.order.strip(),
             http_status=self.http.strip().lower(), begin=_moment(self.begin, zone), end=_moment(self.end, zone),
         )  # fmt: skip
@@ -76,12 +76,12 @@ def _moment(said: str, zone: str) -> datetime | None:
 
 
 @router.get("/notifications")
-async def show_list(request: Request, query: Annotated[Asked, Depends()], before: UUID | None = None) -> Response:
+async def show_list(request: Request, query: Annotated[FilterForm, Depends()], before: UUID | None = None) -> Response:
     """The newest that match, how many do, and what can be done with them."""
     console = console_of(request)
     wanted = query.filter(console.settings.zone)
 
-    def read(connection: Connection) -> tuple[list[RecordRow], Found, list[str]]:
+    def read(connection: Connection) -> tuple[list[RecordRow], Matching, list[str]]:
         names = [queue["queue"] for queue in queues(connection)]
         return records(connection, wanted, limit=PAGE_ROWS, before=before), found(connection, wanted), names
 
@@ -116,7 +116,7 @@ def timeline(whole: dict[str, Any]) -> Sequence[dict[str, Any]]:
 async def resend_one(request: Request, identity: UUID, session: Acting) -> Response:
     """It is due now."""
     console, reason = console_of(request), await reason_of(request)
-    chosen = await console.reader.transact(partial(records, wanted=Filter(id=identity), limit=1))
+    chosen = await console.reader.transact(partial(records, wanted=NotificationFilter(id=identity), limit=1))
     act = partial(resend, console.settings, chosen, reason=reason, actor=session.user.name)
     done = await console.act(lambda: list(act()))
     if not any(due for _, due in done):
@@ -128,8 +128,8 @@ async def resend_one(request: Request, identity: UUID, session: Acting) -> Respo
 async def resend_matching(request: Request, session: Acting) -> Response:
     """Everything that matches and was there when it was counted is being sent again; the answer is where to follow that."""
     form, console, reason = await form_of(request), console_of(request), await reason_of(request)
-    await require_names(request, {*Asked().named(), "act", "newest", "count"})
-    query = Asked(
+    await require_names(request, {*FilterForm().named(), "act", "newest", "count"})
+    query = FilterForm(
         state=form.get("state", ""), queue=form.get("queue", ""), merchant=form.get("merchant", ""),
         order=form.get("order", ""), http=form.get("http", ""), begin=form.get("from", ""), end=form.get("to", ""),
     )  # fmt: skip

@@ -15,7 +15,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from sqlalchemy import Connection
 
 from ops.console.edge import SEEN, console_of, followed, fragment, page
-from ops.notifications.figures import Standing, Step, attempts_by_step, database_now, joined, standing
+from ops.notifications.figures import QueueFigures, TimeStep, attempts_by_step, database_now, joined, standing
 
 WINDOW_S = 900
 STEP_S = 5
@@ -27,7 +27,7 @@ router = APIRouter(dependencies=[SEEN])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class Snapshot:
     """What the page shows."""
 
     tiles: dict[str, float]
@@ -39,18 +39,18 @@ class Seen:
 class Overview:
     """The last window, kept between readings, so that each reads the last steps only. Safe between threads."""
 
-    steps: list[Step] = field(default_factory=list)
-    now: Standing | None = None
+    steps: list[TimeStep] = field(default_factory=list)
+    now: QueueFigures | None = None
     waiting: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=WINDOW_S // STEP_S))
     """What waited, by step; known only while somebody looks."""
     read_at: int = 0
     lock: Lock = field(default_factory=Lock)
 
-    def read(self, connection: Connection) -> Seen:
+    def read(self, connection: Connection) -> Snapshot:
         """Return the state of now."""
         with self.lock:
             self._advance(connection)
-            return Seen(tiles=self._tiles(), series=self._series())
+            return Snapshot(tiles=self._tiles(), series=self._series())
 
     def _advance(self, connection: Connection) -> None:
         now = database_now(connection)
@@ -68,7 +68,7 @@ class Overview:
         """Return what the charts draw, as JSON: columns of equal length, a step without attempts included."""
         by_at, waiting = {step.at: step for step in self.steps}, dict(self.waiting)
         ats = range(self.read_at - WINDOW_S, self.read_at, STEP_S)
-        none = Step(0, 0, 0, None, None)
+        none = TimeStep(0, 0, 0, None, None)
         rows = [by_at.get(at, none) for at in ats]
         columns = {
             "at": list(ats),

@@ -73,7 +73,7 @@ class Met:
 
 
 @dataclass(kw_only=True)
-class Effects:
+class Foreseen:
     """What delivering a range of records to a consumer again would do."""
 
     records: int = 0

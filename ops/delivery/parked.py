@@ -28,7 +28,7 @@ from schemas.numeric import parse_whole
 
 
 @dataclass(frozen=True, kw_only=True)
-class Filter:
+class ParkedFilter:
     """Which parked events are meant; what is empty leaves all in."""
 
     identity: str = ""
@@ -44,7 +44,7 @@ class Filter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Count:
+class ParkedCount:
     """Parked events of one kind; those that wait behind their key's are counted with their cause BEHIND_PARKED."""
 
     consumer: str
@@ -72,7 +72,7 @@ class ParkedRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Queue:
+class ParkedQueue:
     """A parked key with all that waits behind its first event, or one event without a key."""
 
     id: str
@@ -98,10 +98,10 @@ _WHERE = """
       AND (CAST(:end AS timestamptz) IS NULL OR parked_at < :end)"""
 
 
-def counts(connection: Connection, wanted: Filter) -> list[Count]:
+def counts(connection: Connection, wanted: ParkedFilter) -> list[ParkedCount]:
     """Return how many events are parked, by consumer, cause and type, the most first."""
     groups = [
-        Count(**row._mapping)
+        ParkedCount(**row._mapping)
         for row in _rows(
             connection,
             f"""SELECT consumer, cause, coalesce(type, '') AS type, count(*) AS events, count(DISTINCT key) AS keys,
@@ -113,7 +113,7 @@ def counts(connection: Connection, wanted: Filter) -> list[Count]:
     return sorted(groups, key=lambda group: -group.events)
 
 
-def events(connection: Connection, wanted: Filter, *, limit: int) -> list[ParkedRow]:
+def events(connection: Connection, wanted: ParkedFilter, *, limit: int) -> list[ParkedRow]:
     """Return parked events, the oldest first, at most so many."""
     rows = _rows(
         connection,
@@ -149,7 +149,7 @@ def place_of(identity: str) -> tuple[str, int]:
     raise Misused(f"{identity[:80]!r} is no id of a parked event: payrelay parked list shows them, e.g. accounting:12")
 
 
-def queues(connection: Connection, wanted: Filter, *, limit: int) -> list[Queue]:
+def queues(connection: Connection, wanted: ParkedFilter, *, limit: int) -> list[ParkedQueue]:
     """Return what a retry of the wanted events tries, oldest first: of an event with a key, the whole key from its head."""
     rows = _rows(
         connection,
@@ -165,10 +165,10 @@ def queues(connection: Connection, wanted: Filter, *, limit: int) -> list[Queue]
         wanted,
         limit=limit,
     )
-    return [Queue(**row._mapping) for row in rows][:limit]
+    return [ParkedQueue(**row._mapping) for row in rows][:limit]
 
 
-def retry(settings: Settings, chosen: Sequence[Queue], act: Act) -> Iterator[tuple[Queue, out.Drained]]:
+def retry(settings: Settings, chosen: Sequence[ParkedQueue], act: Act) -> Iterator[tuple[ParkedQueue, out.Drained]]:
     """Each queue is empty and its key flows, or its first event still fails with the others behind it; gives which, and why.
 
     Own transactions, one an event, as the service. May be repeated and cut off anywhere. Raises Refused before anything is
@@ -228,7 +228,7 @@ def _engines(settings: Settings) -> Iterator[Callable[[str], Engine]]:
             engine.dispose()
 
 
-def _rows(connection: Connection, statement: str, wanted: Filter, **more: int) -> Iterator[Any]:
+def _rows(connection: Connection, statement: str, wanted: ParkedFilter, **more: int) -> Iterator[Any]:
     if wanted.identity:
         place_of(wanted.identity)
     for service in SERVICES:

@@ -22,7 +22,7 @@ CHUNK = 2_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class RedeliveryPlan:
     """What handing a window over would do as things stand."""
 
     places: dict[str, Redelivered]
@@ -41,7 +41,7 @@ class Plan:
 
 def plan(
     settings: Settings, consumer: str, window: Window, *, from_outbox: bool, resends_external: bool = False
-) -> Plan:
+) -> RedeliveryPlan:
     """Return what handing the window's events to the consumer would do as things stand. Reads only.
 
     Whether its handler fails at one, or passes over it as superseded, only the handler can tell. Raises Refused for what is no
@@ -62,7 +62,7 @@ def plan(
                 if not resends_external:
                     outcome.resent = 0
                 places.setdefault(place, Redelivered()).add(outcome)
-        return Plan(places=dict(sorted(places.items())), missing=window.events - search.met)
+        return RedeliveryPlan(places=dict(sorted(places.items())), missing=window.events - search.met)
 
 
 def _foresee(search: Search, records: list[PastMessage], counted: set[UUID]) -> Redelivered:

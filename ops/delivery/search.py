@@ -117,9 +117,9 @@ class Search:
             for row in rows:
                 yield from self._meant(_made(row, self.settings.topic_prefix + row.topic))
 
-    def waiting(self) -> Waiting:
+    def waiting(self) -> NotYetRead:
         """Return what tells whether an event of the outbox is on its way to the consumer, as things stand now."""
-        return Waiting(self)
+        return NotYetRead(self)
 
     def begun(self) -> dict[tuple[str, int], int]:
         """Return the consumer's next offset in each partition of today's topics that it has begun."""
@@ -142,7 +142,7 @@ class Search:
             yield record
 
 
-class Waiting:
+class NotYetRead:
     """Tells which events of an outbox the live stream has yet to come to, themselves or an earlier one of their key.
 
     Those lie on the topic beyond the consumer's progress, or are not published yet and will be.

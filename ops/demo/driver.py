@@ -49,7 +49,7 @@ RICH_FEN = 10**14
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class DemoRun:
     """The cast of a run, made from its seed: secrets and receivers beside what the journal holds."""
 
     name: str
@@ -60,7 +60,7 @@ class Run:
     """Of merchants and payers, by their numbers."""
 
 
-def cast(run: str, seed: int) -> Run:
+def cast(run: str, seed: int) -> DemoRun:
     """Return merchants and payers of a run; the same for the same seed but for their secrets."""
     draw = random.Random(f"cast {seed}")
     merchants = [
@@ -85,7 +85,7 @@ def cast(run: str, seed: int) -> Run:
     payers = [payer(number, RICH_FEN) for number in range(PAYERS)]
     poor = [payer(PAYERS + number, 0) for number in range(POOR_PAYERS)]
     numbers = [*(party.merchant_no for party in merchants), *(payer.payer_no for payer in (*payers, *poor))]
-    return Run(
+    return DemoRun(
         name=run,
         merchants=merchants,
         payers=payers,
@@ -94,7 +94,7 @@ def cast(run: str, seed: int) -> Run:
     )
 
 
-def intents(run: Run, orders: int, seed: int) -> list[Intent]:
+def intents(run: DemoRun, orders: int, seed: int) -> list[Intent]:
     """Return what the driver will send, in order: the same for the same seed."""
     draw = random.Random(f"intents {seed}")
     return [
@@ -110,7 +110,7 @@ def intents(run: Run, orders: int, seed: int) -> list[Intent]:
     ]
 
 
-def enrol(settings: Settings, run: Run, sink_url: str) -> None:
+def enrol(settings: Settings, run: DemoRun, sink_url: str) -> None:
     """Merchants, payers, bank accounts and receivers exist: each in its service, by the service's own function and role."""
     unlimited = Limits(single_fen=RICH_FEN, daily_fen=RICH_FEN * 100, monthly_fen=RICH_FEN * 100)
 
@@ -174,7 +174,7 @@ class Sink:
 class Driver:
     """Sends intents; each is in the journal before its first request."""
 
-    def __init__(self, settings: Settings, run: Run, journal: JournalWriter, done: Callable[[], None]) -> None:
+    def __init__(self, settings: Settings, run: DemoRun, journal: JournalWriter, done: Callable[[], None]) -> None:
         self._settings = settings
         self._run = run
         self._journal = journal

@@ -23,7 +23,7 @@ EFFECTS = ("funds", "points", "accounting", "notification")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class ProofFacts:
     """What the tables say of a run, as read."""
 
     bank: list[Any]
@@ -82,7 +82,7 @@ def prove(settings: Settings, journal: Journal, *, delivered: int | None = None)
     return judge(journal, facts, delivered=delivered)
 
 
-def read_facts(connection: Connection, journal: Journal) -> Facts:
+def read_facts(connection: Connection, journal: Journal) -> ProofFacts:
     """Return what the tables say of a run. One statement a service; the ledger is read whole."""
     run = {"like": journal.run.replace("_", r"\_") + "-%"}
 
@@ -94,7 +94,7 @@ def read_facts(connection: Connection, journal: Journal) -> Facts:
 
     payments = rows("""SELECT payment_no, order_no, merchant_no, payer_no, amount_fen, currency, status FROM payments.payment
                        WHERE merchant_no LIKE :like""")
-    return Facts(
+    return ProofFacts(
         bank=rows("""SELECT transaction_no, payment_no, account_no, amount_fen, currency, status FROM bank.transaction
                      WHERE account_no LIKE :like"""),
         bank_balances=balances("SELECT account_no, balance_fen FROM bank.account WHERE account_no LIKE :like"),
@@ -125,7 +125,7 @@ def read_facts(connection: Connection, journal: Journal) -> Facts:
     )
 
 
-def judge(journal: Journal, facts: Facts, *, delivered: int | None = None) -> Proof:
+def judge(journal: Journal, facts: ProofFacts, *, delivered: int | None = None) -> Proof:
     """Return what the facts mean. Pure."""
     intents = {intent.order_no: intent for intent in journal.intents}
     orders = {row.payment_no: row for row in facts.payments}
@@ -203,7 +203,7 @@ def judge(journal: Journal, facts: Facts, *, delivered: int | None = None) -> Pr
     )
 
 
-def _foreign_currencies(facts: Facts) -> Iterable[str]:
+def _foreign_currencies(facts: ProofFacts) -> Iterable[str]:
     """Give the currencies that the journal is not in: amounts are compared below, all of one currency."""
     for source, rows in (("bank", facts.bank), ("payments", facts.payments), ("accounting", facts.vouchers)):
         for currency in sorted({row.currency for row in rows} - {CNY}):
@@ -229,7 +229,7 @@ def _order_problems(
         yield f"order {row.order_no} is paid by {name}, and was debited elsewhere"
 
 
-def _balances(journal: Journal, facts: Facts) -> Iterable[tuple[str, Mapping[str, int], Mapping[str, int]]]:
+def _balances(journal: Journal, facts: ProofFacts) -> Iterable[tuple[str, Mapping[str, int], Mapping[str, int]]]:
     """Give subject, balances as the journal makes them, balances as kept. Poor payers' orders move nothing."""
     bank = {payer.account_no: payer.balance_fen for payer in journal.payers.values()}
     funds = Counter({f"payer:{payer.payer_no}": payer.deposit_fen for payer in journal.payers.values()})

@@ -29,7 +29,7 @@ Right = TypeVar("Right")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class StatementLine:
     """A line of a statement; the first and the last one carry a balance only."""
 
     occurred_at: datetime | None
@@ -80,7 +80,7 @@ class SuspenseItem:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
+class LedgerDifference:
     """Two things that should agree, and do not."""
 
     kind: str
@@ -99,7 +99,7 @@ def balance_of(account: str, debit_fen: int, credit_fen: int) -> int:
 
 def statement(
     connection: Connection, account: str, *, currency: str, begin: datetime | None, end: datetime | None
-) -> list[Line]:
+) -> list[StatementLine]:
     """Return an account's opening balance, its entries from `begin` up to, not including, `end`, and its closing balance."""
     parameters = {"account": account, "currency": currency, "begin": begin, "end": end}
     before = connection.execute(_BEFORE, parameters).one()
@@ -107,7 +107,7 @@ def statement(
     lines = [_carried("opening", balance)]
     for row in connection.execute(_BETWEEN, parameters):
         balance += balance_of(account, row.debit_fen, row.credit_fen)
-        lines.append(Line(**row._mapping, balance_fen=balance))
+        lines.append(StatementLine(**row._mapping, balance_fen=balance))
     return [*lines, _carried("closing", balance)]
 
 
@@ -128,8 +128,8 @@ _BETWEEN = text("""
     ORDER BY occurred_at, voucher_no, line""")
 
 
-def _carried(kind: str, balance_fen: int) -> Line:
-    return Line(
+def _carried(kind: str, balance_fen: int) -> StatementLine:
+    return StatementLine(
         occurred_at=None, voucher_no=None, kind=kind, business_no="", debit_fen=0, credit_fen=0, balance_fen=balance_fen
     )
 
@@ -204,7 +204,7 @@ def suspense(
     return [SuspenseItem(**row._mapping, resolved=resolved.get(row.bank_transaction_no, "")) for row in rows]
 
 
-def check(engine: Engine, *, before: datetime) -> list[Difference]:
+def check(engine: Engine, *, before: datetime) -> list[LedgerDifference]:
     """Return what does not agree: debits with credits, balances with entries, and what consumers state of facts and rows: vouchers
     with settled payments, suspense and deposits, and balance payments of funds with those of payments.
 
@@ -214,11 +214,14 @@ def check(engine: Engine, *, before: datetime) -> list[Difference]:
     """
     with engine.connect() as connection:
         inside = [
-            Difference(kind="ledger", subject="accounting", found=problem) for problem in ledger_problems(connection)
+            LedgerDifference(kind="ledger", subject="accounting", found=problem)
+            for problem in ledger_problems(connection)
         ]
         foreign = _credited_of_another_currency(connection)
         paying = [
-            Difference(kind="balance", subject=row.payment_no, found="is PAYING, and has had no answer from funds")
+            LedgerDifference(
+                kind="balance", subject=row.payment_no, found="is PAYING, and has had no answer from funds"
+            )
             for row in connection.execute(_PAYING, {"before": before, "limit": NAMED_MAX})
         ]
     compared = [
@@ -232,11 +235,11 @@ def agreements() -> list[Agreement]:
     return [agreement for effects in EFFECTS.values() for agreement in effects.agreements]
 
 
-def _credited_of_another_currency(connection: Connection) -> list[Difference]:
+def _credited_of_another_currency(connection: Connection) -> list[LedgerDifference]:
     rows = connection.execute(_FOREIGN, {"currency": CNY, "limit": NAMED_MAX})
     currencies = {row.payment_no: row.currency for row in rows}
     return [
-        Difference(
+        LedgerDifference(
             kind="balance",
             subject=row.payment_no,
             found=f"is in {currencies[row.payment_no]!r}, and funds has credited {row.amount_fen} {CNY!r}",
@@ -260,9 +263,9 @@ _PAYING = text("""
     ORDER BY payment_no LIMIT :limit""")
 
 
-def disagreements(engine: Engine, agreement: Agreement, *, before: datetime) -> list[Difference]:
+def disagreements(engine: Engine, agreement: Agreement, *, before: datetime) -> list[LedgerDifference]:
     """Return where facts and their rows do not agree: named up to a bound, and then counted."""
-    differences: list[Difference] = []
+    differences: list[LedgerDifference] = []
     count = 0
     with engine.connect() as here, engine.connect() as there:
         resolved = set(here.execute(text(agreement.resolved)).scalars()) if agreement.resolved else set()
@@ -274,9 +277,9 @@ def disagreements(engine: Engine, agreement: Agreement, *, before: datetime) -> 
                 continue
             count += 1
             if count <= NAMED_MAX:
-                differences.append(Difference(kind=agreement.kind, subject=subject, found=problem))
+                differences.append(LedgerDifference(kind=agreement.kind, subject=subject, found=problem))
     if count > NAMED_MAX:
-        differences.append(Difference(kind=agreement.kind, subject="", found=f"and {count - NAMED_MAX} more"))
+        differences.append(LedgerDifference(kind=agreement.kind, subject="", found=f"and {count - NAMED_MAX} more"))
     return differences
 
 

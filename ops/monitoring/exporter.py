@@ -24,7 +24,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.core import GaugeMetricFamily, Metric
 from sqlalchemy import Connection, text
 
-from ops.delivery.parked import Filter, counts
+from ops.delivery.parked import ParkedFilter, counts
 from ops.ledger.reads import imbalances
 from ops.pipeline.backlog import backlog
 from ops.pipeline.checks import days_ahead
@@ -97,7 +97,7 @@ def database_samples(connection: Connection, settings: Settings) -> Iterator[Sam
         yield PENDING, (service,), float(unpublished.pending)
         yield OLDEST, (service,), unpublished.oldest_age_s
     parked: Counter[tuple[str, str]] = Counter()
-    for row in counts(connection, Filter()):
+    for row in counts(connection, ParkedFilter()):
         parked[row.consumer, row.cause] += row.events
     for labels, events in parked.items():
         yield PARKED, labels, float(events)

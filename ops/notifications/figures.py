@@ -43,7 +43,7 @@ _RECEIVERS = """
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class TimeStep:
     """Attempts that ended within one step of time."""
 
     at: int
@@ -56,7 +56,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class QueueFigures:
     """What is there just now. Counts stop at 100,000 of a service."""
 
     waiting: int
@@ -77,23 +77,23 @@ def database_now(connection: Connection) -> datetime:
     return now
 
 
-def attempts_by_step(connection: Connection, *, begin: datetime, end: datetime, step_s: int) -> list[Step]:
+def attempts_by_step(connection: Connection, *, begin: datetime, end: datetime, step_s: int) -> list[TimeStep]:
     """Return the steps that had attempts, in order; of several services, the later one's lateness."""
     given = {"begin": begin, "end": end, "step_s": step_s, "slowest": SLOWEST}
-    steps: dict[int, Step] = {}
+    steps: dict[int, TimeStep] = {}
     for row in _each(connection, _ATTEMPTS, **given):
-        step = Step(row.at, row.sent, row.failed, _seconds(row.late_p50_s), _seconds(row.late_p99_s))
+        step = TimeStep(row.at, row.sent, row.failed, _seconds(row.late_p50_s), _seconds(row.late_p99_s))
         steps[row.at] = together(steps[row.at], step) if row.at in steps else step
     return [steps[at] for at in sorted(steps)]
 
 
-def together(first: Step, other: Step) -> Step:
+def together(first: TimeStep, other: TimeStep) -> TimeStep:
     """Return two services' attempts of one step as one.
 
-    >>> together(Step(5, 1, 0, 0.1, 0.2), Step(5, 2, 3, None, 0.4))
-    Step(at=5, sent=3, failed=3, late_p50_s=0.1, late_p99_s=0.4)
+    >>> together(TimeStep(5, 1, 0, 0.1, 0.2), TimeStep(5, 2, 3, None, 0.4))
+    TimeStep(at=5, sent=3, failed=3, late_p50_s=0.1, late_p99_s=0.4)
     """
-    return Step(
+    return TimeStep(
         first.at,
         first.sent + other.sent,
         first.failed + other.failed,
@@ -102,11 +102,11 @@ def together(first: Step, other: Step) -> Step:
     )
 
 
-def standing(connection: Connection) -> Standing:
+def standing(connection: Connection) -> QueueFigures:
     """Return what waits, failed and is held up just now."""
     waiting = list(_each(connection, _WAITING, most=COUNTED_MAX))
     receivers = list(_each(connection, _RECEIVERS))
-    return Standing(
+    return QueueFigures(
         waiting=sum(row.waiting for row in waiting),
         due=sum(row.due for row in waiting),
         oldest_due_s=max(0.0, *(float(row.oldest_due_s or 0) for row in waiting)),
@@ -121,10 +121,10 @@ def _each(connection: Connection, statement: str, **given: object) -> Iterator[A
         yield from connection.execute(text(statement.format(service=service)), given)
 
 
-def joined(before: Sequence[Step], fresh: Sequence[Step], *, since: int, begin: int) -> list[Step]:
+def joined(before: Sequence[TimeStep], fresh: Sequence[TimeStep], *, since: int, begin: int) -> list[TimeStep]:
     """Return the steps of `begin` and later: those read before, but for what was read again since.
 
-    >>> old, new = [Step(0, 1, 0, None, None), Step(5, 1, 0, None, None)], [Step(5, 3, 0, None, None)]
+    >>> old, new = [TimeStep(0, 1, 0, None, None), TimeStep(5, 1, 0, None, None)], [TimeStep(5, 3, 0, None, None)]
     >>> [(step.at, step.sent) for step in joined(old, new, since=5, begin=0)]
     [(0, 1), (5, 3)]
     """

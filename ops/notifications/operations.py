@@ -16,7 +16,7 @@ from sqlalchemy import Connection, text
 
 from consumers.notification.control import pause, resend_notifications, resume, set_rule
 from consumers.notification.notifier.bulk import COUNTED_MAX
-from consumers.notification.notifier.filter import Filter, conditions
+from consumers.notification.notifier.filter import NotificationFilter, conditions
 from consumers.notification.queues import QUEUES
 from outbox.database import engine_for
 from outbox.errors import UnknownName
@@ -30,7 +30,7 @@ BATCH = 500
 
 
 @dataclass(frozen=True, kw_only=True)
-class Count:
+class NotificationCount:
     """Records of a queue in one state."""
 
     queue: str
@@ -61,7 +61,7 @@ class RecordRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class Matching:
     """How many records match, and the newest of them."""
 
     count: int
@@ -91,26 +91,28 @@ class LatenessRow:
     not_postponed: int
 
 
-def counts(connection: Connection, wanted: Filter) -> list[Count]:
+def counts(connection: Connection, wanted: NotificationFilter) -> list[NotificationCount]:
     """Return how many records there are, by queue and state."""
     where, given = conditions(wanted)
     statement = f"""
         SELECT queue, status, count(*) AS records, count(DISTINCT merchant_no) AS merchants, min(created_at) AS oldest
         FROM {{service}}.notify_record WHERE {where} GROUP BY queue, status ORDER BY queue, status"""  # noqa: S608
-    return [Count(**row._mapping) for row in _rows(connection, statement, given)]
+    return [NotificationCount(**row._mapping) for row in _rows(connection, statement, given)]
 
 
-def found(connection: Connection, wanted: Filter) -> Found:
+def found(connection: Connection, wanted: NotificationFilter) -> Matching:
     """Return how many records match, counted up to 100,000 of a service, and the newest of them."""
     where, given = conditions(wanted)
     statement = f"""
         SELECT count(*) FROM (SELECT FROM {{service}}.notify_record WHERE {where} LIMIT :most) AS record"""  # noqa: S608
     count = sum(row.count for row in _rows(connection, statement, {**given, "most": COUNTED_MAX}))
     newest = records(connection, wanted, limit=1) if count else []
-    return Found(count=count, newest=newest[0].id if newest else None)
+    return Matching(count=count, newest=newest[0].id if newest else None)
 
 
-def records(connection: Connection, wanted: Filter, *, limit: int, before: UUID | None = None) -> list[RecordRow]:
+def records(
+    connection: Connection, wanted: NotificationFilter, *, limit: int, before: UUID | None = None
+) -> list[RecordRow]:
     """Return records, the newest first, at most so many; only those made before that one, where it is given."""
     where, given = conditions(wanted)
     statement = f"""

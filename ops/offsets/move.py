@@ -11,7 +11,7 @@ from ops.kafka.groups import commit, committed, group
 from ops.kafka.reader import Place
 from ops.offsets.files import write_undo
 from ops.offsets.ours import move_progress, note_mirror, ours
-from ops.offsets.plan import Plan
+from ops.offsets.plan import MovePlan
 from ops.offsets.shown import members
 from outbox.errors import PayrelayError, Refused
 from outbox.settings import Settings
@@ -20,7 +20,7 @@ POLL_S = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
+class PositionDifference:
     """What was read back is not what was written."""
 
     place: Place
@@ -39,7 +39,7 @@ def require_inactive(settings: Settings, name: str, *, how: str, within: timedel
         time.sleep(POLL_S)
 
 
-def execute(settings: Settings, plan: Plan, undo: Path) -> list[Difference]:
+def execute(settings: Settings, plan: MovePlan, undo: Path) -> list[PositionDifference]:
     """The group stands where the plan says; returns where it does not, which is nowhere unless somebody moved it meanwhile.
 
     Where it stood is in the undo file before anything is moved. Of a group of ours `progress` is moved first, in one
@@ -67,7 +67,7 @@ def execute(settings: Settings, plan: Plan, undo: Path) -> list[Difference]:
     return read_back(settings, plan)
 
 
-def _require_unmoved(settings: Settings, plan: Plan) -> None:
+def _require_unmoved(settings: Settings, plan: MovePlan) -> None:
     offsets = committed(settings, plan.view.group.name)
     moved = [
         f"{topic}/{number}"
@@ -78,14 +78,14 @@ def _require_unmoved(settings: Settings, plan: Plan) -> None:
         raise Refused(f"{', '.join(moved)} was moved since the plan was made: plan again")
 
 
-def read_back(settings: Settings, plan: Plan) -> list[Difference]:
+def read_back(settings: Settings, plan: MovePlan) -> list[PositionDifference]:
     """Return where `progress` or Kafka is not as planned."""
     name = plan.view.group.name
     truths = {"Kafka": committed(settings, name)}
     if plan.view.ours is not None and (now := ours(settings, name)) is not None:
         truths = {"progress": dict(now.progress), **truths}
     return [
-        Difference(place=place, where=where, wanted=wanted, found=truth.get(place))
+        PositionDifference(place=place, where=where, wanted=wanted, found=truth.get(place))
         for where, truth in truths.items()
         for place, wanted in plan.targets.items()
         if truth.get(place) != wanted

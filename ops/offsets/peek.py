@@ -13,7 +13,7 @@ from ops.delivery.outcomes import meet
 from ops.kafka.reader import FEW, Place, appended_at, read, stable_ends
 from ops.offsets.plan import View
 from ops.offsets.shown import at
-from ops.offsets.targets import Standing
+from ops.offsets.targets import PartitionPosition
 from ops.pipeline.health import reader_engine
 from outbox.settings import Settings
 from schemas.codec import CORRELATION, ID, TYPE
@@ -49,7 +49,7 @@ def peek_rows(settings: Settings, view: View, *, before: int, after: int, whole:
     return _marked(rows, view)
 
 
-def _around(settings: Settings, standings: Sequence[Standing], *, before: int, after: int) -> list[Message]:
+def _around(settings: Settings, standings: Sequence[PartitionPosition], *, before: int, after: int) -> list[Message]:
     """Return the last records before each position and the first from there on.
 
     By count, not by offset: where a log was compacted, offsets hold none. Ten times as many are looked at until there are enough.

@@ -9,11 +9,11 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from ops.delivery.outcomes import Effects, Fate, meet
+from ops.delivery.outcomes import Fate, Foreseen, meet
 from ops.kafka.groups import Group, committed, group
 from ops.kafka.reader import Place, append_times, bounds, read
 from ops.offsets.ours import Ours, ours
-from ops.offsets.targets import Standing, Wish, target
+from ops.offsets.targets import PartitionPosition, Wish, target
 from ops.pipeline.health import reader_engine
 from outbox.errors import Refused, UnknownName
 from outbox.inbox import NO_HORIZON, behind_horizons, horizon
@@ -29,7 +29,7 @@ class View:
 
     group: Group
     ours: Ours | None
-    standings: Sequence[Standing]
+    standings: Sequence[PartitionPosition]
 
 
 def look(settings: Settings, name: str, scope: Scope | None = None) -> View:
@@ -56,7 +56,7 @@ def look(settings: Settings, name: str, scope: Scope | None = None) -> View:
         group=described,
         ours=known,
         standings=[
-            Standing(
+            PartitionPosition(
                 place=place,
                 low=ends[place][0],
                 high=ends[place][1],
@@ -113,13 +113,13 @@ def _outside(position: int | None, low: int, high: int) -> str:
 class Counted:
     """The events between an old and a new position, by what became of them at the consumer."""
 
-    effects: Effects = field(default_factory=Effects)
+    effects: Foreseen = field(default_factory=Foreseen)
     forgotten: int = 0
     """So old that the inbox would not know a repeat: whoever delivers them parks them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Move:
+class PositionMove:
     """A partition's part of a plan."""
 
     place: Place
@@ -143,11 +143,11 @@ class Move:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class MovePlan:
     """Where a group is to go on, and what that does."""
 
     view: View
-    moves: Sequence[Move]
+    moves: Sequence[PositionMove]
     uncounted: int = 0
     """Records moved over, where they are more than were to be counted."""
 
@@ -161,7 +161,7 @@ class Plan:
         return {move.place: move.old for move in self.moves if move.old is not None}
 
 
-def plan(settings: Settings, view: View, wish: Wish, *, count_limit: int) -> Plan:
+def plan(settings: Settings, view: View, wish: Wish, *, count_limit: int) -> MovePlan:
     """Return what the wish does to the group. Events are counted for groups of ours, unless there are more than the limit.
 
     Raises Refused where the wish leads nowhere; Unreachable.
@@ -182,7 +182,7 @@ def plan(settings: Settings, view: View, wish: Wish, *, count_limit: int) -> Pla
         back = {standing.place for standing, new in targets if new.offset < standing.begin}
         counted = count(settings, view.group.name, view.ours, spans, back=back)
     moves = [
-        Move(
+        PositionMove(
             place=standing.place,
             old=standing.position,
             new=new.offset,
@@ -194,10 +194,10 @@ def plan(settings: Settings, view: View, wish: Wish, *, count_limit: int) -> Pla
         )
         for standing, new in targets
     ]
-    return Plan(view=view, moves=moves, uncounted=total if view.ours is not None and total > count_limit else 0)
+    return MovePlan(view=view, moves=moves, uncounted=total if view.ours is not None and total > count_limit else 0)
 
 
-def _between(standing: Standing, new: int) -> range:
+def _between(standing: PartitionPosition, new: int) -> range:
     """Return the offsets of the log between where a group goes on and where it is to."""
     if standing.position is None and not standing.is_ours:
         return range(0)

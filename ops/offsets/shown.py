@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ops.kafka.groups import Group
-from ops.offsets.plan import Counted, Plan, View
-from ops.offsets.targets import Standing
+from ops.offsets.plan import Counted, MovePlan, View
+from ops.offsets.targets import PartitionPosition
 
 STANDING = ("topic", "partition", "progress", "committed", "begin", "end", "lag", "lag_s", "client", "host", "note")
 MOVE = ("topic", "partition", "old", "new", "delta", "lands_at", "lag")
@@ -25,7 +25,7 @@ def both_ways(instant: datetime, local: datetime) -> str:
     return f"{at(instant)} = {local:%Y-%m-%d %H:%M:%S%z} {local.tzname()}"
 
 
-def standing_row(view: View, standing: Standing, age_s: float | None) -> dict[str, Any]:
+def standing_row(view: View, standing: PartitionPosition, age_s: float | None) -> dict[str, Any]:
     """Return a partition's row of `offsets describe`."""
     member = next((member for member in view.group.members if standing.place in member.places), None)
     return {
@@ -70,7 +70,7 @@ def lag_line(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"lag {sum(row['lag'] for row in behind)}, most {most['lag']} in {most['topic']}/{most['partition']}{oldest}{noted}"
 
 
-def plan_rows(plan: Plan) -> list[dict[str, Any]]:
+def plan_rows(plan: MovePlan) -> list[dict[str, Any]]:
     """Return a plan's rows: where each partition stands, is to stand, and what lies between."""
     return [
         {
@@ -88,7 +88,7 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
-def plan_columns(plan: Plan) -> tuple[str, ...]:
+def plan_columns(plan: MovePlan) -> tuple[str, ...]:
     """Return the columns of a plan's table: what is always there, and of the rest what says something."""
     rows = plan_rows(plan)
     counted = [name for name in COUNTED if any(name in row for row in rows)]
@@ -108,7 +108,7 @@ def _counts(counted: Counted) -> dict[str, int]:
     }
 
 
-def plan_lines(plan: Plan) -> list[str]:
+def plan_lines(plan: MovePlan) -> list[str]:
     """Return what a plan does to events, in words; the dangerous part in capitals."""
     if plan.uncounted:
         skips = any(not move.is_back and move.span for move in plan.moves)

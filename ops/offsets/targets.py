@@ -17,7 +17,7 @@ from schemas.numeric import LENGTH_MAX, WHOLE_MAX, parse_decimal, parse_whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class PartitionPosition:
     """How a group stands in a partition."""
 
     place: Place
@@ -82,7 +82,7 @@ class Target:
     note: str = ""
 
 
-def target(wish: Wish, standing: Standing) -> Target | None:
+def target(wish: Wish, standing: PartitionPosition) -> Target | None:
     """Return where a wish leads in a partition, within its log; None where it says nothing of it.
 
     Raises Refused where it starts from a position that there is none of.
@@ -100,7 +100,7 @@ def target(wish: Wish, standing: Standing) -> Target | None:
     return Target(offset=wanted, note=note)
 
 
-def _wanted(wish: Wish, standing: Standing) -> int | None:
+def _wanted(wish: Wish, standing: PartitionPosition) -> int | None:
     match wish.mode:
         case Mode.EARLIEST:
             return standing.low

@@ -18,7 +18,7 @@ from outbox.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class MoveOptions:
     """A move as it was typed."""
 
     to_earliest: bool = False
@@ -44,7 +44,7 @@ class Asked:
         )
 
 
-def look_for(settings: Settings, name: str, options: Asked, scope: Scope | None) -> tuple[View, Wish]:
+def look_for(settings: Settings, name: str, options: MoveOptions, scope: Scope | None) -> tuple[View, Wish]:
     """Return the group in the partitions meant, and where it is to go on. Raises Refused, Unreachable.
 
     What names partitions itself means these, or those of them that a scope leaves in.
@@ -75,7 +75,7 @@ def _require_all(view: View, places: Mapping[Place, int], scope: Scope | None) -
         raise Refused(f"nothing is said of topic {silent[0]}: nothing was moved")
 
 
-def _plain(options: Asked) -> Wish:
+def _plain(options: MoveOptions) -> Wish:
     if options.to_offset is not None:
         return Wish(mode=Mode.OFFSET, number=options.to_offset)
     if options.shift_by is not None:
@@ -89,7 +89,7 @@ def _plain(options: Asked) -> Wish:
     return Wish(mode=next(mode for mode, is_asked in modes.items() if is_asked))
 
 
-def _places(settings: Settings, name: str, options: Asked) -> Mapping[Place, int] | None:
+def _places(settings: Settings, name: str, options: MoveOptions) -> Mapping[Place, int] | None:
     if options.from_file is not None:
         return read_file(options.from_file, name, others={described.name for described in groups(settings)})
     if options.map is not None:

@@ -47,7 +47,7 @@ class Recorded:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arrival:
+class TopicArrival:
     """How the newest rows of a topic fare."""
 
     topic: str
@@ -76,7 +76,7 @@ def _clock(connection: Connection) -> datetime:
     return now
 
 
-def arrivals(settings: Settings, *, grace: timedelta = GRACE) -> list[Arrival]:
+def arrivals(settings: Settings, *, grace: timedelta = GRACE) -> list[TopicArrival]:
     """Return of each topic which of its newest rows are on it. Reads only. Raises Unreachable.
 
     A row without a record is missing if every record that was appended since its recording was read, and left open else.
@@ -86,9 +86,9 @@ def arrivals(settings: Settings, *, grace: timedelta = GRACE) -> list[Arrival]:
     return [_arrival(settings, topic, rows[topic.name]) for topic in TOPICS]
 
 
-def _arrival(settings: Settings, topic: Topic, rows: Collection[Recorded]) -> Arrival:
+def _arrival(settings: Settings, topic: Topic, rows: Collection[Recorded]) -> TopicArrival:
     if not rows:
-        return Arrival(topic=topic.name, judged=0, missing=(), unjudged=0)
+        return TopicArrival(topic=topic.name, judged=0, missing=(), unjudged=0)
     name = settings.topic_prefix + topic.name
     begin = _time(min(row.id for row in rows)) - CLOCKS
     starts = offsets_at(settings, [name], begin)
@@ -114,7 +114,7 @@ def _read(settings: Settings, spans: Mapping[Place, range]) -> tuple[set[UUID], 
     return seen, first
 
 
-def judge(topic: str, rows: Collection[Recorded], seen: Collection[UUID], *, whole_since: datetime) -> Arrival:
+def judge(topic: str, rows: Collection[Recorded], seen: Collection[UUID], *, whole_since: datetime) -> TopicArrival:
     """Return how the rows fare, with every record that was appended since then read.
 
     >>> at = datetime(2026, 1, 1, tzinfo=UTC)
@@ -125,7 +125,7 @@ def judge(topic: str, rows: Collection[Recorded], seen: Collection[UUID], *, who
     """
     absent = [row for row in rows if row.id not in seen]
     missing = [row for row in absent if _time(row.id) - CLOCKS >= whole_since]
-    return Arrival(
+    return TopicArrival(
         topic=topic,
         judged=len(rows) - len(absent) + len(missing),
         missing=tuple(sorted(missing, key=lambda row: row.id)),
@@ -182,12 +182,12 @@ def check_arrivals(settings: Settings, *, grace: timedelta = GRACE) -> Verdict:
     return Verdict(False, message, _fix(settings, checked))
 
 
-def _told(checked: Collection[Arrival], grace: timedelta) -> str:
+def _told(checked: Collection[TopicArrival], grace: timedelta) -> str:
     """
-    >>> well = Arrival(topic="a", judged=7, missing=(), unjudged=0)
-    >>> _told([well, Arrival(topic="b", judged=0, missing=(), unjudged=0)], GRACE)
+    >>> well = TopicArrival(topic="a", judged=7, missing=(), unjudged=0)
+    >>> _told([well, TopicArrival(topic="b", judged=0, missing=(), unjudged=0)], GRACE)
     'arrived: a 7, b 0'
-    >>> _told([Arrival(topic="b", judged=1, missing=(Recorded(id=UUID(int=7 << 76), lsn=1),), unjudged=0), well], GRACE)
+    >>> _told([TopicArrival(topic="b", judged=1, missing=(Recorded(id=UUID(int=7 << 76), lsn=1),), unjudged=0), well], GRACE)
     'on no topic after 60 s: b 1, since 1970-01-01 00:00:00+0000; arrived: a 7'
     """
     missing = [f"{arrival.topic} {len(arrival.missing)}, since {_time(arrival.missing[0].id):%Y-%m-%d %H:%M:%S%z}"
@@ -197,11 +197,11 @@ def _told(checked: Collection[Arrival], grace: timedelta) -> str:
     return "; ".join([*lines, *([f"arrived: {', '.join(arrived)}"] * bool(arrived))])
 
 
-def _arrived(arrival: Arrival) -> str:
+def _arrived(arrival: TopicArrival) -> str:
     """Return how many rows have arrived, and how many lie further back than the records that were read, as on a busy topic.
 
     >>> for judged, unjudged in ((7, 0), (0, 7), (500, 500), (0, 0)):
-    ...     print(_arrived(Arrival(topic="a", judged=judged, missing=(), unjudged=unjudged)))
+    ...     print(_arrived(TopicArrival(topic="a", judged=judged, missing=(), unjudged=unjudged)))
     7
     unknown
     500 (500 more unknown: payrelay reconcile)
@@ -212,7 +212,7 @@ def _arrived(arrival: Arrival) -> str:
     return f"{arrival.judged} ({arrival.unjudged} more unknown: payrelay reconcile)" if arrival.judged else "unknown"
 
 
-def _fix(settings: Settings, checked: Collection[Arrival]) -> str:
+def _fix(settings: Settings, checked: Collection[TopicArrival]) -> str:
     """Return what brings the missing events to their topics: the connector where it still will, the repair where it will not."""
     names = {settings.topic_prefix + arrival.topic for arrival in checked if arrival.missing}
     if names - {topic for topic, _ in bounds(settings, names)}:

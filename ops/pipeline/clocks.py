@@ -18,7 +18,7 @@ from outbox.settings import SERVICES, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Waiting:
+class AheadKey:
     """A parked event that was recorded too far ahead of the clock, the first of its key."""
 
     id: str
@@ -40,7 +40,7 @@ WAITING_MAX = 1_000
 """Keys of a service looked at in one go."""
 
 
-def waiting_ahead(connection: Connection, settings: Settings) -> list[Waiting]:
+def waiting_ahead(connection: Connection, settings: Settings) -> list[AheadKey]:
     """Return this version's parked keys whose first event was recorded too far ahead, at most so many of a service.
 
     Those that can be applied come first, oldest first.
@@ -49,7 +49,7 @@ def waiting_ahead(connection: Connection, settings: Settings) -> list[Waiting]:
 
     consumers = list(known_processors(settings))
     return [
-        Waiting(**row._mapping)
+        AheadKey(**row._mapping)
         for service in SERVICES
         for row in connection.execute(
             text(_WAITING.format(service=service)),
@@ -74,7 +74,7 @@ def clock_finding(settings: Settings, *, now: datetime) -> Verdict:
     return judge_clocks(apart=now - database, recorded_ahead=last - database, waiting=waiting)
 
 
-def judge_clocks(*, apart: timedelta, recorded_ahead: timedelta, waiting: Sequence[Waiting]) -> Verdict:
+def judge_clocks(*, apart: timedelta, recorded_ahead: timedelta, waiting: Sequence[AheadKey]) -> Verdict:
     """Return what the clocks, the newest event and the parked ones amount to. Pure.
 
     >>> judge_clocks(apart=timedelta(), recorded_ahead=timedelta(), waiting=[]).found

@@ -18,7 +18,7 @@ from outbox.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class SourcePositions:
     """Where the connector, the slot and the log stand."""
 
     noted: Exported
@@ -38,7 +38,7 @@ class Standing:
     def beyond(self) -> str:
         """Return which positions lie beyond the log's end, and so are another history's; empty where none does.
 
-        >>> Standing(noted=Exported(connector="c", offsets=[]), noted_lsn=7, confirmed_lsn=3, written_lsn=5).beyond()
+        >>> SourcePositions(noted=Exported(connector="c", offsets=[]), noted_lsn=7, confirmed_lsn=3, written_lsn=5).beyond()
         "Kafka Connect's note, 0/7, lies beyond the end of the log, 0/5"
         """
         ahead = [
@@ -53,13 +53,13 @@ class Standing:
         return None if self.confirmed_lsn is None else max(self.confirmed_lsn, self.noted_lsn or 0)
 
 
-def standing(settings: Settings, *, patience_s: float = 30.0) -> Standing:
+def standing(settings: Settings, *, patience_s: float = 30.0) -> SourcePositions:
     """Return where connector, slot and log stand. Reads only. Raises NoConnector, and Unreachable after `patience_s`."""
     noted = ConnectClient(settings.connect_url, patience_s=patience_s).offsets(settings.connector)
     with reader_engine(settings).connect() as connection:  # after the note: the log's end only grows
         slot = slot_of(connection, settings.slot)
         written = connection.execute(text("SELECT CAST(pg_current_wal_lsn() - '0/0' AS bigint)")).scalar_one()
-    return Standing(
+    return SourcePositions(
         noted=Exported(connector=settings.connector, offsets=noted),
         noted_lsn=position_of(noted),
         confirmed_lsn=_confirmed(slot),

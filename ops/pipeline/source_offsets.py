@@ -12,12 +12,12 @@ from connect.client import ConnectClient
 from connect.source_offsets import Exported, position_of, shown
 from ops.pipeline.health import reader_engine
 from ops.pipeline.repair import Repair, emit_missing, plan_repair, resumed_after_failure
-from ops.pipeline.source import Standing, standing
+from ops.pipeline.source import SourcePositions, standing
 from outbox.errors import Refused
 from outbox.settings import SERVICES, Settings
 
 
-def require_harmless(settings: Settings, now: Standing, wanted: Exported, *, at: datetime) -> None:
+def require_harmless(settings: Settings, now: SourcePositions, wanted: Exported, *, at: datetime) -> None:
     """Raises Refused, saying what would happen, for a position that the connector cannot or must not read on from. Reads only."""
     target = position_of(wanted.offsets)
     if now.confirmed_lsn is None:

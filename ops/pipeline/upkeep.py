@@ -147,12 +147,12 @@ def _unread_from(settings: Settings) -> date:
 
 def _retry_ahead(settings: Settings) -> dict[str, int]:
     """Parked keys whose first event was ahead of the clock flow again if its day exists; returns the events applied, by consumer."""
-    from ops.delivery.parked import Queue, retry  # here: the supervisor starts faster without the processors
+    from ops.delivery.parked import ParkedQueue, retry  # here: the supervisor starts faster without the processors
 
     with reader_engine(settings).connect() as connection:
         ready = [key for key in waiting_ahead(connection, settings) if key.has_day]
     about = {"events": 1, "cause": Cause.AHEAD_OF_CLOCK.value, "type": "", "error": ""}
-    chosen = [Queue(id=key.id, consumer=key.consumer, key=key.key, **about) for key in ready]  # type: ignore[arg-type]
+    chosen = [ParkedQueue(id=key.id, consumer=key.consumer, key=key.key, **about) for key in ready]  # type: ignore[arg-type]
     retried = Counter[str]()
     for queue, drained in retry(settings, chosen, Act(action=Action.RETRY, actor="upkeep")):
         retried[queue.consumer] += drained.applied

@@ -16,7 +16,7 @@ from consumers.accounting.entries import Voucher
 from consumers.accounting.ledger import correct_voucher, find_voucher, post_vouchers, reverse_voucher
 from consumers.delivery.processor import DuplicateFact
 from consumers.delivery.retry import remember, transact
-from ops.rebuild.difference import REVERSED, Finding, What
+from ops.rebuild.difference import REVERSED, DifferingRow, What
 from ops.rebuild.rebuild import Rebuilt, alone_with
 from outbox.database import engine_for
 from outbox.errors import Refused
@@ -30,7 +30,7 @@ class Correction:
 
     action: str
     """post, reverse, correct (what people have reversed), or reverse and correct."""
-    finding: Finding
+    finding: DifferingRow
 
 
 def corrections_of(rebuilt: Rebuilt) -> list[Correction]:

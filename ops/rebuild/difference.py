@@ -41,7 +41,7 @@ IS_DIFFERENCE = (What.MISSING, What.EXTRA, What.DIFFERENT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class DifferingRow:
     """A row or an account that is not the same on both sides."""
 
     what: What
@@ -59,10 +59,10 @@ class Finding:
 
 
 @dataclass(kw_only=True)
-class Difference:
+class RebuildDifference:
     """Everything that was found; findings are named up to a bound, and all counted."""
 
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[DifferingRow] = field(default_factory=list)
     counts: Counter[tuple[What, str]] = field(default_factory=Counter)
     compared: int = 0
     unmet: int = 0
@@ -73,7 +73,7 @@ class Difference:
         """Whether nothing differs but what is known to."""
         return not any(self.counts[what, kind] for what, kind in self.counts if what in IS_DIFFERENCE)
 
-    def add(self, finding: Finding) -> None:
+    def add(self, finding: DifferingRow) -> None:
         """One finding more."""
         self.counts[finding.what, finding.kind] += 1
         self.unmet += not finding.is_met
@@ -113,14 +113,14 @@ class _Pair:
         return self.rebuilt if self.live is None else self.live
 
 
-def compare(subject: Rebuild, live: Side, rebuilt: Side) -> Difference:
+def compare(subject: Rebuild, live: Side, rebuilt: Side) -> RebuildDifference:
     """Return how live differs from what was rebuilt. Reads only.
 
     Both stand at the same positions; `live` is one transaction that sees one state. What people posted is taken as it stands.
     """
     instead = _put_instead(live, subject.by_hand) if subject.by_hand else {}
     skipped = _skipped(live)
-    difference = Difference()
+    difference = RebuildDifference()
     adjust: Counter[str] = Counter()
     for pairs in batched(_unequal(subject, live, rebuilt, difference), 2_000):
         touched = [pair for pair in pairs if pair.live is not None and pair.live.number in instead]
@@ -148,7 +148,7 @@ def compare(subject: Rebuild, live: Side, rebuilt: Side) -> Difference:
     return difference
 
 
-def _unequal(subject: Rebuild, live: Side, rebuilt: Side, difference: Difference) -> Iterator[_Pair]:
+def _unequal(subject: Rebuild, live: Side, rebuilt: Side, difference: RebuildDifference) -> Iterator[_Pair]:
     lefts, rights = live.rows(subject.rows), rebuilt.rows(subject.rows)
     for left, right in paired(lefts, rights, lambda row: row.subject, lambda row: row.subject):
         difference.compared += 1
@@ -179,7 +179,7 @@ def _put_instead(live: Side, by_hand: str) -> dict[int, str | None]:
     return {number: last_of(number) for number in reversed_}
 
 
-def _by_hand(subject: Rebuild, pair: _Pair, stands: str | None) -> Finding | None:
+def _by_hand(subject: Rebuild, pair: _Pair, stands: str | None) -> DifferingRow | None:
     """Return what is to be said of a voucher that differs and that people have reversed; None where they have put right what it was.
 
     What they put in its place stands, and so does nothing where that resolves it. Else the fact has no voucher: a difference.
@@ -188,7 +188,7 @@ def _by_hand(subject: Rebuild, pair: _Pair, stands: str | None) -> Finding | Non
     if stands == wanted:
         return None
     is_open = wanted is not None and stands is None and pair.row.subject.split()[0] not in subject.resolved
-    return Finding(
+    return DifferingRow(
         what=What.DIFFERENT if is_open else What.BY_HAND,
         kind=subject.kind,
         subject=pair.row.subject,
@@ -203,7 +203,7 @@ def _by_hand(subject: Rebuild, pair: _Pair, stands: str | None) -> Finding | Non
 
 def _judged(
     subject: Rebuild, pairs: Sequence[_Pair], live: Side, rebuilt: Side, skipped: Collection[UUID]
-) -> list[Finding]:
+) -> list[DifferingRow]:
     """Return what each unequal pair is, and what mends it."""
     missing = {pair.rebuilt.event_id for pair in pairs if pair.live is None}
     extra = {pair.live.event_id for pair in pairs if pair.rebuilt is None}
@@ -221,7 +221,7 @@ def _judge(
     skipped: Collection[UUID],
     rejected: Mapping[UUID, Any],
     met: Mapping[UUID, Any],
-) -> Finding:
+) -> DifferingRow:
     identity = pair.row.event_id
     how = "--correct" if subject.corrects else "--switch" if subject.switches else ""
     what, mend, is_met = What.DIFFERENT, how, True
@@ -241,7 +241,7 @@ def _judge(
             mend = f"{how}; the handler rejects its event: {rejected[identity].error[:100]}"
         elif not is_met:
             mend = "its event is on no topic: payrelay timeline"
-    return Finding(
+    return DifferingRow(
         what=what,
         kind=subject.kind,
         subject=pair.row.subject,
@@ -271,7 +271,7 @@ def _skipped(live: Side) -> set[UUID]:
     return {UUID(row.event_id) for row in rows}
 
 
-def _accounts(subject: Rebuild, live: Side, rebuilt: Side, adjust: Mapping[str, int]) -> Iterator[Finding]:
+def _accounts(subject: Rebuild, live: Side, rebuilt: Side, adjust: Mapping[str, int]) -> Iterator[DifferingRow]:
     """Give the accounts whose balances are not what the rebuilt ones call for, with what stands aside counted in."""
     only = dict(adjust)
     account: Callable[[Any], str] = lambda row: row.account  # noqa: E731
@@ -287,8 +287,8 @@ def _accounts(subject: Rebuild, live: Side, rebuilt: Side, adjust: Mapping[str, 
             yield _account(name, 0, wanted)
 
 
-def _account(name: str, kept: int, wanted: int) -> Finding:
-    return Finding(
+def _account(name: str, kept: int, wanted: int) -> DifferingRow:
+    return DifferingRow(
         what=What.DIFFERENT,
         kind="account",
         subject=name,

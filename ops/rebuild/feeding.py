@@ -48,7 +48,7 @@ Told = Callable[[int, int], None]
 
 
 @dataclass(slots=True)
-class Record:
+class FedMessage:
     """A record for delivery."""
 
     offset: int
@@ -135,7 +135,7 @@ class Feeder:
         total = sum(map(len, spans.values()))
         logs = {(log.topic, log.partition): log for log in spans}
         at = {log: span.start for log, span in spans.items()}
-        waiting: dict[Log, list[Record]] = {log: [] for log in spans}
+        waiting: dict[Log, list[FedMessage]] = {log: [] for log in spans}
         count = 0
         for message in read(self._settings, {place: spans[log] for place, log in logs.items()}):
             log = logs[message.topic(), message.partition()]
@@ -149,7 +149,7 @@ class Feeder:
         self._deliver(at, {log: span.stop for log, span in spans.items()}, waiting)
         self._told(total, total)
 
-    def _deliver(self, at: dict[Log, int], stops: Mapping[Log, int], waiting: dict[Log, list[Record]]) -> None:
+    def _deliver(self, at: dict[Log, int], stops: Mapping[Log, int], waiting: dict[Log, list[FedMessage]]) -> None:
         """What waits of the logs that stop somewhere is delivered; nothing waits then."""
         slices = [
             Slice(log=log, start=at[log], end=stop, messages=self._wanted(log, waiting[log]))
@@ -177,7 +177,7 @@ class Feeder:
                 time.sleep(backoff_s(attempt, jitter=random.random()))  # noqa: S311 - no secret
         return self.delivery.deliver(slices)
 
-    def _wanted(self, log: Log, records: list[Record]) -> list[Record]:
+    def _wanted(self, log: Log, records: list[FedMessage]) -> list[FedMessage]:
         if not self._skipped.places:
             return records
         return [
@@ -185,5 +185,5 @@ class Feeder:
         ]
 
 
-def _record(message: Any) -> Record:
-    return Record(message.offset(), message.key(), message.value(), message.headers() or [])
+def _record(message: Any) -> FedMessage:
+    return FedMessage(message.offset(), message.key(), message.value(), message.headers() or [])

@@ -22,7 +22,7 @@ from ops.delivery.outcomes import progress_of
 from ops.delivery.registry import processor_of
 from ops.pipeline.health import reader_engine
 from ops.rebuild.checkpoint import usable_checkpoint, verified
-from ops.rebuild.difference import Difference, Side, compare
+from ops.rebuild.difference import RebuildDifference, Side, compare
 from ops.rebuild.feeding import Feeder, Told, logs_of, skipped_of
 from ops.rebuild.rebuildable import rebuild_of, repeatable
 from ops.rebuild.schemas import Made, copy_rows, find_schema, make_schema, shadow_of
@@ -57,7 +57,7 @@ class Rebuilt:
     compare_s: float
     parked: int
     """Events that the handler rejects, in the shadow's parking lot."""
-    difference: Difference
+    difference: RebuildDifference
 
 
 def rebuild(
@@ -285,7 +285,7 @@ def _require_belonging(live: Connection, processor: Processor, consumer: str) ->
 
 def _compared(
     settings: Settings, live: Connection, processor: Processor, feeder: Feeder, subject: Rebuild
-) -> Difference:
+) -> RebuildDifference:
     """Return how the snapshot differs from the shadow."""
     with reader_engine(settings).connect() as shadow:
         return compare(

@@ -49,7 +49,7 @@ RECORDABLE = ("payment.settled", "payment.failed", "payment.suspense_recorded", 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class FixStep:
     """Something to be done about findings of one kind, at one place."""
 
     what: str
@@ -65,7 +65,7 @@ class Step:
 class Mended:
     """What came of a step."""
 
-    step: Step
+    step: FixStep
     done: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     """By event or business number, why it is as it was."""
@@ -89,10 +89,10 @@ VOUCHERS = {
 }
 
 
-def plan(settings: Settings, findings: Sequence[Finding]) -> list[Step]:
+def plan(settings: Settings, findings: Sequence[Finding]) -> list[FixStep]:
     """Return what would be done, in order; last, what only an operator can mend. Reads only."""
     told_before = _told_before(settings, [finding for finding in findings if finding.kind is Kind.UNRECORDED])
-    steps: list[Step] = []
+    steps: list[FixStep] = []
     left: list[Finding] = []
     by_kind: dict[tuple[Kind, str], list[Finding]] = {}
     for finding in findings:
@@ -102,7 +102,7 @@ def plan(settings: Settings, findings: Sequence[Finding]) -> list[Step]:
             left.append(finding)
     for kind, what in WHAT.items():
         steps += [
-            Step(what=VOUCHERS.get((kind, group[0].service), what), kind=kind, at=at, findings=group)
+            FixStep(what=VOUCHERS.get((kind, group[0].service), what), kind=kind, at=at, findings=group)
             for (of, at), group in by_kind.items()
             if of is kind
         ]
@@ -110,7 +110,7 @@ def plan(settings: Settings, findings: Sequence[Finding]) -> list[Step]:
     for finding in left:
         groups.setdefault((finding.kind, finding.consumer or finding.service), []).append(finding)
     return steps + [
-        Step(what=_by_hand(kind), kind=kind, at=at, findings=group, by_hand=True)
+        FixStep(what=_by_hand(kind), kind=kind, at=at, findings=group, by_hand=True)
         for (kind, at), group in groups.items()
     ]
 
@@ -154,7 +154,7 @@ AWAY = (PayrelayError, SQLAlchemyError, KafkaException, OSError)
 """What fails one step or finding: refused, or a server away, even after a deadlock was tried again. The others are done."""
 
 
-def carry_out(settings: Settings, steps: Sequence[Step], *, actor: str, within_s: float) -> Iterator[Mended]:
+def carry_out(settings: Settings, steps: Sequence[FixStep], *, actor: str, within_s: float) -> Iterator[Mended]:
     """Each step is done, or its failures say why not; gives them one after the other.
 
     Own transactions, as the services, one for each event or correction. May be repeated and cut off anywhere: what is mended
@@ -171,7 +171,7 @@ def carry_out(settings: Settings, steps: Sequence[Step], *, actor: str, within_s
             yield mended
 
 
-def settle(settings: Settings, steps: Sequence[Step], *, grace: timedelta, within_s: float) -> Report:
+def settle(settings: Settings, steps: Sequence[FixStep], *, grace: timedelta, within_s: float) -> Report:
     """Return the first report that names nothing any more of what was mended; the last one before the time is over, else."""
     wanted = {finding.identity for step in steps if not step.by_hand for finding in step.findings}
     deadline = time.monotonic() + within_s
@@ -204,7 +204,7 @@ class _Hands:
             self._engines[service] = engine_for(self._settings.dsn_of(service), name="reconcile", pool_size=1)
         return self._engines[service]
 
-    def do(self, step: Step, mended: Mended, within_s: float) -> None:
+    def do(self, step: FixStep, mended: Mended, within_s: float) -> None:
         """The step is done."""
         match step.kind:
             case Kind.UNPUBLISHED:
@@ -218,7 +218,7 @@ class _Hands:
                 for finding in step.findings:
                     _note(mended, finding, lambda current=finding: self._one(current, events))  # type: ignore[misc]
 
-    def _emit(self, step: Step, mended: Mended, within_s: float) -> None:
+    def _emit(self, step: FixStep, mended: Mended, within_s: float) -> None:
         ids: dict[str, list[UUID]] = {}
         for finding in step.findings:
             if finding.event_id is not None:
@@ -226,19 +226,19 @@ class _Hands:
         emit_again(self._settings, ids, within_s=within_s)
         mended.done = len(step.findings)
 
-    def _redeliver(self, step: Step, mended: Mended) -> None:
+    def _redeliver(self, step: FixStep, mended: Mended) -> None:
         ids = [finding.event_id for finding in step.findings if finding.event_id is not None]
         outcome = redeliver_events(self._settings, step.at, ids, execute=True)
         mended.done = outcome.applied + outcome.known + outcome.superseded
         mended.failed = {str(identity): why for identity, why in (outcome.failed | outcome.refused).items()}
         mended.failed |= {str(identity): "it is in no outbox" for identity in outcome.missing}
 
-    def _retry(self, step: Step, mended: Mended) -> None:
+    def _retry(self, step: FixStep, mended: Mended) -> None:
         act = Act(action=Action.RETRY, actor=self._actor, reason=REASON)
         queues = {}
         with self._reader.connect() as connection:
             for finding in step.findings:
-                for queue in parked.queues(connection, parked.Filter(identity=finding.effect), limit=1):
+                for queue in parked.queues(connection, parked.ParkedFilter(identity=finding.effect), limit=1):
                     queues[queue.id] = queue
         for queue, drained in parked.retry(self._settings, list(queues.values()), act):
             mended.done += drained.applied + drained.known

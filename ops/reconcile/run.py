@@ -95,12 +95,12 @@ def reconcile(settings: Settings, *, full: bool = False, grace: timedelta = GRAC
     try:
         with engine.connect() as connection:
             state.alone(connection)
-            return Run(engine, connection, settings, full=full, grace=grace).go()
+            return ReconcileRun(engine, connection, settings, full=full, grace=grace).go()
     finally:
         engine.dispose()
 
 
-class Run:
+class ReconcileRun:
     """One run's way through the services."""
 
     def __init__(

@@ -21,7 +21,7 @@ from ops.delivery.registry import Consumer, known_consumers
 from ops.reconcile.facts import contradictions
 from ops.reconcile.findings import Finding, Kind
 from ops.reconcile.published import Spot
-from ops.reconcile.verdict import Hole, Seen, judge
+from ops.reconcile.verdict import Hole, Observed, judge
 from outbox.settings import Settings
 from schemas.codec import Envelope, Undecodable, decode_body
 from schemas.events import EVENTS
@@ -177,7 +177,7 @@ class Scan:
                     calls_for == under and outbox_row.id not in unknown and outbox_row.number not in present.unanswered
                 ):  # as it should be: nearly all
                     continue
-                seen = Seen(
+                seen = Observed(
                     known=outbox_row.id not in unknown,
                     parked=parked.get(outbox_row.id, ""),
                     on_topic=outbox_row.spots is None or bool(outbox_row.spots),

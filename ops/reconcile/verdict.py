@@ -10,7 +10,7 @@ from ops.reconcile.findings import Kind
 
 
 @dataclass(slots=True, kw_only=True)
-class Seen:
+class Observed:
     """What a consumer has of an event."""
 
     known: bool
@@ -30,14 +30,14 @@ Hole = tuple[Kind, str, str]
 """Kind, effect, and what was found."""
 
 
-def judge(calls_for: Values, seen: Seen) -> list[Hole] | None:
+def judge(calls_for: Values, seen: Observed) -> list[Hole] | None:
     """Return the holes of an event at a consumer; None while it is on its way there.
 
-    >>> judge({"M1": "100"}, Seen(known=True, present={"M1": "100"}))
+    >>> judge({"M1": "100"}, Observed(known=True, present={"M1": "100"}))
     []
-    >>> judge({"M1": "100"}, Seen(known=True))
+    >>> judge({"M1": "100"}, Observed(known=True))
     [(<Kind.NO_EFFECT: 'no_effect'>, '', 'the inbox knows it, and its effect is not there')]
-    >>> judge({}, Seen(known=False, passed=False)) is None
+    >>> judge({}, Observed(known=False, passed=False)) is None
     True
     """
     missing = [effect for effect in calls_for if effect not in seen.present]
@@ -56,7 +56,7 @@ def judge(calls_for: Values, seen: Seen) -> list[Hole] | None:
     return _differences(calls_for, seen)
 
 
-def _differences(calls_for: Values, seen: Seen) -> list[Hole]:
+def _differences(calls_for: Values, seen: Observed) -> list[Hole]:
     if not calls_for:
         return []
     holes: list[Hole] = []

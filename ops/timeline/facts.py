@@ -27,7 +27,7 @@ MARGIN = timedelta(minutes=1)
 
 
 @dataclass(kw_only=True)
-class Facts:
+class PaymentFacts:
     """One payment's rows. Each has `committed_at`, when it could be seen; a row that was changed since tells its last change."""
 
     payment: Any
@@ -82,7 +82,7 @@ _PAYMENTS = text("""
     ORDER BY created_at, payment_no LIMIT :limit""")
 
 
-def read_facts(connection: Connection, settings: Settings, payment: Any) -> Facts:
+def read_facts(connection: Connection, settings: Settings, payment: Any) -> PaymentFacts:
     """Return everything that the tables hold of a payment. Reads only; the caller's connection is the reader's."""
 
     def rows(statement: str, **parameters: Any) -> list[Any]:
@@ -110,7 +110,7 @@ def read_facts(connection: Connection, settings: Settings, payment: Any) -> Fact
     for queue, service in QUEUES.items():
         notifications += rows(NOTIFICATIONS.format(service=service), queue=queue, ids=list(ids))
         attempts += rows(ATTEMPTS.format(service=service), notifications=[row.id for row in notifications])
-    return Facts(
+    return PaymentFacts(
         payment=payment,
         bank=bank,
         notified=rows(_NOTIFIED, ids=[str(row.id) for row in notifications]),

@@ -10,7 +10,7 @@ from uuid import UUID
 from confluent_kafka import Message
 
 from ops.kafka.reader import Place, id_of, records_at, search
-from ops.timeline.facts import MARGIN, Facts
+from ops.timeline.facts import MARGIN, PaymentFacts
 from outbox.clock import time_of
 from outbox.settings import Settings
 from schemas.codec import TYPE
@@ -20,7 +20,7 @@ LOOK_MAX = 200_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class MessagePlace:
     """A record of an event."""
 
     place: Place
@@ -37,12 +37,12 @@ class Found:
 class Records:
     """An event's records, the first one first: one that was emitted again has several."""
 
-    found: list[Found] = field(default_factory=list)
+    found: list[MessagePlace] = field(default_factory=list)
     all_seen: bool = True
     """Whether a record that is not here is nowhere; else only so many records were looked at."""
 
 
-def find_records(settings: Settings, facts: Facts) -> dict[UUID, Records]:
+def find_records(settings: Settings, facts: PaymentFacts) -> dict[UUID, Records]:
     """Return the records of each of a payment's events. Bounded, however long the topics are. Raises Unreachable."""
     topics = topics_of_events(facts, settings.topic_prefix)
     records = {event_id: Records() for event_id in topics}
@@ -63,15 +63,15 @@ def find_records(settings: Settings, facts: Facts) -> dict[UUID, Records]:
     return records
 
 
-def topics_of_events(facts: Facts, prefix: str) -> Mapping[UUID, str]:
+def topics_of_events(facts: PaymentFacts, prefix: str) -> Mapping[UUID, str]:
     """Return the topic of every event of which a row is known."""
     from_inbox = {row.event_id: row.topic for row in (*facts.parked, *facts.inbox) if row.event_id}
     return from_inbox | {row.id: prefix + row.topic for row in facts.outbox}
 
 
-def _found(message: Message) -> Found:
+def _found(message: Message) -> MessagePlace:
     headers = dict(message.headers() or [])
-    return Found(
+    return MessagePlace(
         place=(message.topic(), message.partition()),
         offset=message.offset(),
         at=datetime.fromtimestamp(message.timestamp()[1] / 1000, UTC),

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from ops.delivery.registry import Consumer
-from ops.timeline.facts import Facts, cause_of
+from ops.timeline.facts import PaymentFacts, cause_of
 from ops.timeline.places import LOOK_MAX, Records
 from outbox.quoting import quoted
 
@@ -21,7 +21,7 @@ the commit of whoever came before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class StoryStep:
     """Something that happened, or should have."""
 
     key: Hashable
@@ -36,7 +36,7 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class ReadProgress:
     """How far slot, inboxes and consumers were before the rows were read: by it, what waits is not taken for missing."""
 
     at: datetime
@@ -50,8 +50,11 @@ class Progress:
 
 
 def steps_of(
-    facts: Facts, records: Mapping[UUID, Records], progress: Progress, consumers: Mapping[str, Sequence[Consumer]]
-) -> list[Step]:
+    facts: PaymentFacts,
+    records: Mapping[UUID, Records],
+    progress: ReadProgress,
+    consumers: Mapping[str, Sequence[Consumer]],
+) -> list[StoryStep]:
     """Return every step of a payment that its rows and records tell, and those that are missing or waited for."""
     steps = [*_bank(facts), *_payment(facts)]
     steps += [step for row in facts.outbox for step in _outbox(facts, row)]
@@ -63,14 +66,16 @@ def steps_of(
     return [*steps, *_parked(facts), *_effects(facts), *_notifications(facts)]
 
 
-def _bank(facts: Facts) -> Iterator[Step]:
+def _bank(facts: PaymentFacts) -> Iterator[StoryStep]:
     payment = facts.payment
-    yield Step(key="created", at=payment.created_at, where="payments.payment", what="CREATED", detail=payment.method)
+    yield StoryStep(
+        key="created", at=payment.created_at, where="payments.payment", what="CREATED", detail=payment.method
+    )
     for row in facts.bank:
         number = row.transaction_no
         detail = f"{number} {row.amount_fen} fen" + (f": {row.reason}" if row.reason else "")
         transaction = ("bank", number)
-        yield Step(
+        yield StoryStep(
             key=transaction,
             cause="created",
             at=row.committed_at,
@@ -79,7 +84,7 @@ def _bank(facts: Facts) -> Iterator[Step]:
             detail=detail,
         )
     for row in facts.notified:
-        yield Step(
+        yield StoryStep(
             key=("notified", row.webhook_id),
             cause=("notify", row.webhook_id),
             at=row.committed_at,
@@ -89,15 +94,17 @@ def _bank(facts: Facts) -> Iterator[Step]:
         )
 
 
-def _payment(facts: Facts) -> Iterator[Step]:
+def _payment(facts: PaymentFacts) -> Iterator[StoryStep]:
     """The states of the payment, each at the commit of the event that tells of it where there is one."""
     payment = facts.payment
     events = {row.type.split(".")[1]: row for row in facts.outbox if row.key == payment.payment_no}
     if request := events.get("balance_requested"):
-        yield Step(key="requested", cause="created", at=request.committed_at, where="payments.payment", what="PAYING")
+        yield StoryStep(
+            key="requested", cause="created", at=request.committed_at, where="payments.payment", what="PAYING"
+        )
     if payment.status in ("SETTLED", "FAILED", "EXPIRED"):
         ending = events.get(payment.status.lower())
-        yield Step(
+        yield StoryStep(
             key="ended",
             cause=_cause(facts, ending) if ending else "created",
             at=ending.committed_at if ending else payment.finished_at,
@@ -106,7 +113,7 @@ def _payment(facts: Facts) -> Iterator[Step]:
             detail=payment.reason or "",
         )
         if ending is None and payment.status != "EXPIRED" and not _is_known(facts):
-            yield Step(
+            yield StoryStep(
                 key="untold",
                 cause="ended",
                 at=None,
@@ -116,7 +123,7 @@ def _payment(facts: Facts) -> Iterator[Step]:
                 mend=f"payrelay reconcile: {payment.payment_no} is {payment.status} and nobody was told",
             )
     for row in facts.suspense:
-        yield Step(
+        yield StoryStep(
             key=("suspense", row.bank_transaction_no),
             cause=("bank", row.bank_transaction_no),
             at=row.committed_at,
@@ -126,13 +133,13 @@ def _payment(facts: Facts) -> Iterator[Step]:
         )
 
 
-def _is_known(facts: Facts) -> bool:
+def _is_known(facts: PaymentFacts) -> bool:
     return bool(
         facts.inbox or any(effect.of.follows_end for effect in facts.effects) or facts.notifications or facts.parked
     )
 
 
-def _cause(facts: Facts, event: Any) -> Hashable:
+def _cause(facts: PaymentFacts, event: Any) -> Hashable:
     """What an event came from: another event, or the bank's transaction."""
     if (cause := cause_of(event)) is not None:
         return ("record", cause)
@@ -142,8 +149,8 @@ def _cause(facts: Facts, event: Any) -> Hashable:
     return ("bank", number) if number else "created"
 
 
-def _outbox(facts: Facts, row: Any) -> Iterator[Step]:
-    yield Step(
+def _outbox(facts: PaymentFacts, row: Any) -> Iterator[StoryStep]:
+    yield StoryStep(
         key=("outbox", row.id),
         cause=_cause(facts, row),
         at=row.committed_at,
@@ -153,10 +160,10 @@ def _outbox(facts: Facts, row: Any) -> Iterator[Step]:
     )
 
 
-def _records(facts: Facts, event_id: UUID, records: Records, progress: Progress) -> Iterator[Step]:
+def _records(facts: PaymentFacts, event_id: UUID, records: Records, progress: ReadProgress) -> Iterator[StoryStep]:
     """The event's records; or that it waits to be published, or has been lost on the way."""
     for number, message in enumerate(records.found):
-        yield Step(
+        yield StoryStep(
             key=("record", event_id, number) if number else ("record", event_id),
             cause=("outbox", event_id),
             at=message.at,
@@ -175,7 +182,7 @@ def _records(facts: Facts, event_id: UUID, records: Records, progress: Progress)
         detail = f"{event_id} is not among the {LOOK_MAX} records of each partition after it was recorded"
     elif not progress.slot_found:
         mend = "payrelay doctor --repair-slot --execute"
-    yield Step(
+    yield StoryStep(
         key=("record", event_id),
         cause=("outbox", event_id),
         at=None,
@@ -187,12 +194,12 @@ def _records(facts: Facts, event_id: UUID, records: Records, progress: Progress)
 
 
 def _consumers(
-    facts: Facts,
+    facts: PaymentFacts,
     event_id: UUID,
     records: Records,
-    progress: Progress,
+    progress: ReadProgress,
     consumers: Mapping[str, Sequence[Consumer]],
-) -> Iterator[Step]:
+) -> Iterator[StoryStep]:
     """What each consumer of the event's topic has done about it."""
     applied = {row.consumer: row for row in facts.inbox if row.event_id == event_id}
     skipped = {row.consumer for row in facts.audited if row.event_id == event_id and row.action == "SKIP"}
@@ -200,7 +207,7 @@ def _consumers(
     cause = ("record", event_id)
     name = _type(facts, event_id, records)
     for row in applied.values():
-        yield Step(
+        yield StoryStep(
             key=("inbox", row.consumer, event_id),
             cause=cause,
             at=row.committed_at,
@@ -217,7 +224,7 @@ def _consumers(
             continue
         next_offset = progress.positions.get((consumer.name, *first.place), 0)
         waits = next_offset <= first.offset
-        yield Step(
+        yield StoryStep(
             key=("inbox", consumer.name, event_id),
             cause=cause,
             at=None,
@@ -231,14 +238,14 @@ def _consumers(
         )
 
 
-def _type(facts: Facts, event_id: UUID, records: Records) -> str:
+def _type(facts: PaymentFacts, event_id: UUID, records: Records) -> str:
     types = [message.type for message in records.found] + [row.type for row in facts.outbox if row.id == event_id]
     return next(iter(types), str(event_id))
 
 
-def _parked(facts: Facts) -> Iterator[Step]:
+def _parked(facts: PaymentFacts) -> Iterator[StoryStep]:
     for row in facts.parked:
-        yield Step(
+        yield StoryStep(
             key=("parked", row.service, row.id),
             cause=("record", row.event_id),
             at=row.committed_at,
@@ -248,7 +255,7 @@ def _parked(facts: Facts) -> Iterator[Step]:
             mend=f"payrelay parked retry {row.service}:{row.id} --execute",
         )
     for row in facts.audited:
-        yield Step(
+        yield StoryStep(
             key=("audit", row.service, row.id),
             cause=("record", row.event_id),
             at=row.committed_at,
@@ -258,10 +265,10 @@ def _parked(facts: Facts) -> Iterator[Step]:
         )
 
 
-def _effects(facts: Facts) -> Iterator[Step]:
+def _effects(facts: PaymentFacts) -> Iterator[StoryStep]:
     for effect in facts.effects:
         where, row = effect.of.where, effect.row
-        yield Step(
+        yield StoryStep(
             key=(where, row.id),
             cause=("record", row.event_id) if row.event_id else (where, row.cause),
             at=row.committed_at,
@@ -271,10 +278,10 @@ def _effects(facts: Facts) -> Iterator[Step]:
         )
 
 
-def _notifications(facts: Facts) -> Iterator[Step]:
+def _notifications(facts: PaymentFacts) -> Iterator[StoryStep]:
     for row in facts.notifications:
         written = ("notify", str(row.id))
-        yield Step(
+        yield StoryStep(
             key=written,
             cause=("record", row.event_id),
             at=row.created_at,
@@ -284,7 +291,7 @@ def _notifications(facts: Facts) -> Iterator[Step]:
         )
         for attempt in (attempt for attempt in facts.attempts if attempt.record_id == row.id):
             answer = attempt.http_status or attempt.error
-            yield Step(
+            yield StoryStep(
                 key=("notify", str(row.id), attempt.attempt),
                 cause=written,
                 at=attempt.ended_at,
@@ -292,7 +299,7 @@ def _notifications(facts: Facts) -> Iterator[Step]:
                 what=attempt.result,
                 detail=f"attempt {attempt.attempt} took {_took_ms(attempt):.0f} ms: {answer}",
             )
-        yield Step(
+        yield StoryStep(
             key=("notify", str(row.id), "end"),
             cause=written,
             at=row.finished_at,

@@ -10,15 +10,15 @@ from sqlalchemy import text
 
 from ops.pipeline.health import reader_engine, slot_of
 from ops.pipeline.positions import consumer_positions
-from ops.timeline.facts import Facts, consumers_by_topic, payments_of, read_facts
+from ops.timeline.facts import PaymentFacts, consumers_by_topic, payments_of, read_facts
 from ops.timeline.places import find_records
-from ops.timeline.steps import MISSING, Progress, Step, steps_of
+from ops.timeline.steps import MISSING, ReadProgress, StoryStep, steps_of
 from outbox.inbox import horizon
 from outbox.settings import SERVICES, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class StoryLine:
     """A step in its place in the story."""
 
     at: datetime | None
@@ -41,7 +41,7 @@ class Story:
     amount_fen: int
     currency: str
     method: str
-    lines: list[Line]
+    lines: list[StoryLine]
 
     @property
     def is_whole(self) -> bool:
@@ -62,14 +62,14 @@ def timeline(settings: Settings, number: str, *, merchant_no: str = "") -> list[
     return [story_of(own, steps_of(own, find_records(settings, own), progress, consumers)) for own in facts]
 
 
-def read_progress(settings: Settings) -> Progress:
+def read_progress(settings: Settings) -> ReadProgress:
     """Return how far slot and consumers are. Reads only; raises Unreachable."""
     positions = {
         (position.consumer, *position.place): position.next_offset for position in consumer_positions(settings)
     }
     with reader_engine(settings).connect() as connection:
         slot = slot_of(connection, settings.slot)
-        return Progress(
+        return ReadProgress(
             at=connection.execute(text("SELECT clock_timestamp()")).scalar_one(),
             slot_found=slot.found and slot.wal_status != "lost",
             confirmed_lsn=slot.confirmed_lsn,
@@ -78,7 +78,7 @@ def read_progress(settings: Settings) -> Progress:
         )
 
 
-def story_of(facts: Facts, steps: Sequence[Step]) -> Story:
+def story_of(facts: PaymentFacts, steps: Sequence[StoryStep]) -> Story:
     """Return the steps in order of time, what has caused another before it, with latencies. Pure.
 
     What has not happened stands behind its cause. A latency may be negative by a millisecond, a topic's unit, and by what the
@@ -88,7 +88,7 @@ def story_of(facts: Facts, steps: Sequence[Step]) -> Story:
     first = min(times.values())
     place = places_in_time(steps, first)
     lines = [
-        Line(
+        StoryLine(
             at=step.at,
             since_first_ms=_ms(first, step.at),
             since_cause_ms=_ms(times.get(step.cause), step.at),
@@ -103,7 +103,7 @@ def story_of(facts: Facts, steps: Sequence[Step]) -> Story:
     return Story(**{name: getattr(facts.payment, name) for name in names}, lines=lines)
 
 
-def places_in_time(steps: Sequence[Step], first: datetime) -> dict[Hashable, datetime]:
+def places_in_time(steps: Sequence[StoryStep], first: datetime) -> dict[Hashable, datetime]:
     """Return where in time each step stands: when it happened, and not before what has caused it. Pure."""
     by_key = {step.key: step for step in steps}
     places: dict[Hashable, datetime] = {}

@@ -22,7 +22,7 @@ FILES_PER_CONNECTION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class ConnectionLimits:
     """What clients may hold of a process, and for how long."""
 
     connections: int
@@ -34,14 +34,14 @@ class Limits:
     trusted_proxies: tuple[Network, ...] = ()
 
 
-def limits_of(settings: Settings, *, requests: int = REQUESTS_MAX) -> Limits:
+def limits_of(settings: Settings, *, requests: int = REQUESTS_MAX) -> ConnectionLimits:
     """Return the settings' limits, reduced to the files that the process may open.
 
     Its soft limit of open files is raised first, as far as it is allowed to and as the settings need.
     """
     files = _files(settings.http_connections_max * FILES_PER_CONNECTION)
     connections = min(settings.http_connections_max, max(2, files // FILES_PER_CONNECTION))
-    return Limits(
+    return ConnectionLimits(
         connections=connections,
         per_address=min(settings.http_connections_per_address, connections // 2),
         requests=requests,
@@ -128,7 +128,7 @@ class Connections:
     load; the one that waits longest is closed where another needs its place. One whose request is in work is never closed.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ConnectionLimits) -> None:
         self.limits = limits
         self.open: set[Closable] = set()
         self.is_swept = False

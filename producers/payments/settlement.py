@@ -37,7 +37,7 @@ class Decision:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class OrderState:
     """What a decision looks at in the order."""
 
     status: str
@@ -57,7 +57,7 @@ class Booking:
     currency: str
 
 
-def decide(order: Standing | None, notification: BankNotification, booking: Booking | None) -> Decision:
+def decide(order: OrderState | None, notification: BankNotification, booking: Booking | None) -> Decision:
     """Return what a verified notification means for an order as it stands, and for its transaction's booking. Pure.
 
     A success is never dropped: it settles the order, is a repeat of what was booked, or goes to suspense; a second story of
@@ -234,9 +234,9 @@ def _stored_answer(stored: Row[Any], digest: bytes) -> Answer:
     return Answer(status=stored.answer_status, text=stored.answer) if same else REFUSED
 
 
-def _standing(order: Row[Any], notification: BankNotification, *, now: datetime, age_max: timedelta) -> Standing:
+def _standing(order: Row[Any], notification: BankNotification, *, now: datetime, age_max: timedelta) -> OrderState:
     at = taken_at(notification.executed_at, created_at=order.created_at, now=now, age_max=age_max)
-    return Standing(
+    return OrderState(
         status=order.status,
         amount_fen=order.amount_fen,
         currency=order.currency,

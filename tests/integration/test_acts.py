@@ -13,7 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from consumers.notification.notifier.bulk import begin_resend, step, stop, unfinished
-from consumers.notification.notifier.filter import STATUSES, Filter
+from consumers.notification.notifier.filter import STATUSES, NotificationFilter
 from consumers.notification.notifier.lanes import Result
 from ops.notifications.bulk import act, items, statuses
 from ops.notifications.operations import found, records
@@ -49,7 +49,7 @@ def give_up(desk: Desk, **more: Any) -> None:
 
 def begin(desk: Desk, **given: Any) -> UUID:
     identity = fresh_id()
-    wanted = Filter(queue=desk.queue.queue, status="FAILED", **given)
+    wanted = NotificationFilter(queue=desk.queue.queue, status="FAILED", **given)
     newest = desk.records()[-1].id
     with desk.engine.begin() as connection:
         assert begin_resend(connection, identity, wanted, newest=newest, reason="mended", actor="olga") == COUNT
@@ -122,7 +122,7 @@ def test_what_came_later_what_no_longer_matches_and_what_is_under_way_are_left(d
     assert now[taken.id] == "SUCCESS"
     assert [now[record.id] for record in desk.records()[COUNT:]] == ["FAILED"] * 3
     with desk.engine.begin() as connection:
-        again = Filter(queue=desk.queue.queue)
+        again = NotificationFilter(queue=desk.queue.queue)
         assert begin_resend(connection, fresh_id(), again, newest=under_way.id, reason="x", actor="olga") == 2
         [identity] = [one for one in unfinished(connection) if whole_of(connection, one).queue == desk.queue.queue]
         progress = step(connection, identity)
@@ -150,7 +150,7 @@ def test_a_stopped_act_goes_no_further(desk: Desk) -> None:
 
 def test_an_act_has_a_reason_something_to_do_and_its_past_stands(desk: Desk) -> None:
     with desk.engine.begin() as connection:
-        wanted = Filter(queue=desk.queue.queue, status="SUCCESS")
+        wanted = NotificationFilter(queue=desk.queue.queue, status="SUCCESS")
         given = {"newest": desk.records()[-1].id, "actor": "olga"}
         assert begin_resend(connection, fresh_id(), wanted, reason="x", **given) == 0
         with pytest.raises(Refused, match="say why"):
@@ -178,20 +178,24 @@ def test_a_filter_finds_what_it_says_page_by_page(desk: Desk) -> None:
     every = desk.records()
     middle = every[COUNT].created_at
     own = {"queue": desk.queue.queue}
-    expected: dict[Filter, Callable[[Any], bool]] = {
-        **{Filter(**own, status=one): lambda row, one=one: row.status == one for one in STATUSES if one != "WAITING"},
-        Filter(**own, status="WAITING"): lambda row: row.finished_at is None,
-        Filter(**own, merchant_no=desk.merchant(3)): lambda row: row.merchant_no == desk.merchant(3),
-        Filter(**own, order_no=every[1].order_no): lambda row: row.order_no == every[1].order_no,
-        Filter(**own, payment_no=every[1].payment_no): lambda row: row.payment_no == every[1].payment_no,
-        Filter(**own, http_status="503"): lambda row: row.http_status == 503,
-        Filter(**own, http_status="5xx"): lambda row: row.http_status == 503,
-        Filter(**own, http_status="2xx"): lambda row: row.http_status == 200,
-        Filter(**own, http_status="none"): lambda row: row.http_status is None and row.attempts > 0,
-        Filter(**own, begin=middle): lambda row: row.id.int >> 80 >= every[COUNT].id.int >> 80,
-        Filter(**own, end=middle): lambda row: row.id.int >> 80 < every[COUNT].id.int >> 80,
-        Filter(**own, id=every[3].id): lambda row: row.id == every[3].id,
-        Filter(**own): lambda _: True,
+    expected: dict[NotificationFilter, Callable[[Any], bool]] = {
+        **{
+            NotificationFilter(**own, status=one): lambda row, one=one: row.status == one
+            for one in STATUSES
+            if one != "WAITING"
+        },
+        NotificationFilter(**own, status="WAITING"): lambda row: row.finished_at is None,
+        NotificationFilter(**own, merchant_no=desk.merchant(3)): lambda row: row.merchant_no == desk.merchant(3),
+        NotificationFilter(**own, order_no=every[1].order_no): lambda row: row.order_no == every[1].order_no,
+        NotificationFilter(**own, payment_no=every[1].payment_no): lambda row: row.payment_no == every[1].payment_no,
+        NotificationFilter(**own, http_status="503"): lambda row: row.http_status == 503,
+        NotificationFilter(**own, http_status="5xx"): lambda row: row.http_status == 503,
+        NotificationFilter(**own, http_status="2xx"): lambda row: row.http_status == 200,
+        NotificationFilter(**own, http_status="none"): lambda row: row.http_status is None and row.attempts > 0,
+        NotificationFilter(**own, begin=middle): lambda row: row.id.int >> 80 >= every[COUNT].id.int >> 80,
+        NotificationFilter(**own, end=middle): lambda row: row.id.int >> 80 < every[COUNT].id.int >> 80,
+        NotificationFilter(**own, id=every[3].id): lambda row: row.id == every[3].id,
+        NotificationFilter(**own): lambda _: True,
     }
     with reader_engine(desk.settings).connect() as connection:
         for wanted, is_meant in expected.items():
@@ -209,4 +213,4 @@ def test_a_filter_finds_what_it_says_page_by_page(desk: Desk) -> None:
 )
 def test_a_filter_that_can_match_nothing_is_refused(given: dict[str, str]) -> None:
     with pytest.raises(Refused):
-        Filter(**given)
+        NotificationFilter(**given)

@@ -17,7 +17,7 @@ from ops.cli.doctor import upkeep as command_of_upkeep
 from ops.pipeline.running import idle_queues
 from ops.pipeline.upkeep import upkeep
 from ops.reconcile.findings import Finding, Kind
-from ops.reconcile.mend import Step, carry_out
+from ops.reconcile.mend import FixStep, carry_out
 from outbox.clock import utc_now
 from outbox.database import driver_url
 from outbox.settings import READER, Settings
@@ -103,7 +103,7 @@ def test_reconcile_fix_goes_on_after_a_deadlock(settings: Settings, prefix: str,
                 key=f"{prefix}P{number}", business_no=f"{prefix}P{number}", effect=f"{prefix}U", found="100")
         for number in range(2)
     ]  # fmt: skip
-    step = Step(what="corrected", kind=Kind.STRAY_EFFECT, at="points", findings=findings)
+    step = FixStep(what="corrected", kind=Kind.STRAY_EFFECT, at="points", findings=findings)
     with deadlocks(settings, times):
         [mended] = carry_out(settings, [step], actor="test", within_s=1.0)
     assert (mended.done, len(mended.failed)) == (done, 2 - done)

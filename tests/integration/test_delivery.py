@@ -18,7 +18,7 @@ from consumers.delivery.brake import PATIENCE, Braked
 from consumers.delivery.loop import Delivered, Delivery, OffsetGap
 from consumers.delivery.messages import Slice
 from consumers.delivery.processor import Processor
-from ops.delivery.parked import Filter, counts, event, events
+from ops.delivery.parked import ParkedFilter, counts, event, events
 from ops.pipeline.checks import examine
 from ops.pipeline.upkeep import upkeep
 from outbox.clock import first_id_at, utc_now
@@ -132,10 +132,12 @@ def test_whatever_a_record_holds_it_is_parked_and_the_others_flow(
     assert stretch.deliver(stretch.slice_of(records)) == [Delivered()]
     assert stretch.posted() == 5
     with engine_of(settings, "ops").connect() as connection:
-        [count] = counts(connection, Filter(consumer=stretch.consumer))
-        [row] = events(connection, Filter(consumer=stretch.consumer, cause=count.cause, type=count.type), limit=10)
+        [count] = counts(connection, ParkedFilter(consumer=stretch.consumer))
+        [row] = events(
+            connection, ParkedFilter(consumer=stretch.consumer, cause=count.cause, type=count.type), limit=10
+        )
         whole = event(connection, row.id)
-        assert not events(connection, Filter(consumer=stretch.consumer, begin=utc_now()), limit=10)
+        assert not events(connection, ParkedFilter(consumer=stretch.consumer, begin=utc_now()), limit=10)
         with pytest.raises(Refused, match="no event accounting:0 is parked"):
             event(connection, "accounting:0")
     assert (count.events, whole["offset"], whole["cause"]) == (1, 0, row.cause)

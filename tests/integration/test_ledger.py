@@ -19,7 +19,7 @@ from consumers.accounting.ledger import correct_voucher, find_voucher, post, rev
 from consumers.delivery.processor import DuplicateFact
 from ops.cli.main import app
 from ops.ledger.integrity import ledger_problems
-from ops.ledger.reads import Balance, Difference, accounts, check, statement, trial_balance
+from ops.ledger.reads import Balance, LedgerDifference, accounts, check, statement, trial_balance
 from outbox.clock import utc_now
 from outbox.errors import Refused
 from outbox.settings import Settings
@@ -141,7 +141,7 @@ class Book:
             assert ledger_problems(connection) == []
             return next(one.balance_fen for one in trial_balance(connection) if one.account == self.payable)
 
-    def differences(self) -> list[Difference]:
+    def differences(self) -> list[LedgerDifference]:
         found = check(self.reader, before=utc_now())
         return [one for one in found if one.subject.startswith(self.prefix)]
 

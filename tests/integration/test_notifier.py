@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from consumers.notification.control import pause, resend, resume, set_rule
 from consumers.notification.notifier import claims
-from consumers.notification.notifier.lanes import Cause, Result, Room
+from consumers.notification.notifier.lanes import PostponedFor, Result, Room
 from consumers.notification.receivers import rotate_secret
 from outbox.errors import Refused
 from outbox.settings import Settings
@@ -301,7 +301,7 @@ def test_retry_after_puts_the_whole_receiver_off_within_limits(open_desk: Any, p
     assert desk.claim(until - MICROSECOND) == []
     claimed = desk.claim(until)
     assert [(one.planned_at, one.postponed) for one in claimed] == [(until, True)] * 2
-    assert [(row.cause, row.postponed_to) for row in desk.postponements()] == [(Cause.RETRY_AFTER, until)] * 2
+    assert [(row.cause, row.postponed_to) for row in desk.postponements()] == [(PostponedFor.RETRY_AFTER, until)] * 2
     desk.finish([ended(one, until, SUCCESS) for one in claimed], until)
     assert {record.status for record in desk.records()} == {"SUCCESS"}
 

@@ -23,7 +23,7 @@ from ops.ledger.reads import check
 from ops.pipeline.health import reader_engine
 from ops.reconcile import state
 from ops.reconcile.findings import Finding, Kind
-from ops.reconcile.mend import Step, carry_out, plan
+from ops.reconcile.mend import FixStep, carry_out, plan
 from ops.reconcile.run import Report, reconcile
 from ops.stack.control import down, up
 from ops.stack.state import StackFolder
@@ -284,7 +284,7 @@ def test_a_balance_payment_that_was_answered_is_not_decided_again(field: Field) 
     [asked] = rows(field, "SELECT causation FROM funds.outbox WHERE causation <> correlation ORDER BY id LIMIT 1")
     consumer = field.settings.group_prefix + "funds"
     lost = Finding(kind=Kind.NO_EFFECT, service="funds", consumer=consumer, event_id=UUID(asked.causation))
-    step = Step(what="", kind=Kind.NO_EFFECT, at=consumer, findings=[lost])
+    step = FixStep(what="", kind=Kind.NO_EFFECT, at=consumer, findings=[lost])
     [mended] = carry_out(field.settings, [step], actor="test", within_s=1)
     assert (mended.done, list(mended.failed)) == (0, [asked.causation])
     assert "would decide again" in mended.failed[asked.causation]

@@ -15,7 +15,7 @@ from consumers.accounting.ledger import reverse_voucher
 from consumers.notification.control import pause, resume
 from consumers.notification.queues import BANK, PLATFORM
 from ops.cli.main import app
-from ops.delivery.parked import Filter, events, skip
+from ops.delivery.parked import ParkedFilter, events, skip
 from ops.demo.run import run_demo
 from ops.kafka.topics import topic_states
 from ops.ledger.reads import check
@@ -240,7 +240,9 @@ def test_what_waits_is_told_from_what_is_missing_and_what_mends_it(
     [line] = [line for line in story.lines if line.where == "points.parked"]
     assert (line.what, "no such account" in line.detail) == ("REJECTED", True)
     with engine_of(settings, "ops").connect() as connection:
-        chosen = events(connection, Filter(key=opened.payment_no, consumer=f"{settings.group_prefix}points"), limit=10)
+        chosen = events(
+            connection, ParkedFilter(key=opened.payment_no, consumer=f"{settings.group_prefix}points"), limit=10
+        )
     assert line.mend == f"payrelay parked retry {chosen[0].id} --execute"
     skip(settings, chosen, Act(action=Action.SKIP, actor="test", reason="told twice"))
     [story] = timeline(settings, opened.payment_no)

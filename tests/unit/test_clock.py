@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ops.pipeline.clocks import Waiting, judge_clocks
+from ops.pipeline.clocks import AheadKey, judge_clocks
 from outbox.clock import EPOCH, Clocks
 
 TIMES = st.integers(0, 36_500 * 86_400).map(lambda s: EPOCH + timedelta(seconds=s))
@@ -38,6 +38,6 @@ def test_what_is_kept_begins_before_today_by_every_clock(
 def test_doctor_explains_a_step_of_the_clock(
     apart: int, ahead: int, has_day: list[bool], ok: bool, found: str, fix: str
 ) -> None:
-    waiting = [Waiting(id="points:1", consumer="points", key=b"k", has_day=one) for one in has_day]
+    waiting = [AheadKey(id="points:1", consumer="points", key=b"k", has_day=one) for one in has_day]
     finding = judge_clocks(apart=timedelta(seconds=apart), recorded_ahead=timedelta(seconds=ahead), waiting=waiting)
     assert (finding.ok, found in finding.found, fix in finding.fix) == (ok, True, True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from outbox.http.limits import Connections, Limits
+from outbox.http.limits import ConnectionLimits, Connections
 from outbox.http.protocol import SWEEP_S, _sweep
 
 
@@ -22,7 +22,7 @@ class Held:
 
 
 def test_who_waits_longest_makes_room_and_requests_in_work_never_do() -> None:
-    limits = Limits(connections=4, per_address=2, requests=2, head_s=1, body_s=1, idle_s=1)
+    limits = ConnectionLimits(connections=4, per_address=2, requests=2, head_s=1, body_s=1, idle_s=1)
     connections, held = Connections(limits), [Held() for _ in range(8)]
     for one in held[:4]:
         assert connections.admit(one)
@@ -61,7 +61,7 @@ class Looked(Held):
 
 
 def test_a_connection_that_cannot_be_closed_leaves_the_others_their_deadlines() -> None:
-    limits = Limits(connections=4, per_address=4, requests=2, head_s=1, body_s=1, idle_s=1)
+    limits = ConnectionLimits(connections=4, per_address=4, requests=2, head_s=1, body_s=1, idle_s=1)
     connections, broken, sound = Connections(limits), Looked(broken=True), Looked(broken=False)
     assert connections.admit(broken)
     assert connections.admit(sound)

@@ -22,8 +22,8 @@ from ops.offsets.files import (
     write_undo,
 )
 from ops.offsets.peek import SHOWN_MAX, legible
-from ops.offsets.targets import Mode, Standing, Wish, duration, instant, offset_map, partitions, scope, target
-from ops.offsets.wishes import Asked
+from ops.offsets.targets import Mode, PartitionPosition, Wish, duration, instant, offset_map, partitions, scope, target
+from ops.offsets.wishes import MoveOptions
 from outbox.clock import EPOCH
 from outbox.errors import Refused
 
@@ -34,10 +34,10 @@ offsets = st.integers(0, 2**62)
 
 
 @st.composite
-def standings(draw: st.DrawFn) -> Standing:
+def standings(draw: st.DrawFn) -> PartitionPosition:
     low, length = draw(st.integers(0, 10**6)), draw(st.integers(0, 10**6))
     given_ = st.none() | st.integers(0, 3 * 10**6)
-    return Standing(
+    return PartitionPosition(
         place=PLACE, low=low, high=low + length, committed=draw(given_), progress=draw(given_), is_ours=draw(st.booleans())
     )  # fmt: skip
 
@@ -50,7 +50,7 @@ def wishes(draw: st.DrawFn) -> Wish:
 
 
 @given(standings(), wishes())
-def test_a_target_lies_in_its_log_and_what_was_clamped_is_said(one: Standing, wish: Wish) -> None:
+def test_a_target_lies_in_its_log_and_what_was_clamped_is_said(one: PartitionPosition, wish: Wish) -> None:
     try:
         found = target(wish, one)
     except Refused:
@@ -67,7 +67,7 @@ def test_a_target_lies_in_its_log_and_what_was_clamped_is_said(one: Standing, wi
 
 
 @given(standings())
-def test_lag_is_what_lies_between_the_position_and_the_end(one: Standing) -> None:
+def test_lag_is_what_lies_between_the_position_and_the_end(one: PartitionPosition) -> None:
     if one.position is None and not one.is_ours:
         assert one.behind is None
     else:
@@ -92,14 +92,14 @@ def test_lag_is_what_lies_between_the_position_and_the_end(one: Standing) -> Non
     ],
 )
 def test_each_mode(wish: Wish, committed: int | None, progress: int | None, expected: int) -> None:
-    found = target(wish, Standing(place=PLACE, low=10, high=90, committed=committed, progress=progress))
+    found = target(wish, PartitionPosition(place=PLACE, low=10, high=90, committed=committed, progress=progress))
     assert found is not None
     assert found.offset == expected
 
 
 def test_of_ours_progress_counts_and_a_log_not_begun_begins_at_its_earliest() -> None:
-    one = Standing(place=PLACE, low=10, high=90, committed=70, progress=50, is_ours=True)
-    fresh = Standing(place=PLACE, low=10, high=90, committed=70, is_ours=True)
+    one = PartitionPosition(place=PLACE, low=10, high=90, committed=70, progress=50, is_ours=True)
+    fresh = PartitionPosition(place=PLACE, low=10, high=90, committed=70, is_ours=True)
     kafka, current, shift = Wish(mode=Mode.KAFKA), Wish(mode=Mode.CURRENT), Wish(mode=Mode.SHIFT, number=3)
     assert [target(wish, one).offset for wish in (kafka, current, shift)] == [70, 50, 53]  # type: ignore[union-attr]
     assert [target(wish, fresh).offset for wish in (kafka, current, shift)] == [70, 10, 13]  # type: ignore[union-attr]
@@ -274,11 +274,11 @@ def test_the_last_undo_file_is_the_last_by_its_instant_and_none_is_written_over(
 @pytest.mark.parametrize(
     ("asked", "given_"),
     [
-        (Asked(), 0), (Asked(to_offset=0), 1), (Asked(shift_by=0), 1), (Asked(to_offset=0, to_latest=True), 2),
-        (Asked(from_kafka=True), 1), (Asked(at=EPOCH, to_event="e"), 2),
+        (MoveOptions(), 0), (MoveOptions(to_offset=0), 1), (MoveOptions(shift_by=0), 1), (MoveOptions(to_offset=0, to_latest=True), 2),
+        (MoveOptions(from_kafka=True), 1), (MoveOptions(at=EPOCH, to_event="e"), 2),
     ],
 )  # fmt: skip
-def test_nought_is_a_place_to_go_to_as_any_other(asked: Asked, given_: int) -> None:
+def test_nought_is_a_place_to_go_to_as_any_other(asked: MoveOptions, given_: int) -> None:
     assert asked.given == given_
 
 

@@ -17,7 +17,7 @@ from ops.reconcile import published
 from ops.reconcile.facts import contradiction
 from ops.reconcile.findings import Finding, Kind
 from ops.reconcile.published import Published
-from ops.reconcile.verdict import Seen, judge
+from ops.reconcile.verdict import Observed, judge
 from outbox.settings import Settings
 from schemas.codec import ID
 from tests.factories import (
@@ -38,25 +38,25 @@ STANDS = {"M": "100"}
 @pytest.mark.parametrize(
     ("calls_for", "seen", "kinds"),
     [
-        ({"M": "100"}, Seen(known=True, present=STANDS), []),
-        ({}, Seen(known=True), []),
-        ({}, Seen(known=True, present=STANDS), []),
-        ({"M": "100"}, Seen(known=True), [Kind.NO_EFFECT]),
-        ({"M": "99"}, Seen(known=True, present=STANDS), [Kind.WRONG_EFFECT]),
-        ({"M": "100", "U": "-100"}, Seen(known=True, present=STANDS), [Kind.WRONG_EFFECT]),
-        ({"U": "-100"}, Seen(known=True, present={**STANDS, "U": "-100"}), [Kind.STRAY_EFFECT]),
-        ({"U": "1"}, Seen(known=True, present={"M": "0", "U": "1"}), []),
-        ({"M": "100"}, Seen(known=False, present=STANDS), [Kind.FORGOTTEN]),
-        ({"M": "100"}, Seen(known=False), [Kind.UNDELIVERED]),
-        ({}, Seen(known=False), [Kind.UNDELIVERED]),
-        ({"M": "100"}, Seen(known=False, passed=False), None),
-        ({"M": "100"}, Seen(known=False, on_topic=False), []),
-        ({"M": "100"}, Seen(known=False, parked="funds:1 REJECTED"), [Kind.PARKED]),
-        ({"merchant": ""}, Seen(known=True, present={"merchant": ""}), []),
-        ({"merchant": ""}, Seen(known=True, present={"merchant": ""}, status="CREATED"), [Kind.UNTOLD]),
+        ({"M": "100"}, Observed(known=True, present=STANDS), []),
+        ({}, Observed(known=True), []),
+        ({}, Observed(known=True, present=STANDS), []),
+        ({"M": "100"}, Observed(known=True), [Kind.NO_EFFECT]),
+        ({"M": "99"}, Observed(known=True, present=STANDS), [Kind.WRONG_EFFECT]),
+        ({"M": "100", "U": "-100"}, Observed(known=True, present=STANDS), [Kind.WRONG_EFFECT]),
+        ({"U": "-100"}, Observed(known=True, present={**STANDS, "U": "-100"}), [Kind.STRAY_EFFECT]),
+        ({"U": "1"}, Observed(known=True, present={"M": "0", "U": "1"}), []),
+        ({"M": "100"}, Observed(known=False, present=STANDS), [Kind.FORGOTTEN]),
+        ({"M": "100"}, Observed(known=False), [Kind.UNDELIVERED]),
+        ({}, Observed(known=False), [Kind.UNDELIVERED]),
+        ({"M": "100"}, Observed(known=False, passed=False), None),
+        ({"M": "100"}, Observed(known=False, on_topic=False), []),
+        ({"M": "100"}, Observed(known=False, parked="funds:1 REJECTED"), [Kind.PARKED]),
+        ({"merchant": ""}, Observed(known=True, present={"merchant": ""}), []),
+        ({"merchant": ""}, Observed(known=True, present={"merchant": ""}, status="CREATED"), [Kind.UNTOLD]),
     ],
 )
-def test_a_hole_is_what_it_is(calls_for: dict[str, str], seen: Seen, kinds: list[Kind] | None) -> None:
+def test_a_hole_is_what_it_is(calls_for: dict[str, str], seen: Observed, kinds: list[Kind] | None) -> None:
     holes = judge(calls_for, seen)
     assert (holes if holes is None else [kind for kind, _, _ in holes]) == kinds
 
@@ -81,7 +81,7 @@ def test_each_event_calls_for_what_its_handlers_do() -> None:
 
 def test_an_amount_of_another_currency_is_no_amount_of_a_balance() -> None:
     paid = envelope(settled(amount_fen=1_000, fee_fen=6, currency="USD"))
-    assert judge(EXPECTED["funds"](paid, {}), Seen(known=True, present={"T-M1": "994"})) == [
+    assert judge(EXPECTED["funds"](paid, {}), Observed(known=True, present={"T-M1": "994"})) == [
         (Kind.WRONG_EFFECT, "T-M1", "calls for 994 USD, there is 994")
     ]
 

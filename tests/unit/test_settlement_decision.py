@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producers.payments.settlement import Booking, Standing, decide, taken_at
+from producers.payments.settlement import Booking, OrderState, decide, taken_at
 from schemas.bank import BankNotification
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
-OPEN = Standing(status="CREATED", amount_fen=100, currency="CNY", expired=False)
+OPEN = OrderState(status="CREATED", amount_fen=100, currency="CNY", expired=False)
 SUCCESS = BankNotification(transaction_no="B1", payment_no="P1", amount_fen=100, currency="CNY", status="SUCCESS")
 FAILED = BankNotification(
     transaction_no="B1", payment_no="P1", amount_fen=100, currency="CNY", status="FAILED", reason="no"
@@ -55,7 +55,7 @@ SETTLED = replace(OPEN, status="SETTLED")
     (OPEN, FAILED, replace(BOOKED, payment_no="P2"), "refuse"),
     (SETTLED, FAILED, replace(BOOKED, payment_no="P2"), "refuse"),
 ])  # fmt: skip
-def test_decision(order: Standing | None, told: BankNotification, booking: Booking | None, act: str) -> None:
+def test_decision(order: OrderState | None, told: BankNotification, booking: Booking | None, act: str) -> None:
     assert decide(order, told, booking).act == act
 
 
@@ -78,10 +78,10 @@ def test_what_the_bank_says_of_its_time_counts_only_where_it_can_be(
 
 @given(
     st.one_of(st.none(), st.builds(
-        Standing, status=st.sampled_from(["CREATED", "SETTLED", "FAILED", "EXPIRED"]), amount_fen=st.integers(99, 101),
+        OrderState, status=st.sampled_from(["CREATED", "SETTLED", "FAILED", "EXPIRED"]), amount_fen=st.integers(99, 101),
         currency=st.sampled_from(["CNY", "USD"]), expired=st.booleans(),
     )),
 )  # fmt: skip
-def test_money_that_the_bank_has_taken_is_settled_or_in_suspense_once(order: Standing | None) -> None:
+def test_money_that_the_bank_has_taken_is_settled_or_in_suspense_once(order: OrderState | None) -> None:
     assert decide(order, SUCCESS, None).act in ("settle", "suspend")
     assert decide(order, SUCCESS, BOOKED).act == "repeat"

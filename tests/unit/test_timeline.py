@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from ops.delivery.registry import known_consumers
-from ops.timeline.facts import Facts
-from ops.timeline.places import Found, Records
-from ops.timeline.steps import Progress, steps_of
+from ops.timeline.facts import PaymentFacts
+from ops.timeline.places import MessagePlace, Records
+from ops.timeline.steps import ReadProgress, steps_of
 from ops.timeline.story import Story, story_of
 from outbox.settings import Settings
 from tests.factories import AT, ID
@@ -47,8 +47,8 @@ SETTLED = row(
 
 
 def story(*, slot_found: bool = True, confirmed: int = 200, next_offset: int = 0, **tables: Any) -> Story:
-    facts = Facts(payment=PAYMENT, **{name: tables.pop(name, []) for name in TABLES})
-    standing = Progress(
+    facts = PaymentFacts(payment=PAYMENT, **{name: tables.pop(name, []) for name in TABLES})
+    standing = ReadProgress(
         at=AT + 60 * S, slot_found=slot_found, confirmed_lsn=confirmed, remembered={"accounting": ID},
         positions={("accounting", "payment.order", 0): next_offset},
     )  # fmt: skip
@@ -75,7 +75,7 @@ def test_an_event_without_a_record_waits_or_is_missing(standing: dict[str, Any],
 
 
 def test_a_record_without_an_inbox_row_waits_or_was_passed_over() -> None:
-    found = Found(place=("payment.order", 0), offset=5, at=AT + 2 * S, type="payment.settled.v1")
+    found = MessagePlace(place=("payment.order", 0), offset=5, at=AT + 2 * S, type="payment.settled.v1")
     records = {ID: Records(found=[found])}
     assert at_end(story(outbox=[SETTLED], records=records, next_offset=5))[:2] == ("accounting.inbox", "waiting")
     passed = story(outbox=[SETTLED], records=records, next_offset=6)

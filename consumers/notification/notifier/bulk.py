@@ -13,7 +13,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from consumers.notification.control import resend_notifications
-from consumers.notification.notifier.filter import Filter, conditions, parsed
+from consumers.notification.notifier.filter import NotificationFilter, conditions, parsed
 from outbox.errors import Refused
 
 STEP = 500
@@ -23,7 +23,7 @@ COUNTED_MAX = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class BulkProgress:
     """How far an act has come."""
 
     matched: int
@@ -35,7 +35,7 @@ class Progress:
 
 
 def begin_resend(
-    connection: Connection, identity: UUID, wanted: Filter, *, newest: UUID, reason: str, actor: str
+    connection: Connection, identity: UUID, wanted: NotificationFilter, *, newest: UUID, reason: str, actor: str
 ) -> int:
     """Everything that matches and is no newer than that record is to be sent again, by `step`; returns how much matches.
 
@@ -55,7 +55,7 @@ _BEGIN = text("""
     VALUES (:id, 'RESEND', CAST(:wanted AS jsonb), :matched, :newest, :reason, :actor) ON CONFLICT (id) DO NOTHING""")
 
 
-def count_matching(connection: Connection, wanted: Filter, *, newest: UUID) -> int:
+def count_matching(connection: Connection, wanted: NotificationFilter, *, newest: UUID) -> int:
     """Return how many records match and are no newer than that one, counted up to 100,000."""
     where, given = conditions(wanted)
     statement = (
@@ -65,7 +65,7 @@ def count_matching(connection: Connection, wanted: Filter, *, newest: UUID) -> i
     return matched
 
 
-def step(connection: Connection, identity: UUID, *, limit: int = STEP) -> Progress:
+def step(connection: Connection, identity: UUID, *, limit: int = STEP) -> BulkProgress:
     """The act's next records are due, each with its row in the audit table. May be repeated, and run beside itself.
 
     Raises Refused for an id that is no act's.
@@ -112,5 +112,5 @@ def _next(connection: Connection, act: Any, limit: int) -> list[UUID]:
     return list(connection.execute(text(statement), parameters).scalars())
 
 
-def _progress(act: Any) -> Progress:
-    return Progress(matched=act.matched, done=act.done, busy=act.busy, ended=act.ended_at is not None)
+def _progress(act: Any) -> BulkProgress:
+    return BulkProgress(matched=act.matched, done=act.done, busy=act.busy, ended=act.ended_at is not None)

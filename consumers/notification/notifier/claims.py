@@ -83,7 +83,7 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class NextState:
     """What becomes of a record after an attempt."""
 
     status: str
@@ -102,23 +102,23 @@ def queue_of(connection: Connection, queue: str) -> Queue:
     return Queue(**{field.name: getattr(row, field.name) for field in fields(Queue)})
 
 
-def verdict(ended: Ended, lane: Lane) -> Verdict:
+def verdict(ended: Ended, lane: Lane) -> NextState:
     """Return what becomes of a record, by its rule and the lane as it is after the attempt. Pure."""
     if ended.result is Result.SUCCESS:
-        return Verdict(status="SUCCESS", finished_at=ended.ended_at, planned_at=ended.claimed.planned_at)
+        return NextState(status="SUCCESS", finished_at=ended.ended_at, planned_at=ended.claimed.planned_at)
     attempt = ended.claimed.attempt - ended.claimed.rule_begin
     planned = parse_rule(ended.claimed.rule).next_at(attempt, started_at=ended.started_at, ended_at=ended.ended_at)
     if planned is None:
-        return Verdict(status="FAILED", finished_at=ended.ended_at, planned_at=ended.claimed.planned_at)
+        return NextState(status="FAILED", finished_at=ended.ended_at, planned_at=ended.claimed.planned_at)
     if lane.blocked_until is not None and lane.blocked_until > planned:
-        return Verdict(
+        return NextState(
             status=ended.result,
             finished_at=None,
             planned_at=planned,
             postponed_to=lane.blocked_until,
             cause=lane.blocked_cause,
         )
-    return Verdict(status=ended.result, finished_at=None, planned_at=planned)
+    return NextState(status=ended.result, finished_at=None, planned_at=planned)
 
 
 def look(connection: Connection, queue: str, room: Room) -> tuple[datetime, bool]:
@@ -347,7 +347,7 @@ def _apart(ended: Sequence[Ended]) -> list[list[Ended]]:
     return [list(part.values()) for part in parts]
 
 
-def _row(ended: Ended, what: Verdict) -> dict[str, Any]:
+def _row(ended: Ended, what: NextState) -> dict[str, Any]:
     of = ended.claimed
     return {
         "id": of.id,

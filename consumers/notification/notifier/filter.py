@@ -22,7 +22,7 @@ _HTTP = re.compile(r"[1-5]\d\d|[1-5]xx|none", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Filter:
+class NotificationFilter:
     """Which records are meant; what is empty leaves all in. Raises Misused for what can match nothing."""
 
     id: UUID | None = None
@@ -61,7 +61,7 @@ class Filter:
         }
 
 
-def parsed(given: dict[str, str]) -> Filter:
+def parsed(given: dict[str, str]) -> NotificationFilter:
     """Return the filter of such text.
 
     >>> parsed({"status": "FAILED", "begin": "2026-01-01T00:00:00+00:00"}).given()
@@ -70,15 +70,15 @@ def parsed(given: dict[str, str]) -> Filter:
     values: dict[str, Any] = dict(given)
     values |= {name: datetime.fromisoformat(given[name]) for name in ("begin", "end") if name in given}
     values |= {"id": UUID(given["id"])} if "id" in given else {}
-    return Filter(**values)
+    return NotificationFilter(**values)
 
 
-def conditions(wanted: Filter) -> tuple[str, dict[str, Any]]:
+def conditions(wanted: NotificationFilter) -> tuple[str, dict[str, Any]]:
     """Return the filter as conditions on `notify_record`, and their parameters. A record's id tells when it was made.
 
-    >>> conditions(Filter(status="WAITING", http_status="5xx"))
+    >>> conditions(NotificationFilter(status="WAITING", http_status="5xx"))
     ('(leased_until IS NOT NULL OR leased_until IS NULL AND finished_at IS NULL) AND http_status BETWEEN :http_low AND :http_high', {'http_low': 500, 'http_high': 599})
-    >>> conditions(Filter())
+    >>> conditions(NotificationFilter())
     ('true', {})
     """
     clauses: list[str] = []

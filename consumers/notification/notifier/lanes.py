@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 
-class Cause(StrEnum):
+class PostponedFor(StrEnum):
     """Why an attempt was not made when it was planned."""
 
     PAUSE = "PAUSE"
@@ -127,17 +127,19 @@ def _after_one(lane: Lane, attempt: Evidence, queue: Queue) -> Lane:
     if attempt.result is not Result.HTTP_REQUEST_FAILED:
         if lane.failures < queue.breaker_failures:
             return replace(lane, failures=0) if lane.failures else lane
-        return _blocked(replace(lane, failures=0, opened_at=None, blocked_until=None), attempt.ended_at, Cause.BREAKER)
+        return _blocked(
+            replace(lane, failures=0, opened_at=None, blocked_until=None), attempt.ended_at, PostponedFor.BREAKER
+        )
     if lane.opened_at is None or attempt.started_at >= lane.opened_at:
         lane = replace(lane, failures=lane.failures + 1)
         if lane.failures >= queue.breaker_failures:
             doublings = min(lane.failures - queue.breaker_failures, 30)
             open_s = min(queue.breaker_cap_s, queue.breaker_first_s * 2.0**doublings)
             lane = replace(lane, opened_at=attempt.ended_at)
-            lane = _blocked(lane, attempt.ended_at + timedelta(seconds=open_s), Cause.BREAKER)
+            lane = _blocked(lane, attempt.ended_at + timedelta(seconds=open_s), PostponedFor.BREAKER)
     if attempt.retry_after is not None:
         limit = timedelta(seconds=queue.retry_after_cap_s)
-        lane = _blocked(lane, attempt.ended_at + min(attempt.retry_after, limit), Cause.RETRY_AFTER)
+        lane = _blocked(lane, attempt.ended_at + min(attempt.retry_after, limit), PostponedFor.RETRY_AFTER)
     return lane
 
 
@@ -153,7 +155,7 @@ def hanging(lane: Lane) -> Lane:
     return replace(lane, pace=Pace.SLOW) if lane.pace == Pace.PROMPT else lane
 
 
-def _blocked(lane: Lane, until: datetime, cause: Cause) -> Lane:
+def _blocked(lane: Lane, until: datetime, cause: PostponedFor) -> Lane:
     if lane.blocked_until is not None and lane.blocked_until >= until:
         return lane
     return replace(lane, blocked_until=until, blocked_cause=cause)
@@ -178,12 +180,12 @@ def slots(lane: Lane, in_flight: int, queue: Queue, *, now: datetime) -> int:
     return max(0, bound(lane, queue) - in_flight)
 
 
-def held_back(lane: Lane) -> tuple[datetime, Cause] | None:
+def held_back(lane: Lane) -> tuple[datetime, PostponedFor] | None:
     """Return until when the lane held back what was due, and why; None if it never did. Whatever is planned later was not."""
     ends = [
-        (lane.blocked_until, Cause(lane.blocked_cause or Cause.BREAKER)),
-        (lane.resumed_at, Cause.PAUSE),
-        (lane.freed_at, Cause.BOUND),
+        (lane.blocked_until, PostponedFor(lane.blocked_cause or PostponedFor.BREAKER)),
+        (lane.resumed_at, PostponedFor.PAUSE),
+        (lane.freed_at, PostponedFor.BOUND),
     ]
     known = [(until, cause) for until, cause in ends if until is not None]
     return max(known) if known else None
