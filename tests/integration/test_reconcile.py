@@ -323,6 +323,8 @@ def test_a_consumer_of_a_test_that_states_its_effects_is_reconciled_and_in_the_t
         loyalty.stamp_cards(connection, [right, lost, wrong, forgotten, stray])
         connection.execute(text("DELETE FROM stamp WHERE payment_no = :no"), {"no": lost.event.key})
         connection.execute(text("UPDATE stamp SET stamps = 99 WHERE payment_no = :no"), {"no": wrong.event.key})
+    with field.workers([ALL]):
+        field.drained()  # what waits for another consumer would stay open
     eventually(lambda: utc_now() - time_of(right.id) > 3 * SECOND, what="it is older than the grace")  # type: ignore[operator]
     report = reconcile(field.settings, full=True, grace=SECOND)
     findings = [finding for finding in report.findings if finding.consumer == loyalty.NAME]
