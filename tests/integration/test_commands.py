@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from sqlalchemy import make_url
 from ops.cli import main as edge
 from outbox.settings import Settings
 from tests.misbehaving import garbage, hanging, listening
-from tests.pipeline import environment
+from tests.pipeline import Pipeline, environment
 
 NOBODY = "00000000-0000-7000-8000-000000000000"
 Run = Callable[..., tuple[object, str, str]]
@@ -163,3 +164,28 @@ def test_an_old_program_on_the_path_is_not_taken_for_the_servers(
     code, _, said = run("tool", "pg_dump", "--schema=shop")
     assert (code, said.count("\n")) == (1, 1)
     assert f"{tmp_path}/pg_dump is of version 15" in said
+
+
+def test_topics_apply_shows_and_ends_with_1_and_does_it_with_execute(
+    run: Run, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment(pipeline.settings).items():
+        monkeypatch.setenv(name, value)
+    assert run("topics", "apply") == (0, "", "nothing changed\n")
+    pipeline.delete_topic()
+    code, out, said = run("topics", "apply", "-o", "json")
+    assert (code, said) == (1, "1 topics would change; nothing was done: --execute changes them\n")
+    assert [change["change"].split(":")[0] for change in json.loads(out)] == [f"create {pipeline.topic}"]
+    code, _, said = run("topics", "apply", "--execute")
+    assert (code, said.splitlines()[-1]) == (0, "1 topics changed")
+    assert run("topics", "apply")[0] == 0
+
+
+def test_connect_apply_shows_and_ends_with_1_where_something_would_change(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PAYRELAY_HEARTBEAT_INTERVAL_MS", "1234")
+    code, out, said = run("connect", "apply", "-o", "json")
+    assert (code, said.splitlines()[-1].endswith("would change; nothing was done: --execute changes them")) == (1, True)
+    assert "1234" in {change["new"] for change in json.loads(out)}
+    assert run("connect", "apply", "-o", "json")[1] == out, "and nothing was changed"

@@ -98,17 +98,15 @@ def test_an_unknown_topic_is_refused(payrelay: Command) -> None:
     assert "there is no topic 'nothing.here': payrelay topics list" in said
 
 
-def test_peek_shows_bodies(pipeline: Pipeline, payrelay: Command) -> None:
+def test_peek_shows_bodies(pipeline: Pipeline, payrelay: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline.ready(pipeline.start())
     pipeline.send(pipeline.events(2))
     pipeline.all_posted()
-    os.environ["PAYRELAY_GROUP_PREFIX"] = pipeline.settings.group_prefix
-    try:
-        code, out, said = payrelay(
-            "offsets", "peek", pipeline.consumer, "--topic", pipeline.topic, "--before", "9", "-o", "json"
-        )
-    finally:
-        del os.environ["PAYRELAY_GROUP_PREFIX"]
+    for name, value in environment(pipeline.settings).items():
+        monkeypatch.setenv(name, value)
+    code, out, said = payrelay(
+        "offsets", "peek", pipeline.consumer, "--topic", pipeline.topic, "--before", "9", "-o", "json"
+    )
     assert code == 0, said
     bodies = {json.loads(row["value"])["payment_no"] for row in json.loads(out)}
     assert bodies == {event.payment_no for event in pipeline.sent}
