@@ -31,7 +31,14 @@ from outbox.clock import first_id_at, utc_now
 from outbox.database import driver_url, engine_for
 from outbox.inbox import Log, begin_log
 from outbox.settings import READER, Settings
-from producers.payments.orders import Limits, Opened, PaymentRequest, open_account, open_payment, register_merchant
+from producers.payments.orders import (
+    Limits,
+    OpenedPayment,
+    PaymentRequest,
+    open_account,
+    open_payment,
+    register_merchant,
+)
 from producers.payments.settlement import locked_order, settle_payment
 from schemas.bank import BankNotification
 from schemas.codec import Envelope, encode
@@ -287,7 +294,7 @@ def _settled_at_rate(settings: Settings) -> dict[str, float]:
     begun = utc_now()
     starts: list[float] = []
 
-    def settle(number: int, opened: Opened) -> None:
+    def settle(number: int, opened: OpenedPayment) -> None:
         time.sleep(max(0.0, first + number / RATE - time.perf_counter()))
         starts.append(time.perf_counter())
         notification = BankNotification(
@@ -317,7 +324,7 @@ def _settled_at_rate(settings: Settings) -> dict[str, float]:
     return {"p50": percentile(measured, 0.50), "p99": percentile(measured, 0.99), "rate": rate}
 
 
-def _opened(engine: Engine) -> list[Opened]:
+def _opened(engine: Engine) -> list[OpenedPayment]:
     name, now = f"bench{uuid4().hex[:8]}", utc_now()
     unlimited = Limits(single_fen=10**14, daily_fen=10**15, monthly_fen=10**15)
     with engine.begin() as connection:

@@ -250,7 +250,7 @@ def note_lot(connection: Connection, consumer: str) -> bool:
 def arrive(
     connection: Connection, consumer: str, arrivals: Sequence[Arrival], *, behind: Mapping[str, UUID] | None = None
 ) -> set[UUID]:
-    """Return the ids that this consumer had applied before; the others count as applied if the caller commits.
+    """Return the ids that this consumer has already applied; the others count as applied if the caller commits.
 
     `behind` is what `behind_horizons` returns. One statement for each table, in id order, so that two workers that meet the
     same events wait for, and never on, each other.

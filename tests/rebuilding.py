@@ -129,7 +129,7 @@ class Shop:
             self.consumer,
             self.processor.service,
             skipped=Skipped(count=0, places=()),
-            told=lambda _done, _total: None,
+            progress=lambda _done, _total: None,
         )
         try:
             logs = logs_of(self.settings, self.processor)

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from consumers.notification.notifier.merchant_reads import FEED_MAX, feed, of_order, one, secrets_of
+from consumers.notification.notifier.merchant_reads import FEED_MAX, feed, notification_of, of_order, secrets_of
 from outbox.clock import first_id_at, utc_now
 from outbox.http.app import Database, HttpError, note_authenticated, service
 from outbox.settings import Settings
@@ -65,7 +65,7 @@ def create_app(settings: Settings) -> Starlette:
         yield
         database.close()
 
-    async def asked(request: Request, act: Callable[[Connection, str], Any]) -> Response:
+    async def answer(request: Request, act: Callable[[Connection, str], Any]) -> Response:
         """Answer a merchant that has signed its request, and not asked too often."""
 
         def answered(connection: Connection) -> Any:
@@ -81,19 +81,19 @@ def create_app(settings: Settings) -> Starlette:
         """Show a merchant's own notification."""
         identity = _uuid(request.path_params["id"])
 
-        def found(connection: Connection, merchant_no: str) -> Any:
-            row = one(connection, merchant_no, identity)
+        def read(connection: Connection, merchant_no: str) -> Any:
+            row = notification_of(connection, merchant_no, identity)
             if row is None:
                 raise HttpError(404, "no_notification", f"no notification {identity} of yours")
             return _shown(row)
 
-        return await asked(request, found)
+        return await answer(request, read)
 
     async def get_several(request: Request) -> Response:
         """Show a merchant's own notifications, of an order or from a cursor on."""
         query = _query(request)
 
-        def found(connection: Connection, merchant_no: str) -> Any:
+        def read(connection: Connection, merchant_no: str) -> Any:
             if (order_no := query.get("order_no")) is not None:
                 return {"notifications": [_shown(row) for row in of_order(connection, merchant_no, order_no)]}
             rows, cursor = feed(
@@ -107,7 +107,7 @@ def create_app(settings: Settings) -> Starlette:
             )
             return {"notifications": [_shown(row) for row in rows], "after": cursor}
 
-        return await asked(request, found)
+        return await answer(request, read)
 
     routes = [Route("/notifications", get_several), Route("/notifications/{id}", get_one)]
     return service("notification", routes, lifespan)

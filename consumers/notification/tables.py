@@ -1,4 +1,4 @@
-"""Rows of a notifier: who is told, what is to be told or was, by which rule, and when. Its role's search_path says whose.
+"""Rows of a notifier: receivers, notifications and their attempts, rules and lanes. The role's search_path decides whose they are.
 
 receiver             where and how to tell a merchant
 notify_queue         a queue's rule, success word and limits

@@ -26,7 +26,7 @@ from consumers.runtime.buffers import Batch
 from consumers.runtime.database_watch import watch_database
 from consumers.runtime.positions import DatabasePositions
 from consumers.runtime.sensors import BatchSensors
-from consumers.runtime.transport import FAILED, BatchSchema, Consumer
+from consumers.runtime.transport import FAILED, BatchConsumer, BatchSchema
 from outbox.clock import utc_now
 from outbox.database import engine_for
 from outbox.inbox import Log, note_mirrored
@@ -79,7 +79,7 @@ class PipelineApp(faust.App):  # type: ignore[misc]
         source = self.topic(*names, schema=BatchSchema(), acks=False, key_serializer="raw", value_serializer="raw")
 
         @self.agent(source, name=processor.name, concurrency=1)  # type: ignore[untyped-decorator]
-        async def agent(stream: faust.StreamT[Consumer]) -> None:
+        async def agent(stream: faust.StreamT[BatchConsumer]) -> None:
             async for consumer in stream:
                 while (batch := consumer.take()) is not None:
                     async with batch:

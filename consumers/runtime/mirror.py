@@ -14,7 +14,7 @@ from faust.types import TP
 from outbox.inbox import Log
 
 if TYPE_CHECKING:
-    from consumers.runtime.transport import Consumer
+    from consumers.runtime.transport import BatchConsumer
 
 MIRROR_S = 1.0
 """Between two writes: nobody decides by the offset, so not every batch pays for a request to the broker."""
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 class Mirror:
     """The offsets of a consumer's partitions that Kafka is to have, and does not have yet."""
 
-    def __init__(self, consumer: Consumer) -> None:
+    def __init__(self, consumer: BatchConsumer) -> None:
         self.is_due = asyncio.Event()
         """Set while there is something to write."""
         self._consumer = consumer

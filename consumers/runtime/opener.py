@@ -14,7 +14,7 @@ from consumers.runtime.buffers import BufferState, PartitionBuffer
 from outbox.inbox import Log
 
 if TYPE_CHECKING:
-    from consumers.runtime.transport import Consumer
+    from consumers.runtime.transport import BatchConsumer
 
 AGAIN_S = 0.5
 """After a poll or an opening that failed, since the broker or the database is away."""
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 class Opener:
     """Moves a consumer's buffers: closed -> open or stopped, and back to closed if what they were opened by has changed."""
 
-    def __init__(self, consumer: Consumer) -> None:
+    def __init__(self, consumer: BatchConsumer) -> None:
         self.is_due = asyncio.Event()
         """Set while a buffer may be closed."""
         self._consumer = consumer

@@ -116,7 +116,7 @@ class _Thread(AIOKafkaConsumerThread):  # type: ignore[misc]
             await asyncio.wait_for(super().on_thread_stop(), LEAVE_S)
 
 
-class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
+class BatchConsumer(AIOKafkaConsumer):  # type: ignore[misc]
     """Takes messages as aiokafka hands them over, and keeps them until the agent takes them.
 
     Partitions are not paused but left out of the poll: a pause makes aiokafka throw away what it has fetched. Polling goes on
@@ -379,7 +379,7 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
 class Transport(AIOKafkaTransport):  # type: ignore[misc]
     """The aiokafka transport with our consumer."""
 
-    Consumer = Consumer
+    Consumer = BatchConsumer
 
 
 TRANSPORTS.aliases["batch"] = f"{__name__}:Transport"

@@ -71,9 +71,9 @@ def apply(
 def status(output: Output = Format.TABLE) -> None:
     """Show what Kafka Connect says. It says RUNNING of a dead pipeline too: `payrelay doctor` judges health."""
     client, settings = _client()
-    found = client.status(settings.connector)
-    _print(found, output)
-    if not found.is_running:
+    state = client.status(settings.connector)
+    _print(state, output)
+    if not state.is_running:
         raise typer.Exit(1)
 
 
@@ -130,9 +130,9 @@ def offsets_get() -> None:
     """Print Connect's note as JSON, as `reset --from-file` takes it, and say where the slot stands, which is what counts."""
     from ops.pipeline.source import standing
 
-    found = standing(current_settings())
-    sys.stdout.write(found.noted.as_text())
-    say(found.told())
+    positions = standing(current_settings())
+    sys.stdout.write(positions.noted.as_text())
+    say(positions.described())
 
 
 @offsets.command("reset")
@@ -157,11 +157,11 @@ def offsets_reset(
     from ops.pipeline.source_offsets import reset as reset_offsets
 
     settings = current_settings()
-    found = standing(settings)
-    say(found.told())
+    positions = standing(settings)
+    say(positions.described())
     wanted = exported_from(_text_of(from_file), connector=settings.connector) if from_file else None
     if wanted is not None:
-        require_harmless(settings, found, wanted, at=utc_now())
+        require_harmless(settings, positions, wanted, at=utc_now())
         say("the connector would be stopped, would read on from the file's position, and lose nothing")
     else:
         repair = plan_reset(settings, at=utc_now())
@@ -172,12 +172,12 @@ def offsets_reset(
     target = export or Path(f"{settings.connector}-offsets-{utc_now():%Y%m%dT%H%M%SZ}.json")
     try:
         with target.open("x") as file:  # never over an earlier one
-            file.write(found.noted.as_text())
+            file.write(positions.noted.as_text())
     except OSError as error:
         raise Refused(f"what is noted cannot be kept, nothing was done: {error}; another --export") from error
     say(f"what was noted is kept in {target}")
     reset_offsets(settings, wanted, clock=utc_now, say=say)
-    say(standing(settings).told())
+    say(standing(settings).described())
 
 
 def _text_of(path: Path) -> str:
@@ -222,18 +222,19 @@ def snapshot(
     if wanted == Rows():
         raise typer.BadParameter("say which rows: --where, --since, --to, --order or --event")
     settings = current_settings()
-    found = find_rows(settings, service or SERVICES, wanted)
-    if missing := sorted(wanted.events.difference(*found.values())):
+    ids_by_service = find_rows(settings, service or SERVICES, wanted)
+    if missing := sorted(wanted.events.difference(*ids_by_service.values())):
         raise UnknownName(
             f"{len(missing)} of these events are in no outbox that is looked at, the first is {missing[0]}"
         )
     rows = [
-        {"outbox": f"{name}.outbox", "rows": len(ids), "first": ids[0], "last": ids[-1]} for name, ids in found.items()
+        {"outbox": f"{name}.outbox", "rows": len(ids), "first": ids[0], "last": ids[-1]}
+        for name, ids in ids_by_service.items()
     ]
     print_rows(rows, output, columns=("outbox", "rows", "first", "last"))
-    total = sum(map(len, found.values()))
+    total = sum(map(len, ids_by_service.values()))
     ahead, question = f"{total} rows would be emitted again", f"emit {total} rows again?" if total else ""
     if not is_meant(ahead, execute=execute, yes=yes, does="emits them", question=question):
         return
-    emit_again(settings, found, within_s=within)
+    emit_again(settings, ids_by_service, within_s=within)
     say(f"{total} events are on their topics again")

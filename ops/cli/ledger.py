@@ -35,7 +35,7 @@ def accounts(output: Output = Format.TABLE) -> None:
     from ops.pipeline.health import reader_engine
 
     with reader_engine(current_settings()).connect() as connection:
-        print_rows([asdict(one) for one in chart_of(connection)], output)
+        print_rows([asdict(account) for account in chart_of(connection)], output)
 
 
 @app.command()
@@ -79,14 +79,18 @@ def trial_balance(
     with reader_engine(current_settings()).connect() as connection:
         balances = balances_of(connection, at=at)
     print_rows(
-        [asdict(one) for one in balances],
+        [asdict(balance) for balance in balances],
         output,
         columns=("account", "currency", "debit_fen", "credit_fen", "balance_fen"),
     )
     off = {
         currency: difference
-        for currency in sorted({one.currency for one in balances})
-        if (difference := sum(one.debit_fen - one.credit_fen for one in balances if one.currency == currency))
+        for currency in sorted({balance.currency for balance in balances})
+        if (
+            difference := sum(
+                balance.debit_fen - balance.credit_fen for balance in balances if balance.currency == currency
+            )
+        )
     }
     say(f"debits less credits: {off}" if off else "debits equal credits")
     if off:
@@ -106,7 +110,7 @@ def check(
 
     settings = current_settings()
     differences = differences_of(reader_engine(settings), before=utc_now() - timedelta(seconds=grace))
-    print_rows([asdict(one) for one in differences], output, columns=("kind", "subject", "found"))
+    print_rows([asdict(listed) for listed in differences], output, columns=("kind", "subject", "found"))
     say(f"{len(differences)} differences" if differences else "the ledger agrees with itself and with the payments")
     if differences:
         raise typer.Exit(1)
@@ -129,7 +133,7 @@ def suspense(
 
     with reader_engine(current_settings()).connect() as connection:
         items = suspense_of(connection, payment_no=payment, reason=reason, also_resolved=also_resolved, limit=limit)
-    print_rows([asdict(one) for one in items], output, columns=tuple(SuspenseItem.__dataclass_fields__))
+    print_rows([asdict(item) for item in items], output, columns=tuple(SuspenseItem.__dataclass_fields__))
     say(f"{len(items)} in suspense" + (f", the {limit} oldest at most" if len(items) == limit else ""))
 
 
@@ -174,7 +178,7 @@ def correct(
     """Post entries in the place of a reversed voucher's. Shows them; posts them with --execute."""
     from consumers.accounting.ledger import correct_voucher, correction_of
 
-    entries = [*(_entry("D", one) for one in debit), *(_entry("C", one) for one in credit)]
+    entries = [*(_entry("D", given) for given in debit), *(_entry("C", given) for given in credit)]
     reason, actor, at = _told("--reason", reason), _told("--actor", actor or getuser()), utc_now()
     with _accounting() as connection:
         try:
@@ -204,14 +208,16 @@ def _told(option: str, value: str) -> str:
     return value.strip()
 
 
-def _entry(side: Literal["D", "C"], told: str) -> Entry:
+def _entry(side: Literal["D", "C"], given: str) -> Entry:
     from consumers.accounting.entries import Entry
 
-    account, _, amount = told.rpartition("=")
+    account, _, amount = given.rpartition("=")
     try:
         amount_fen = parse_whole(amount, low=1, high=AMOUNT_FEN_MAX)
     except ValueError as error:
-        raise typer.BadParameter(f"{told[:80]!r} is not ACCOUNT=FEN, e.g. merchant_payable:M1=1200: {error}") from error
+        raise typer.BadParameter(
+            f"{given[:80]!r} is not ACCOUNT=FEN, e.g. merchant_payable:M1=1200: {error}"
+        ) from error
     _require_account(account)
     return Entry(account=account, side=side, amount_fen=amount_fen)
 

@@ -24,17 +24,21 @@ COUNTED: dict[str, tuple[Any, ...]] = {
 
 def rows() -> list[tuple[str, str, tuple[str, ...], str, str]]:
     """Return name, type, labels, whose endpoint has it, and meaning of every metric of ours."""
-    found = [
+    described = [
         (family.name + ("_total" if family.type == "counter" else ""), family.type, metric._labelnames, of, family.documentation)
         for of, metrics in COUNTED.items()
         for metric in metrics
         for family in metric.describe()
     ]  # fmt: skip
-    found.append((process.CONDITION, "gauge", process.CONDITION_LABELS, "worker, notifier", process.CONDITION_HELP))
+    described.append((process.CONDITION, "gauge", process.CONDITION_LABELS, "worker, notifier", process.CONDITION_HELP))
     [closed] = http_protocol.CLOSED.describe()
-    found.append((f"{closed.name}_total", closed.type, http_protocol.CLOSED._labelnames, "all", closed.documentation))
-    found += [(name, "gauge", labels, "exporter", told) for name, (told, labels) in exporter.DESCRIBED.items()]
-    return found
+    described.append(
+        (f"{closed.name}_total", closed.type, http_protocol.CLOSED._labelnames, "all", closed.documentation)
+    )
+    described += [
+        (name, "gauge", labels, "exporter", help_text) for name, (help_text, labels) in exporter.DESCRIBED.items()
+    ]
+    return described
 
 
 def rendered() -> str:
@@ -49,8 +53,8 @@ def rendered() -> str:
         "|---|---|---|---|---|",
     ]
     lines += [
-        f"| `{name}` | {kind} | {', '.join(f'`{label}`' for label in labels)} | {of} | {told} |"
-        for name, kind, labels, of, told in rows()
+        f"| `{name}` | {kind} | {', '.join(f'`{label}`' for label in labels)} | {of} | {help_text} |"
+        for name, kind, labels, of, help_text in rows()
     ]
     return "\n".join(lines) + "\n"
 

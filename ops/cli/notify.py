@@ -69,15 +69,15 @@ def list_(
     wanted = _filter(queue, status, merchant, order, payment, http_status, *span(begin, end, tz))
     with reader_engine(settings).connect() as connection:
         if blocked:
-            found = lanes(connection)
-            print_rows([asdict(row) for row in found], output, columns=tuple(LaneRow.__dataclass_fields__))
-            say(f"{len(found)} receivers are paused or blocked")
+            listed = lanes(connection)
+            print_rows([asdict(row) for row in listed], output, columns=tuple(LaneRow.__dataclass_fields__))
+            say(f"{len(listed)} receivers are paused or blocked")
             return
         rows, states = records(connection, wanted, limit=limit), counts(connection, wanted)
     print_rows([asdict(row) for row in rows], output, columns=tuple(RecordRow.__dataclass_fields__), less=LESS)
-    total = sum(one.records for one in states)
-    told = ", ".join(f"{one.records} {one.queue} {one.status}" for one in states) or "none"
-    say(told + (f"; the {limit} newest shown" if total > limit else ""))
+    total = sum(state.records for state in states)
+    summary = ", ".join(f"{state.records} {state.queue} {state.status}" for state in states) or "none"
+    say(summary + (f"; the {limit} newest shown" if total > limit else ""))
 
 
 @app.command()
@@ -124,7 +124,7 @@ def resend(
     _require(reason)
     with reader_engine(settings).connect() as connection:
         chosen = records(connection, wanted, limit=limit)
-        total = sum(one.records for one in counts(connection, wanted))
+        total = sum(state.records for state in counts(connection, wanted))
     if identity and not chosen:
         raise UnknownName(f"no notification {identity} of these: payrelay notify list")
     if not execute:

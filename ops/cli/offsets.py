@@ -65,13 +65,13 @@ def list_(output: Output = Format.TABLE) -> None:
     ours = known_processors(settings)
     rows = [
         {
-            "group": one.name,
-            "state": one.state,
-            "type": one.type,
-            "members": None if one.state == UNKNOWN else len(one.members),
-            "ours": ours[one.name].service if one.name in ours else "",
+            "group": listed.name,
+            "state": listed.state,
+            "type": listed.type,
+            "members": None if listed.state == UNKNOWN else len(listed.members),
+            "ours": ours[listed.name].service if listed.name in ours else "",
         }
-        for one in groups(settings)
+        for listed in groups(settings)
     ]
     print_rows(rows, output, columns=("group", "state", "type", "members", "ours"))
 
@@ -111,7 +111,7 @@ def _require_known(view: View) -> None:
     """The group is there, or stands somewhere. Raises UnknownName: a name that was mistyped must not pass for an empty group."""
     from outbox.errors import UnknownName
 
-    if not view.group.exists and not any(one.position is not None for one in view.standings):
+    if not view.group.exists and not any(standing.position is not None for standing in view.standings):
         raise UnknownName(f"there is no group {view.group.name!r}: payrelay offsets list")
 
 
@@ -119,14 +119,18 @@ def _print_view(settings: Settings, view: View, output: Format, *, only_lagging:
     from ops.kafka.reader import append_times
     from ops.offsets.shown import headline, lag_line, standing_columns, standing_row
 
-    behind = {(one.place, one.begin) for one in view.standings if one.behind}
+    behind = {(standing.place, standing.begin) for standing in view.standings if standing.behind}
     times = append_times(settings, behind)
     now = utc_now()
     ages = {place: (now - at).total_seconds() for (place, _), at in times.items()}
-    rows = [standing_row(view, one, ages.get(one.place)) for one in view.standings if one.behind or not only_lagging]
+    rows = [
+        standing_row(view, standing, ages.get(standing.place))
+        for standing in view.standings
+        if standing.behind or not only_lagging
+    ]
     if output is Format.JSON:
         group = asdict(view.group) | {
-            "members": [asdict(one) | {"places": sorted(one.places)} for one in view.group.members]
+            "members": [asdict(member) | {"places": sorted(member.places)} for member in view.group.members]
         }
         print_json(group | {"ours": view.ours.processor.service if view.ours else None, "partitions": rows})
         return
@@ -177,15 +181,15 @@ def reset(
     """
     from ops.offsets.wishes import MoveOptions
 
-    asked = MoveOptions(
+    options = MoveOptions(
         to_earliest=to_earliest, to_latest=to_latest, to_current=to_current, from_kafka=from_kafka, to_offset=to_offset,
         shift_by=shift_by, at=_instant(to_datetime, by_duration, tz), from_file=from_file, from_group=from_group,
         map=_map(map_, topic), to_order=to_order, to_event=to_event,
     )  # fmt: skip
-    if asked.given != 1 or (to_datetime and by_duration):
+    if options.given != 1 or (to_datetime and by_duration):
         raise typer.BadParameter("say once where to: --to-…, --by-duration, --shift-by, --from-… or --map")
     how = Carrying(execute, yes, stop_workers, _duration(wait), undo_file, count_limit, output)
-    _move(group, asked, topic, partitions, how)
+    _move(group, options, topic, partitions, how)
 
 
 @app.command()
@@ -230,7 +234,9 @@ def export(
         _require_known(view)
     content = as_csv(
         {
-            view.group.name: {one.place: one.position for one in view.standings if one.position is not None}
+            view.group.name: {
+                standing.place: standing.position for standing in view.standings if standing.position is not None
+            }
             for view in views
         }
     )
@@ -271,10 +277,10 @@ def delete(
     settings = current_settings()
     if ours(settings, group) is not None:
         say(f"{group} is ours: its progress stays, and the next start of its worker commits it to Kafka again")
-    found = committed(settings, group)
-    if not found and not find_group(settings, group).exists:
+    offsets = committed(settings, group)
+    if not offsets and not find_group(settings, group).exists:
         raise UnknownName(f"there is no group {group!r}: payrelay offsets list")
-    doomed = {place: offset for place, offset in found.items() if not topic or place[0] == topic}
+    doomed = {place: offset for place, offset in offsets.items() if not topic or place[0] == topic}
     if topic and not doomed:
         raise UnknownName(f"{group} has no offset of {topic!r}")
     rows = [{"topic": place[0], "partition": place[1], "offset": offset} for place, offset in sorted(doomed.items())]
@@ -329,17 +335,17 @@ class Carrying:
     output: Format
 
 
-def _move(group: str, asked: MoveOptions, topics: list[str] | None, partitions: str, how: Carrying) -> None:
+def _move(group: str, options: MoveOptions, topics: list[str] | None, partitions: str, how: Carrying) -> None:
     """The group stands where it was asked to, or it was only shown. What is confirmed is what is done: workers are stopped first."""
     settings = current_settings()
     stopped: AbstractContextManager[None] = nullcontext()
     if how.execute and how.stop_workers:
         stopped = _workers_stopped(settings, group)
     with stopped:
-        _plan_and_move(settings, group, asked, _scope(settings, group, topics, partitions), how)
+        _plan_and_move(settings, group, options, _scope(settings, group, topics, partitions), how)
 
 
-def _plan_and_move(settings: Settings, group: str, asked: MoveOptions, scope: Scope | None, how: Carrying) -> None:
+def _plan_and_move(settings: Settings, group: str, options: MoveOptions, scope: Scope | None, how: Carrying) -> None:
     from ops.offsets.move import execute, require_inactive
     from ops.offsets.plan import plan
     from ops.offsets.shown import both_ways, headline, plan_columns, plan_lines, plan_rows
@@ -347,9 +353,9 @@ def _plan_and_move(settings: Settings, group: str, asked: MoveOptions, scope: Sc
 
     if how.execute:
         require_inactive(settings, group, how=_how_to_stop(settings, group), within=how.wait)
-    view, wish = look_for(settings, group, asked, scope)
-    if asked.at is not None:
-        say(f"to {both_ways(asked.at, asked.at if asked.at.tzname() != 'UTC' else asked.at.astimezone())}")
+    view, wish = look_for(settings, group, options, scope)
+    if options.at is not None:
+        say(f"to {both_ways(options.at, options.at if options.at.tzname() != 'UTC' else options.at.astimezone())}")
     made = plan(settings, view, wish, count_limit=how.count_limit)
     say(headline(view))
     print_rows(plan_rows(made), how.output, columns=plan_columns(made))
@@ -374,8 +380,10 @@ def _tell_outcome(group: str, made: MovePlan, undo_path: Path, differences: list
     if made.seen:
         say(f"payrelay offsets undo {positional(group)} moves it back ({undo_path})")
     if differences:
-        for one in differences:
-            say(f"{one.place[0]}/{one.place[1]}: {one.where} was to be {one.wanted}, and is {one.found}")
+        for difference in differences:
+            say(
+                f"{difference.place[0]}/{difference.place[1]}: {difference.where} was to be {difference.wanted}, and is {difference.found}"
+            )
         raise typer.Exit(1)
     say(f"{group} stands there in {len(made.moves)} partitions, read back")
 
@@ -435,7 +443,7 @@ def _scope(settings: Settings, group: str, topics: list[str] | None, partitions:
         return scope or None
     if any(named is not None for named in scope.values()):
         raise typer.BadParameter("partitions are named twice: in --topic and by -p")
-    names = scope or {one.place[0] for one in look(settings, group).standings}
+    names = scope or {standing.place[0] for standing in look(settings, group).standings}
     return dict.fromkeys(names, only)
 
 

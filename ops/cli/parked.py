@@ -52,11 +52,11 @@ def list_(
     settings = current_settings()
     wanted = _filter(consumer=consumer, key=key, type=type_, cause=cause, between=span(begin, end, tz))
     with reader_engine(settings).connect() as connection:
-        found = counts(connection, wanted)
-        rows: list[ParkedCount] | list[ParkedRow] = parked_events(connection, wanted, limit=limit) if events else found
+        groups = counts(connection, wanted)
+        rows: list[ParkedCount] | list[ParkedRow] = parked_events(connection, wanted, limit=limit) if events else groups
     columns = tuple((ParkedRow if events else ParkedCount).__dataclass_fields__)
     print_rows([asdict(row) for row in rows], output, columns=columns, less=LESS if events else ())
-    total = sum(count.events for count in found)
+    total = sum(count.events for count in groups)
     say(f"{total} parked" + (f", the {limit} oldest shown" if events and total > limit else ""))
 
 

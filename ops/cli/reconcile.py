@@ -82,19 +82,19 @@ def _mended(settings: Settings, report: Report, *, grace: timedelta, execute: bo
     return settle(settings, tried, grace=grace, within_s=MENDED_S)
 
 
-def span_of(told: str) -> timedelta:
+def span_of(given: str) -> timedelta:
     """Return a span of time as it was typed.
 
     >>> span_of("10m")
     datetime.timedelta(seconds=600)
     """
-    number, unit = told[:-1], told[-1:]
+    number, unit = given[:-1], given[-1:]
     try:
         seconds = parse_whole(number) * SECONDS[unit]
     except (ValueError, KeyError) as error:
-        raise typer.BadParameter(f"{told[:40]!r} is no span: 30s, 10m, 2h or 1d") from error
+        raise typer.BadParameter(f"{given[:40]!r} is no span: 30s, 10m, 2h or 1d") from error
     if seconds > SPAN_MAX_S:
-        raise typer.BadParameter(f"{told!r} is longer than anything is kept")
+        raise typer.BadParameter(f"{given!r} is longer than anything is kept")
     return timedelta(seconds=seconds)
 
 
@@ -103,7 +103,7 @@ def show(report: Report, output: Format, *, limit: int) -> None:
     if output is Format.JSON:
         print_json(
             {
-                "findings": [_row(one) for one in report.findings],
+                "findings": [_row(finding) for finding in report.findings],
                 "waiting": report.waiting,
                 "skipped": report.skipped,
                 "mended": len(report.closed),
@@ -114,9 +114,9 @@ def show(report: Report, output: Format, *, limit: int) -> None:
             }
         )
     elif output is Format.CSV:
-        print_rows([_row(one) for one in report.findings], output, columns=COLUMNS)
+        print_rows([_row(finding) for finding in report.findings], output, columns=COLUMNS)
     else:
-        counts = Counter((str(one.kind), one.consumer or one.service) for one in report.findings)
+        counts = Counter((str(finding.kind), finding.consumer or finding.service) for finding in report.findings)
         if counts:
             print_rows([{"kind": kind, "at": at, "count": count} for (kind, at), count in counts.items()], output)
             print_rows(_first(report.findings, limit), output, columns=COLUMNS)
@@ -135,27 +135,27 @@ def show(report: Report, output: Format, *, limit: int) -> None:
 def _first(findings: list[Finding], limit: int) -> list[dict[str, Any]]:
     seen: Counter[tuple[str, str]] = Counter()
     rows = []
-    for one in findings:
-        seen[one.kind, one.consumer] += 1
-        if seen[one.kind, one.consumer] <= limit:
-            rows.append(_row(one))
+    for finding in findings:
+        seen[finding.kind, finding.consumer] += 1
+        if seen[finding.kind, finding.consumer] <= limit:
+            rows.append(_row(finding))
     if len(rows) < len(findings):
         say(f"{len(rows)} of {len(findings)} named: --limit, or -o json for all")
     return rows
 
 
-def _row(one: Finding) -> dict[str, Any]:
+def _row(finding: Finding) -> dict[str, Any]:
     return {
-        "kind": str(one.kind),
-        "service": one.service,
-        "consumer": one.consumer,
-        "event": str(one.event_id or ""),
-        "type": one.type,
-        "key": one.key,
-        "order_no": one.order_no,
-        "business_no": one.business_no,
-        "effect": one.effect,
-        "place": one.place,
-        "found": one.found,
-        "mend": one.mend,
+        "kind": str(finding.kind),
+        "service": finding.service,
+        "consumer": finding.consumer,
+        "event": str(finding.event_id or ""),
+        "type": finding.type,
+        "key": finding.key,
+        "order_no": finding.order_no,
+        "business_no": finding.business_no,
+        "effect": finding.effect,
+        "place": finding.place,
+        "found": finding.found,
+        "mend": finding.mend,
     }

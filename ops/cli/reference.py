@@ -61,9 +61,9 @@ def rendered() -> str:
         *OUTPUT,
         *COMPLETION,
     ]
-    for path, one in _commands(root, ""):
-        lines += ["", f"## payrelay {path}", "", (one.help or "").strip().replace("\n\n", "\n"), ""]
-        for parameter in one.params:
+    for path, listed in _commands(root, ""):
+        lines += ["", f"## payrelay {path}", "", (listed.help or "").strip().replace("\n\n", "\n"), ""]
+        for parameter in listed.params:
             names = (
                 ", ".join(f"`{opt}`" for opt in (*parameter.opts, *parameter.secondary_opts))
                 if parameter.param_type_name == "option"

@@ -83,7 +83,9 @@ def redeliver(
     total = foreseen.total
     ahead = f"apply {total.applied}, tell the outside of {total.outside} for the first time and of {total.resent} again"
     if not execute:
-        print_rows([_row(place, one) for place, one in foreseen.places.items()], output, columns=("place", *COUNTS))
+        print_rows(
+            [_row(place, counted) for place, counted in foreseen.places.items()], output, columns=("place", *COUNTS)
+        )
     question = f"{ahead}?" if total.applied or total.resent else ""
     if not is_meant(f"would {ahead}", execute=execute, yes=yes, question=question):
         _tell(total)
@@ -144,8 +146,8 @@ def rebuild(
     if execute and not (correct or switch):
         raise typer.BadParameter("--execute needs --correct or --switch")
     settings = current_settings()
-    with _progress(f"rebuilding {consumer}") as told:
-        rebuilt = rebuild_consumer(settings, consumer, anew=anew, checkpoint=checkpoint, told=told)
+    with _progress(f"rebuilding {consumer}") as progress:
+        rebuilt = rebuild_consumer(settings, consumer, anew=anew, checkpoint=checkpoint, progress=progress)
     if correct:
         _correct(settings, rebuilt, reason.strip(), actor.strip() or getuser(), output, execute=execute, yes=yes)
     else:
@@ -155,8 +157,8 @@ def rebuild(
     if switch and execute:
         return
     if execute:  # what was done is proved
-        with _progress(f"rebuilding {consumer}") as told:
-            rebuilt = rebuild_consumer(settings, consumer, checkpoint=rebuilt.shadow.base, told=told)
+        with _progress(f"rebuilding {consumer}") as progress:
+            rebuilt = rebuild_consumer(settings, consumer, checkpoint=rebuilt.shadow.base, progress=progress)
         say(f"compared again: {_summary(rebuilt)}")
     if not rebuilt.difference.is_empty:
         raise typer.Exit(1)
@@ -170,25 +172,25 @@ def _correct(
     from outbox.clock import utc_now
 
     chosen = corrections_of(rebuilt)
-    rows = [_correction(one) for one in chosen]
+    rows = [_correction(correction) for correction in chosen]
     say(f"{_summary(rebuilt)}: {len(chosen)} corrections")
     if not execute or (chosen and not yes):
         print_rows(rows, output)
     if chosen and is_meant(execute=execute, yes=yes, does="posts it", question=f"post {len(chosen)} corrections?"):
         posted = correct(settings, rebuilt, chosen, reason=reason, actor=actor, at=utc_now())
-        rows = [_correction(one) | {"done": done} for one, done in posted]
+        rows = [_correction(correction) | {"done": done} for correction, done in posted]
     if execute:
         print_rows(rows, output)
 
 
-def _correction(one: Correction) -> dict[str, object]:
-    found = one.finding
+def _correction(correction: Correction) -> dict[str, object]:
+    finding = correction.finding
     return {
-        "action": one.action,
-        "voucher": found.number,
-        "subject": found.subject,
-        "live": found.live,
-        "instead": found.rebuilt,
+        "action": correction.action,
+        "voucher": finding.number,
+        "subject": finding.subject,
+        "live": finding.live,
+        "instead": finding.rebuilt,
     }
 
 
@@ -204,8 +206,8 @@ def _switch(settings: Settings, rebuilt: Rebuilt, *, execute: bool, yes: bool) -
     what = f"{tables} of {rebuilt.shadow.name} in the place of the live ones"
     if not is_meant(execute=execute, yes=yes, does=f"puts {what}", question=f"put {what}?"):
         return
-    with _progress("what has come since") as told:
-        done = switch_tables(settings, rebuilt, told=told)
+    with _progress("what has come since") as progress:
+        done = switch_tables(settings, rebuilt, progress=progress)
     say(f"switched in {done.held_s:.2f} s; {done.known} events known now, {done.unknown} no more, {done.parked} parked")
     say(f"the old tables are in {done.old}: payrelay replay drop {quoted(done.old)} --execute removes them")
 
@@ -237,13 +239,13 @@ def drop(
 
     settings = current_settings()
     with reader_engine(settings).connect() as connection:
-        found = find_schemas(connection)
-    if name and name not in {made.name for made in found}:
+        schemas = find_schemas(connection)
+    if name and name not in {made.name for made in schemas}:
         raise UnknownName(
             f"{name!r} was not made by a rebuild, a switch or a checkpoint: payrelay replay drop lists what was"
         )
     print_rows(
-        [asdict(made) for made in found if not name or made.name == name],
+        [asdict(made) for made in schemas if not name or made.name == name],
         output,
         columns=("name", "purpose", "consumer", "at", "base"),
     )
@@ -258,7 +260,7 @@ def _show(rebuilt: Rebuilt, limit: int, output: Format) -> None:
     """The findings are on standard output, the rest on standard error."""
     difference = rebuilt.difference
     columns = ("what", "kind", "subject", "live", "rebuilt", "mend")
-    print_rows([asdict(one) | {"what": one.what.value} for one in difference.findings[:limit]], output, columns=columns)
+    print_rows([asdict(row) | {"what": row.what.value} for row in difference.findings[:limit]], output, columns=columns)
     begin = f"checkpoint {rebuilt.shadow.base}" if rebuilt.shadow.base else "offset 0"
     how = f"resumed, from {begin}" if rebuilt.was_resumed else f"from {begin}"
     rate = f", {rebuilt.records / rebuilt.feed_s:,.0f} a second" if rebuilt.records else ""
@@ -276,8 +278,8 @@ def _show(rebuilt: Rebuilt, limit: int, output: Format) -> None:
 def _summary(rebuilt: Rebuilt) -> str:
     """Return how many rows were compared, and how many are what."""
     difference = rebuilt.difference
-    told = ", ".join(f"{kind} {what.value} {count}" for (what, kind), count in sorted(difference.counts.items()))
-    return f"{difference.compared} times {rebuilt.subject.kind}, {told or 'no difference'}"
+    summary = ", ".join(f"{kind} {what.value} {count}" for (what, kind), count in sorted(difference.counts.items()))
+    return f"{difference.compared} times {rebuilt.subject.kind}, {summary or 'no difference'}"
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from consumers.notification.notifier.bulk import COUNTED_MAX, begin_resend, coun
 from consumers.notification.notifier.filter import STATUSES, NotificationFilter
 from ops.console.edge import SEEN, TEXT_MAX, Acting, console_of, form_of, go, page, reason_of, require_names
 from ops.notifications.bulk import new_id
-from ops.notifications.operations import Matching, RecordRow, found, queues, record, records, resend
+from ops.notifications.operations import Matching, RecordRow, matching, queues, record, records, resend
 from outbox.clock import in_zone
 from outbox.errors import Refused
 from schemas.numeric import parse_whole
@@ -83,7 +83,7 @@ async def show_list(request: Request, query: Annotated[FilterForm, Depends()], b
 
     def read(connection: Connection) -> tuple[list[RecordRow], Matching, list[str]]:
         names = [queue["queue"] for queue in queues(connection)]
-        return records(connection, wanted, limit=PAGE_ROWS, before=before), found(connection, wanted), names
+        return records(connection, wanted, limit=PAGE_ROWS, before=before), matching(connection, wanted), names
 
     rows, all_found, names = await console.reader.transact(read)
     headers = {"hx-push-url": "/notifications" + ("?" + query.address if query.address else "")}

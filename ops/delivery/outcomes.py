@@ -63,7 +63,7 @@ def progress_of(connection: Connection, schema: str, consumer: str) -> dict[Log,
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Met:
+class MessageFate:
     """A record beside what its consumer has done about it."""
 
     message: Message
@@ -85,7 +85,7 @@ class Foreseen:
     outside: int = 0
     """Of those that would be applied, those that would make somebody outside be told."""
 
-    def add(self, processor: Processor, met: Met) -> None:
+    def add(self, processor: Processor, met: MessageFate) -> None:
         """One record more is counted."""
         self.records += 1
         if met.fate is Fate.APPLIED:
@@ -101,7 +101,7 @@ class Foreseen:
 
 def meet(
     engine: Engine, processor: Processor, consumer: str, messages: Iterable[Message], *, chunk: int = 2_000
-) -> Iterator[Met]:
+) -> Iterator[MessageFate]:
     """Give each record, in order, with what the consumer has done about its event so far. Reads only; memory is bounded.
 
     A record that has no fate by its event's id, or reads as no event, is PARKED if it lies in the parking lot by its place:
@@ -122,7 +122,7 @@ def meet(
             fate = Fate.MISSING if envelope is None else by_id[envelope.id]
             if fate is Fate.MISSING and (message.topic(), message.partition(), message.offset()) in lot:
                 fate = Fate.PARKED
-            yield Met(message=message, envelope=envelope, fate=fate)
+            yield MessageFate(message=message, envelope=envelope, fate=fate)
 
 
 def _envelope(message: Message) -> Envelope | None:

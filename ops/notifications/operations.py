@@ -100,7 +100,7 @@ def counts(connection: Connection, wanted: NotificationFilter) -> list[Notificat
     return [NotificationCount(**row._mapping) for row in _rows(connection, statement, given)]
 
 
-def found(connection: Connection, wanted: NotificationFilter) -> Matching:
+def matching(connection: Connection, wanted: NotificationFilter) -> Matching:
     """Return how many records match, counted up to 100,000 of a service, and the newest of them."""
     where, given = conditions(wanted)
     statement = f"""

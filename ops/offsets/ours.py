@@ -25,7 +25,7 @@ from schemas.codec import CORRELATION
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ours:
+class OurConsumer:
     """A consumer of this version, and how far it has come."""
 
     processor: Processor
@@ -37,7 +37,7 @@ class Ours:
     """Where it stands in an earlier topic of that name, or in another cluster's, and not in today's."""
 
 
-def ours(settings: Settings, group: str) -> Ours | None:
+def ours(settings: Settings, group: str) -> OurConsumer | None:
     """Return what is known of a group if it is ours; None if it is somebody else's.
 
     Raises Refused where it is ours and its progress cannot be reached, or where it has progress and is none of this version's.
@@ -63,7 +63,7 @@ def ours(settings: Settings, group: str) -> Ours | None:
         rows = progress_of(connection, processor.service, group)
     progress = {place: rows[log] for place, log in logs.items() if log in rows}
     elsewhere = {(log.topic, log.partition) for log in rows} - progress.keys()
-    return Ours(
+    return OurConsumer(
         processor=processor,
         topics=tuple(topics),
         logs=logs,
@@ -84,7 +84,7 @@ def _is_nobodys(settings: Settings, group: str) -> None:
 
 
 def move_progress(
-    settings: Settings, group: str, consumer: Ours, moves: Mapping[Place, int], *, seen: Mapping[Place, int]
+    settings: Settings, group: str, consumer: OurConsumer, moves: Mapping[Place, int], *, seen: Mapping[Place, int]
 ) -> None:
     """The consumer goes on there, in all of these partitions or in none. Own transaction, as the service.
 
@@ -109,7 +109,7 @@ def move_progress(
         engine.dispose()
 
 
-def note_mirror(settings: Settings, group: str, consumer: Ours, moves: Mapping[Place, int]) -> None:
+def note_mirror(settings: Settings, group: str, consumer: OurConsumer, moves: Mapping[Place, int]) -> None:
     """It is known that these offsets are in Kafka. Own transaction, as the service. May be repeated."""
     engine = engine_for(settings.dsn_of(consumer.processor.service), name="offsets", pool_size=1)
     try:
@@ -119,7 +119,7 @@ def note_mirror(settings: Settings, group: str, consumer: Ours, moves: Mapping[P
         engine.dispose()
 
 
-def places_of_event(settings: Settings, consumer: Ours, identity: str) -> dict[Place, int]:
+def places_of_event(settings: Settings, consumer: OurConsumer, identity: str) -> dict[Place, int]:
     """Return where an event first lies on the consumer's topics. Reads from when the event was made. Raises Refused where it is none."""
     try:
         wanted = UUID(identity)
@@ -133,7 +133,7 @@ def places_of_event(settings: Settings, consumer: Ours, identity: str) -> dict[P
     return places
 
 
-def places_of_order(settings: Settings, consumer: Ours, order_no: str) -> dict[Place, int]:
+def places_of_order(settings: Settings, consumer: OurConsumer, order_no: str) -> dict[Place, int]:
     """Return where an order's first event lies, of each partition that holds one. Reads the topics whole. Raises Refused where none is."""
     wanted = order_no.encode()
 
@@ -148,7 +148,7 @@ def places_of_order(settings: Settings, consumer: Ours, order_no: str) -> dict[P
 
 def _first(
     settings: Settings,
-    consumer: Ours,
+    consumer: OurConsumer,
     begins: Mapping[Place, int],
     wanted: Callable[[Message], bool],
     *,

@@ -12,8 +12,8 @@ from sqlalchemy import Connection, text
 from ops.delivery.outcomes import Fate, Foreseen, meet
 from ops.kafka.groups import Group, committed, group
 from ops.kafka.reader import Place, append_times, bounds, read
-from ops.offsets.ours import Ours, ours
-from ops.offsets.targets import PartitionPosition, Wish, target
+from ops.offsets.ours import OurConsumer, ours
+from ops.offsets.targets import MoveRequest, PartitionPosition, target
 from ops.pipeline.health import reader_engine
 from outbox.errors import Refused, UnknownName
 from outbox.inbox import NO_HORIZON, behind_horizons, horizon
@@ -28,7 +28,7 @@ class View:
     """A group and where it stands."""
 
     group: Group
-    ours: Ours | None
+    ours: OurConsumer | None
     standings: Sequence[PartitionPosition]
 
 
@@ -83,7 +83,7 @@ def _scoped(scope: Scope, ends: Collection[Place]) -> list[Place]:
     return wanted
 
 
-def _note(known: Ours | None, place: Place, kafka: int | None, log: tuple[int, int]) -> str:
+def _note(known: OurConsumer | None, place: Place, kafka: int | None, log: tuple[int, int]) -> str:
     """Return what an operator must know of a position beside its numbers."""
     if outside := _outside(known.progress.get(place) if known else kafka, *log):
         return outside
@@ -161,7 +161,7 @@ class MovePlan:
         return {move.place: move.old for move in self.moves if move.old is not None}
 
 
-def plan(settings: Settings, view: View, wish: Wish, *, count_limit: int) -> MovePlan:
+def plan(settings: Settings, view: View, wish: MoveRequest, *, count_limit: int) -> MovePlan:
     """Return what the wish does to the group. Events are counted for groups of ours, unless there are more than the limit.
 
     Raises Refused where the wish leads nowhere; Unreachable.
@@ -206,7 +206,7 @@ def _between(standing: PartitionPosition, new: int) -> range:
 
 
 def count(
-    settings: Settings, name: str, known: Ours, spans: Mapping[Place, range], *, back: Collection[Place] = ()
+    settings: Settings, name: str, known: OurConsumer, spans: Mapping[Place, range], *, back: Collection[Place] = ()
 ) -> dict[Place, Counted]:
     """Return what became of the events of each span at a consumer of ours.
 

@@ -65,7 +65,7 @@ class Mode(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class MoveRequest:
     """Where a group is to go on, as it was asked for."""
 
     mode: Mode
@@ -82,7 +82,7 @@ class Target:
     note: str = ""
 
 
-def target(wish: Wish, standing: PartitionPosition) -> Target | None:
+def target(wish: MoveRequest, standing: PartitionPosition) -> Target | None:
     """Return where a wish leads in a partition, within its log; None where it says nothing of it.
 
     Raises Refused where it starts from a position that there is none of.
@@ -100,7 +100,7 @@ def target(wish: Wish, standing: PartitionPosition) -> Target | None:
     return Target(offset=wanted, note=note)
 
 
-def _wanted(wish: Wish, standing: PartitionPosition) -> int | None:
+def _wanted(wish: MoveRequest, standing: PartitionPosition) -> int | None:
     match wish.mode:
         case Mode.EARLIEST:
             return standing.low

@@ -12,7 +12,7 @@ from ops.kafka.reader import Place, offsets_at
 from ops.offsets.files import read_file
 from ops.offsets.ours import ours, places_of_event, places_of_order
 from ops.offsets.plan import Scope, View, look
-from ops.offsets.targets import Mode, Wish
+from ops.offsets.targets import Mode, MoveRequest
 from outbox.errors import Refused, UnknownName
 from outbox.settings import Settings
 
@@ -44,7 +44,7 @@ class MoveOptions:
         )
 
 
-def look_for(settings: Settings, name: str, options: MoveOptions, scope: Scope | None) -> tuple[View, Wish]:
+def look_for(settings: Settings, name: str, options: MoveOptions, scope: Scope | None) -> tuple[View, MoveRequest]:
     """Return the group in the partitions meant, and where it is to go on. Raises Refused, Unreachable.
 
     What names partitions itself means these, or those of them that a scope leaves in.
@@ -56,7 +56,7 @@ def look_for(settings: Settings, name: str, options: MoveOptions, scope: Scope |
     elif places is not None and (options.from_file is not None or options.map is not None):
         _require_all(view, places, scope)
     if places is not None:
-        return view, Wish(mode=Mode.PLACES, places=places)
+        return view, MoveRequest(mode=Mode.PLACES, places=places)
     if options.from_kafka and view.ours is None:
         raise Refused(f"{name} is no group of ours: Kafka's offset is its position already")
     return view, _plain(options)
@@ -75,18 +75,18 @@ def _require_all(view: View, places: Mapping[Place, int], scope: Scope | None) -
         raise Refused(f"nothing is said of topic {silent[0]}: nothing was moved")
 
 
-def _plain(options: MoveOptions) -> Wish:
+def _plain(options: MoveOptions) -> MoveRequest:
     if options.to_offset is not None:
-        return Wish(mode=Mode.OFFSET, number=options.to_offset)
+        return MoveRequest(mode=Mode.OFFSET, number=options.to_offset)
     if options.shift_by is not None:
-        return Wish(mode=Mode.SHIFT, number=options.shift_by)
+        return MoveRequest(mode=Mode.SHIFT, number=options.shift_by)
     modes = {
         Mode.EARLIEST: options.to_earliest,
         Mode.LATEST: options.to_latest,
         Mode.CURRENT: options.to_current,
         Mode.KAFKA: options.from_kafka,
     }
-    return Wish(mode=next(mode for mode, is_asked in modes.items() if is_asked))
+    return MoveRequest(mode=next(mode for mode, is_asked in modes.items() if is_asked))
 
 
 def _places(settings: Settings, name: str, options: MoveOptions) -> Mapping[Place, int] | None:

@@ -28,7 +28,7 @@ class SourcePositions:
     written_lsn: int
     """The log's end."""
 
-    def told(self) -> str:
+    def described(self) -> str:
         """Return it in one line."""
         return (
             f"Kafka Connect has noted {shown(self.noted_lsn)}; the slot has confirmed {shown(self.confirmed_lsn)} and does not "

@@ -93,7 +93,7 @@ class Feeder:
     """Hands a schema's processor what its logs hold. One thread at a time."""
 
     def __init__(
-        self, settings: Settings, processor: Processor, consumer: str, schema: str, *, skipped: Skipped, told: Told
+        self, settings: Settings, processor: Processor, consumer: str, schema: str, *, skipped: Skipped, progress: Told
     ) -> None:
         self.consumer = consumer
         self.records = 0
@@ -101,7 +101,7 @@ class Feeder:
         self.parked = 0
         self._settings = settings
         self._skipped = skipped
-        self._told = told
+        self._told = progress
         self.engine: Engine = engine_for(
             settings.dsn_of(processor.service),
             name=f"rebuild {processor.name}",

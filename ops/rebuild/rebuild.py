@@ -67,7 +67,7 @@ def rebuild(
     processor: Processor | None = None,
     anew: bool = False,
     checkpoint: str = "",
-    told: Told = lambda _done, _total: None,
+    progress: Told = lambda _done, _total: None,
 ) -> Rebuilt:
     """The shadow holds what the consumer's handler makes of its topics up to live's positions; returns how live differs.
 
@@ -80,7 +80,9 @@ def rebuild(
         shadow, was_resumed = _shadow(settings, live, chosen, consumer, subject, anew=anew, checkpoint=checkpoint)
         skipped = skipped_of(live, chosen.service, consumer)
         live.commit()
-        feeder = Feeder(settings, repeatable(chosen, subject), consumer, shadow.name, skipped=skipped, told=told)
+        feeder = Feeder(
+            settings, repeatable(chosen, subject), consumer, shadow.name, skipped=skipped, progress=progress
+        )
         try:
             begun = time.monotonic()
             _near(live, chosen, feeder)

@@ -110,17 +110,17 @@ def _rest(connection: Connection, made: Made, chosen: Sequence[object]) -> Itera
     names = {table.oid: table.name for table in chosen}  # type: ignore[attr-defined]
     about = {"oids": list(names), "service": made.service}
 
-    def told(statement: str) -> str:
+    def moved_statement(statement: str) -> str:
         return moved.sub(f"{made.name}.", statement)
 
     for row in connection.execute(_INDEXES, about):
-        yield told(row.made)
+        yield moved_statement(row.made)
     for types in (["c", "p", "u", "x"], ["f"]):  # a foreign key needs the other's primary key
         for row in connection.execute(_CONSTRAINTS, {**about, "types": types}):
-            yield f'ALTER TABLE {made.name}."{names[row.oid]}" {told(row.made)}'
+            yield f'ALTER TABLE {made.name}."{names[row.oid]}" {moved_statement(row.made)}'
     for statement in (_FUNCTIONS, _TRIGGERS):
         for row in connection.execute(statement, about):
-            yield told(row.made)
+            yield moved_statement(row.made)
     for row in connection.execute(_GRANTS, about):
         if row.role not in (CONNECTOR, SEARCHER):  # nothing of it is ever published
             yield f'GRANT {row.privilege} {row.part} ON {made.name}."{row.name}" TO {row.role}'

@@ -69,7 +69,7 @@ def switch(
     rebuilt: Rebuilt,
     *,
     processor: Processor | None = None,
-    told: Told = lambda _done, _total: None,
+    progress: Told = lambda _done, _total: None,
 ) -> Switched:
     """The rebuilt tables are live, with inbox, progress and parking lot as they belong to them; the old ones are put aside.
 
@@ -94,7 +94,7 @@ def switch(
             rebuilt.consumer,
             rebuilt.shadow.name,
             skipped=skipped,
-            told=told,
+            progress=progress,
         )
         try:
             switched = _patiently(engine, feeder, rebuilt)

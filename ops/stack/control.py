@@ -69,8 +69,8 @@ def up(
         if any(state.state == "failed" and state.name in trying for state in states):
             break  # and not only still, from before
         time.sleep(POLL_S)
-    told, *details = _why(folder)
-    raise NotReady(told, details=details)
+    message, *details = _why(folder)
+    raise NotReady(message, details=details)
 
 
 def _require_usable_paths(folder: StackFolder) -> None:
@@ -243,14 +243,14 @@ def _wait_for(folder: StackFolder, parts: Sequence[str], state: str, *, limit_s:
     patience = _Patience(limit_s)
     trying: set[str] = set()
     while True:
-        states = {one.name: one.state for one in folder.states()}
+        states = {state.name: state.state for state in folder.states()}
         left = [part for part in parts if states.get(part) != state]
         if not left:
             return
         trying |= {part for part in left if states.get(part) != "failed"}
         if patience.is_over(folder) or any(states.get(part) == "failed" and part in trying for part in left):
-            told = ", ".join(f"{part} is {states.get(part)}" for part in left)
-            raise NotReady(f"{told}, not {state}: payrelay status; payrelay logs {quoted(left[0])}")
+            message = ", ".join(f"{part} is {states.get(part)}" for part in left)
+            raise NotReady(f"{message}, not {state}: payrelay status; payrelay logs {quoted(left[0])}")
         time.sleep(POLL_S)
 
 
@@ -288,11 +288,11 @@ def _start_supervisor(folder: StackFolder, *, infrastructure: bool, with_parent:
     deadline = time.monotonic() + UP_S
     while not folder.read(STATE):
         if process.poll() is not None:
-            told, *details = _end_of_supervisor(folder)
-            raise NotReady(told, details=details)
+            message, *details = _end_of_supervisor(folder)
+            raise NotReady(message, details=details)
         if time.monotonic() > deadline:
-            told, *details = _log_end(folder)
-            raise NotReady(f"the supervisor has written no state within {UP_S:.0f} s: {told}", details=details)
+            message, *details = _log_end(folder)
+            raise NotReady(f"the supervisor has written no state within {UP_S:.0f} s: {message}", details=details)
         time.sleep(POLL_S)
 
 
@@ -347,8 +347,8 @@ def _end_of_supervisor(folder: StackFolder) -> list[str]:
         how = f"exit code {code}"
     else:
         how = "another command had started it, and it left no reason"
-    told, *details = _log_end(folder)
-    return [f"the supervisor ended: {how}; {told}", *details]
+    message, *details = _log_end(folder)
+    return [f"the supervisor ended: {how}; {message}", *details]
 
 
 def _log_end(folder: StackFolder) -> list[str]:

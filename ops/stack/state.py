@@ -164,7 +164,7 @@ class StackFolder:
         A stop is a file of the part's name: an operator's stays until he takes it back, a command's (`PART@…`) holds for as
         long as that command has it locked, so that one that was killed leaves nothing stopped. What is not locked is removed.
         """
-        found: dict[str, str] = {}
+        stopped: dict[str, str] = {}
         for path in self.stops.glob("[!.]*"):
             part, _, of_command = path.name.partition("@")
             try:
@@ -172,10 +172,10 @@ class StackFolder:
                     if of_command and _is_shareable(file.fileno()):
                         path.unlink()
                         continue
-                    found[part_of(part)] = file.read(200)
+                    stopped[part_of(part)] = file.read(200)
             except FileNotFoundError:
                 continue
-        return found
+        return stopped
 
     def ports(self) -> dict[str, int]:
         """Return a free port for each name: the ones of the last time where they are still free."""

@@ -290,8 +290,8 @@ class Supervisor:
             try:
                 report = await asyncio.to_thread(upkeep, self.settings, now=utc_now())
             except Exception as error:  # noqa: BLE001 - shown, and the next round tries again
-                told = f"{type(error).__name__}: {error}"
-                report = Upkeep(at=utc_now().isoformat(timespec="seconds"), errors={"upkeep": told})
+                message = f"{type(error).__name__}: {error}"
+                report = Upkeep(at=utc_now().isoformat(timespec="seconds"), errors={"upkeep": message})
             await self._write_report(report)
             self._note_code()  # a round may have imported more
             await asyncio.sleep(UPKEEP_S)

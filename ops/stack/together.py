@@ -21,10 +21,10 @@ def run_together(commands: Sequence[Sequence[str]], environments: Sequence[Mappi
     Returns 0 if they were told to end and did so in order; else the exit code of the first that ended or failed, at least 1.
     """
     processes: list[subprocess.Popen[bytes]] = []
-    told: list[int] = []
+    signals: list[int] = []
 
     def end(signum: int, _frame: Any) -> None:
-        told.append(signum)
+        signals.append(signum)
         _terminate(processes)
 
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -37,12 +37,12 @@ def run_together(commands: Sequence[Sequence[str]], environments: Sequence[Mappi
                 start_new_session=True,  # Ctrl-C reaches them once, by this process
             )
         )
-    if told:  # before the last of them was there
+    if signals:  # before the last of them was there
         _terminate(processes)
     pid, status = os.wait()
     first = next(process for process in processes if process.pid == pid)
     first.returncode = os.waitstatus_to_exitcode(status)
-    unasked = not told
+    unasked = not signals
     if unasked:
         name = " ".join(commands[processes.index(first)])
         print(f"payrelay {name} ended with {first.returncode}: the others are stopped", file=sys.stderr, flush=True)

@@ -104,7 +104,9 @@ def environment_of(dsn: str) -> dict[str, str]:
     """Return a DSN, TLS and all, as PostgreSQL's programs take it: a password is on no command line."""
     url = driver_url(dsn).set(drivername="postgresql")
     options = Conninfo.parse(url.render_as_string(hide_password=False).encode())
-    return {one.envvar.decode(): one.val.decode() for one in options if one.envvar and one.val is not None}
+    return {
+        option.envvar.decode(): option.val.decode() for option in options if option.envvar and option.val is not None
+    }
 
 
 def _run(command: Sequence[str], *, environment: Mapping[str, str]) -> int:

@@ -25,7 +25,7 @@ from producers.payments.balance import confirm_payment
 from producers.payments.orders import (
     LimitExceeded,
     NoAccount,
-    Opened,
+    OpenedPayment,
     OrderConflict,
     PaymentRequest,
     expire_payments,
@@ -105,13 +105,13 @@ def create_app(settings: Settings) -> Starlette:
         """Show a merchant's own payment. Signed like a request with an empty body."""
         payment_no = request.path_params["payment_no"]
 
-        def found(connection: Connection) -> JSONResponse:
+        def read(connection: Connection) -> JSONResponse:
             row = find_payment(connection, _merchant_of(connection, request, b"", decoy=link_secret), payment_no)
             if row is None:
                 raise HttpError(404, "no_payment", f"no payment {payment_no!r} of yours")
             return JSONResponse(row)
 
-        return await database.transact(found)
+        return await database.transact(read)
 
     async def post_notification(request: Request) -> Response:
         """Take in the bank's result of a payment."""
@@ -167,7 +167,7 @@ def _require_payer(connection: Connection, request: Request, body: bytes, paymen
 
 def _open(
     connection: Connection, merchant_no: str, body: bytes, *, now: datetime, zone: ZoneInfo, ttl: timedelta
-) -> Opened:
+) -> OpenedPayment:
     """Return the payment that a merchant's body asks for, opened; raises HttpError."""
     try:
         payment_request = msgspec.json.decode(body, type=PaymentRequest)
@@ -183,7 +183,7 @@ def _open(
         raise HttpError(422, "limit_exceeded", str(error)) from error
 
 
-def _invitation(payment: Opened, settings: Settings, secret: str) -> dict[str, str]:
+def _invitation(payment: OpenedPayment, settings: Settings, secret: str) -> dict[str, str]:
     """Return what a merchant is answered: where the payer pays, at the bank or with us."""
     by_bank = payment.method == "bank_card"
     link = PaymentLink(

@@ -46,7 +46,7 @@ class NoAccount(Refused):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opened:
+class OpenedPayment:
     """A payment that waits for the payer, at the bank or at the platform."""
 
     payment_no: str
@@ -87,7 +87,7 @@ def broken_limit(limits: Limits, *, amount_fen: int, day_fen: int, month_fen: in
 
 def open_payment(
     connection: Connection, merchant_no: str, request: PaymentRequest, *, now: datetime, zone: ZoneInfo, ttl: timedelta
-) -> Opened:
+) -> OpenedPayment:
     """The payment exists and uses its part of the payer's limits, if the caller commits.
 
     Transaction: the caller's. Repeatable: the same order number with the same body gets the first answer. Raises
@@ -110,7 +110,7 @@ def open_payment(
     if opened is None:
         return _opened_before(connection, merchant_no, request, digest)
     _use_limit(connection, opened, request.amount_fen, day)
-    return Opened(
+    return OpenedPayment(
         payment_no=opened.payment_no,
         account_no=opened.bank_account_no,
         amount_fen=request.amount_fen,
@@ -128,7 +128,7 @@ def _digest(request: PaymentRequest) -> bytes:
     return sha256(msgspec.json.encode(body)).digest()
 
 
-def _opened_before(connection: Connection, merchant_no: str, request: PaymentRequest, digest: bytes) -> Opened:
+def _opened_before(connection: Connection, merchant_no: str, request: PaymentRequest, digest: bytes) -> OpenedPayment:
     first = connection.execute(
         select(payment, account.c.bank_account_no)
         .join(account, account.c.payer_no == payment.c.payer_no)
@@ -138,7 +138,7 @@ def _opened_before(connection: Connection, merchant_no: str, request: PaymentReq
         raise NoAccount(f"there is no open account of payer {request.payer_no!r}")
     if first.request_sha256 != digest:
         raise OrderConflict(f"order {request.order_no!r} was asked for before, with another body")
-    return Opened(
+    return OpenedPayment(
         payment_no=first.payment_no,
         account_no=first.bank_account_no,
         amount_fen=first.amount_fen,

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from consumers.accounting.agent import PROCESSOR
-from consumers.runtime.transport import Consumer
+from consumers.runtime.transport import BatchConsumer
 from consumers.runtime.worker import run
 from outbox.settings import Settings
 
 DEAF = Path(os.environ["DEAF"])
 
-_poll = Consumer._poll
+_poll = BatchConsumer._poll
 
 
-def poll(consumer: Consumer) -> Any:
+def poll(consumer: BatchConsumer) -> Any:
     if DEAF.exists():
         consumer._thread._consumer._coordinator._coordination_task.cancel()
     return _poll(consumer)
@@ -25,5 +25,5 @@ def poll(consumer: Consumer) -> Any:
 
 if __name__ == "__main__":
     assert sys.argv[1] == PROCESSOR.name
-    Consumer._poll = poll  # type: ignore[method-assign]
+    BatchConsumer._poll = poll  # type: ignore[method-assign]
     run([PROCESSOR], Settings())

@@ -16,7 +16,7 @@ from consumers.notification.notifier.bulk import begin_resend, step, stop, unfin
 from consumers.notification.notifier.filter import STATUSES, NotificationFilter
 from consumers.notification.notifier.lanes import Result
 from ops.notifications.bulk import act, items, statuses
-from ops.notifications.operations import found, records
+from ops.notifications.operations import matching, records
 from ops.pipeline.health import reader_engine
 from outbox.errors import Refused
 from outbox.settings import Settings
@@ -204,7 +204,7 @@ def test_a_filter_finds_what_it_says_page_by_page(desk: Desk) -> None:
             while page := records(connection, wanted, limit=5, before=seen[-1] if seen else None):
                 seen += [row.id for row in page]
             assert seen == meant, wanted
-            all_found = found(connection, wanted)
+            all_found = matching(connection, wanted)
             assert (all_found.count, all_found.newest) == (len(meant), meant[0] if meant else None), wanted
 
 

@@ -25,7 +25,7 @@ from consumers.delivery.processor import Processor
 from ops.cli.main import app
 from ops.kafka.groups import commit, committed
 from ops.kafka.reader import read
-from ops.offsets.ours import Ours, move_progress, note_mirror, ours
+from ops.offsets.ours import OurConsumer, move_progress, note_mirror, ours
 from ops.stack.control import stopped
 from outbox.clock import utc_now
 from outbox.errors import Refused
@@ -50,7 +50,7 @@ class Operated:
         self.ids: list[str] = []
 
     @property
-    def known(self) -> Ours:
+    def known(self) -> OurConsumer:
         found = ours(self.settings, self.group)
         assert found is not None
         return found

@@ -22,7 +22,17 @@ from ops.offsets.files import (
     write_undo,
 )
 from ops.offsets.peek import SHOWN_MAX, legible
-from ops.offsets.targets import Mode, PartitionPosition, Wish, duration, instant, offset_map, partitions, scope, target
+from ops.offsets.targets import (
+    Mode,
+    MoveRequest,
+    PartitionPosition,
+    duration,
+    instant,
+    offset_map,
+    partitions,
+    scope,
+    target,
+)
 from ops.offsets.wishes import MoveOptions
 from outbox.clock import EPOCH
 from outbox.errors import Refused
@@ -43,14 +53,16 @@ def standings(draw: st.DrawFn) -> PartitionPosition:
 
 
 @st.composite
-def wishes(draw: st.DrawFn) -> Wish:
+def wishes(draw: st.DrawFn) -> MoveRequest:
     mode = draw(st.sampled_from(Mode))
     places = draw(st.dictionaries(st.just(PLACE), offsets))
-    return Wish(mode=mode, number=draw(st.integers(-(10**7), 10**7) if mode is Mode.SHIFT else offsets), places=places)
+    return MoveRequest(
+        mode=mode, number=draw(st.integers(-(10**7), 10**7) if mode is Mode.SHIFT else offsets), places=places
+    )
 
 
 @given(standings(), wishes())
-def test_a_target_lies_in_its_log_and_what_was_clamped_is_said(one: PartitionPosition, wish: Wish) -> None:
+def test_a_target_lies_in_its_log_and_what_was_clamped_is_said(one: PartitionPosition, wish: MoveRequest) -> None:
     try:
         found = target(wish, one)
     except Refused:
@@ -79,19 +91,19 @@ def test_lag_is_what_lies_between_the_position_and_the_end(one: PartitionPositio
 @pytest.mark.parametrize(
     ("wish", "committed", "progress", "expected"),
     [
-        (Wish(mode=Mode.EARLIEST), 50, None, 10),
-        (Wish(mode=Mode.LATEST), 50, None, 90),
-        (Wish(mode=Mode.CURRENT), 50, None, 50),
-        (Wish(mode=Mode.CURRENT), None, None, 90),
-        (Wish(mode=Mode.OFFSET, number=42), 50, None, 42),
-        (Wish(mode=Mode.OFFSET, number=9), 50, None, 10),
-        (Wish(mode=Mode.OFFSET, number=91), 50, None, 90),
-        (Wish(mode=Mode.SHIFT, number=-5), 50, None, 45),
-        (Wish(mode=Mode.SHIFT, number=-50), 50, None, 10),
-        (Wish(mode=Mode.PLACES, places={PLACE: 33}), 50, None, 33),
+        (MoveRequest(mode=Mode.EARLIEST), 50, None, 10),
+        (MoveRequest(mode=Mode.LATEST), 50, None, 90),
+        (MoveRequest(mode=Mode.CURRENT), 50, None, 50),
+        (MoveRequest(mode=Mode.CURRENT), None, None, 90),
+        (MoveRequest(mode=Mode.OFFSET, number=42), 50, None, 42),
+        (MoveRequest(mode=Mode.OFFSET, number=9), 50, None, 10),
+        (MoveRequest(mode=Mode.OFFSET, number=91), 50, None, 90),
+        (MoveRequest(mode=Mode.SHIFT, number=-5), 50, None, 45),
+        (MoveRequest(mode=Mode.SHIFT, number=-50), 50, None, 10),
+        (MoveRequest(mode=Mode.PLACES, places={PLACE: 33}), 50, None, 33),
     ],
 )
-def test_each_mode(wish: Wish, committed: int | None, progress: int | None, expected: int) -> None:
+def test_each_mode(wish: MoveRequest, committed: int | None, progress: int | None, expected: int) -> None:
     found = target(wish, PartitionPosition(place=PLACE, low=10, high=90, committed=committed, progress=progress))
     assert found is not None
     assert found.offset == expected
@@ -100,7 +112,11 @@ def test_each_mode(wish: Wish, committed: int | None, progress: int | None, expe
 def test_of_ours_progress_counts_and_a_log_not_begun_begins_at_its_earliest() -> None:
     one = PartitionPosition(place=PLACE, low=10, high=90, committed=70, progress=50, is_ours=True)
     fresh = PartitionPosition(place=PLACE, low=10, high=90, committed=70, is_ours=True)
-    kafka, current, shift = Wish(mode=Mode.KAFKA), Wish(mode=Mode.CURRENT), Wish(mode=Mode.SHIFT, number=3)
+    kafka, current, shift = (
+        MoveRequest(mode=Mode.KAFKA),
+        MoveRequest(mode=Mode.CURRENT),
+        MoveRequest(mode=Mode.SHIFT, number=3),
+    )
     assert [target(wish, one).offset for wish in (kafka, current, shift)] == [70, 50, 53]  # type: ignore[union-attr]
     assert [target(wish, fresh).offset for wish in (kafka, current, shift)] == [70, 10, 13]  # type: ignore[union-attr]
     assert (one.behind, fresh.behind) == (40, 80)

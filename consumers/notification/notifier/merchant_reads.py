@@ -46,7 +46,7 @@ _SHOWN = """SELECT id, queue, payment_no, order_no, status, attempts, created_at
                    CASE WHEN finished_at IS NULL THEN planned_at END AS next_attempt_at, body FROM notify_record"""
 
 
-def one(connection: Connection, merchant_no: str, identity: UUID) -> dict[str, Any] | None:
+def notification_of(connection: Connection, merchant_no: str, identity: UUID) -> dict[str, Any] | None:
     """Return a merchant's own notification; None where there is none of that id."""
     parameters = {"merchant_no": merchant_no, "id": identity}
     row = connection.execute(text(f"{_SHOWN} WHERE merchant_no = :merchant_no AND id = :id"), parameters).first()

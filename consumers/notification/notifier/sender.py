@@ -314,18 +314,18 @@ async def attempt(
             )
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one receiver, the others are served
         answered = "" if status is None else f"status {status}, and its body did not come whole: "
-        return ended(Result.HTTP_REQUEST_FAILED, answered + told(error), http_status=status)
+        return ended(Result.HTTP_REQUEST_FAILED, answered + error_text(error), http_status=status)
 
 
-def told(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """Return an error in a line: of a forbidden address, that, and not what the HTTP client made of it."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, ForbiddenAddress):
         cause = cause.__cause__
-    told_of = cause or error
-    if isinstance(told_of, TimeoutError) and not str(told_of):
+    shown = cause or error
+    if isinstance(shown, TimeoutError) and not str(shown):
         return f"TimeoutError: no complete response within {TIMEOUT.total:g} s, or nothing for {TIMEOUT.sock_read:g} s"
-    return f"{type(told_of).__name__}: {told_of}".rstrip(": ")
+    return f"{type(shown).__name__}: {shown}".rstrip(": ")
 
 
 def result_of(status: int, content: bytes, word: str) -> Result:

@@ -26,7 +26,9 @@ DELAYS = [0, "0.5s", "1s", "2s", "4s", "8s", "15s", "30s", 1, 2, 5, 10, 30, *([6
 
 RULE = (
     "{"
-    + ",".join(f'"{n}":' + (f'"{one}"' if isinstance(one, str) else str(one)) for n, one in enumerate(DELAYS, 1))
+    + ",".join(
+        f'"{n}":' + (f'"{delay}"' if isinstance(delay, str) else str(delay)) for n, delay in enumerate(DELAYS, 1)
+    )
     + "}"
 )
 
