@@ -101,19 +101,6 @@ def test_the_packages_are_ours_alone() -> None:
         assert set(packages_distributions().get(name, ["payrelay"])) == {"payrelay"}
 
 
-def test_sizes_functions_stay_within_the_ratchet() -> None:
-    """40 code lines; what is longer is listed and may not grow."""
-    import ast
-
-    known = {"create_app": 100, "judge": 75, "_kernel": 70, "connector_config": 90}
-    for name in PACKAGES:
-        for path in (ROOT / name).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                    lines = (node.end_lineno or 0) - node.lineno
-                    assert lines <= known.get(node.name, 60), f"{path.relative_to(ROOT)}:{node.name} has {lines} lines"
-
-
 def test_every_on_conflict_names_its_conflict() -> None:
     """Without a target it also passes over conflicts that nobody has thought of."""
     bare = re.compile(r"ON\s+CONFLICT\s+DO\b|on_conflict_do_(nothing|update)\(\s*\)", re.IGNORECASE)
