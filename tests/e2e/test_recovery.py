@@ -78,6 +78,13 @@ def terminal_on(folder: StackFolder, commands: Path, backups: Path) -> Terminal:
     return Terminal(folder, [commands, backups], {"BACKUPS": str(backups)})
 
 
+def test_one_payment_is_followed(
+    folder: StackFolder, commands: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    terminal = terminal_on(folder, commands, tmp_path)
+    follow(ROOT / "docs/how-it-works.md", terminal.run, {}, write=request.config.getoption("--write-pages"))
+
+
 def test_one_record_cannot_be_read(folder: StackFolder, follow_page: Follow) -> None:
     with shopping(folder, "poison") as shop:
 
