@@ -31,6 +31,8 @@ _COMMAND = re.compile(r"^\$ (?P<command>.*)\n(?P<output>(?:(?!\$ ).*\n)*)", re.M
 _VARYING = [
     (re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"), "ID"),
     (re.compile(r"\b[PB][0-9a-f]{32}\b"), "NO"),
+    (re.compile(r"\bD\d{18}\b"), "RUN"),
+    (re.compile(r"\b[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\b"), "TRACE"),
     (re.compile(r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?"), "TIME"),
     (re.compile(r"\b\d{8}T\d{6}\.\d+Z"), "TIME"),
     (re.compile(r"(?<!\S)[\w+/-]{22}(?!\S)"), "TOPIC-ID"),
@@ -39,6 +41,7 @@ _VARYING = [
     (re.compile(r"-?\b\d+\.\d+\b"), "FLOAT"),
     (re.compile(r"[ \t]+"), " "),
 ]
+_FLOAT = re.compile(r"\bFLOAT\b")
 _NUMBER = re.compile(r"(?<!exit code )(?<![\w-])-?\d[\d,]*\b")
 
 
@@ -132,7 +135,8 @@ def agrees(told: str, printed: str, *, numbers: bool = False) -> bool:
 
 
 def _masked(output: str, *, numbers: bool) -> list[str]:
-    for varying, name in [*_VARYING, *([(_NUMBER, "N")] if numbers else [])]:
+    for varying, name in [*_VARYING, *([(_NUMBER, "N"), (_FLOAT, "N")] if numbers else [])]:
         output = varying.sub(name, output)
     # A column is as wide as its longest number, or as what may also stand in it.
-    return [re.sub(" {2,}", "  ", line.strip()) if numbers else line.strip() for line in output.splitlines()]
+    lines = [line.strip() for line in output.splitlines()]
+    return [re.sub("-{3,}", "---", re.sub(" {2,}", "  ", line)) for line in lines] if numbers else lines
