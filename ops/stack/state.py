@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ops.processes import HTTP, METERED
-from outbox.errors import Misused
+from outbox.errors import Misused, NotReady
 from outbox.settings import CONNECTOR, READER, SEARCHER, SERVICES, Environment, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -207,6 +207,9 @@ class StackFolder:
         ports = self.read("ports.json")
         if not ports:
             raise FileNotFoundError(f"no stack {self.name!r} here: payrelay up")
+        addressed = ("postgres", "kafka", "connect", *HTTP)
+        if missing := [name for name in addressed if not isinstance(ports.get(name), int)]:
+            raise NotReady(f"{self.path / 'ports.json'} has no port for {', '.join(missing)}: payrelay down, payrelay up")
         keys = self.secrets()
 
         def dsn(role: str, password: str) -> str:
@@ -234,12 +237,16 @@ class StackFolder:
     def states(self) -> list[PartState]:
         """Return what the supervisor last wrote of its parts, as far as their processes are there; all stopped where it is gone."""
         content = self.read(STATE)
-        states = [PartState(**row) for row in content.get("parts", [])]
+        try:
+            states = [PartState(**row) for row in content.get("parts", [])]
+            supervisor = content["supervisor"] if states else None
+        except (TypeError, KeyError) as error:
+            raise NotReady(f"{self.path / STATE} is not of this version: payrelay down, payrelay up") from error
         is_up = self.is_up()
         for state in states:
             if not is_up:
                 state.state, state.pid, state.condition = "stopped", None, ""
-            elif state.pid is not None and not _is_child(state.pid, content["supervisor"]):
+            elif state.pid is not None and not _is_child(state.pid, supervisor):
                 state.state, state.pid, state.condition = (
                     "ended",
                     None,
@@ -264,7 +271,7 @@ class StackFolder:
         self.write(STATE, content)
 
 
-def _is_child(pid: int, parent: int) -> bool:
+def _is_child(pid: int, parent: object) -> bool:
     """Return whether that process runs and is the parent's: a number may have been given to another since."""
     import psutil  # of the local stack alone
 

@@ -13,6 +13,7 @@ from sqlalchemy.pool import NullPool
 
 import ops.topics
 from consumers.notification.queues import QUEUES
+from ops.cli.doctor import upkeep as command_of_upkeep
 from ops.pipeline.running import idle_queues
 from ops.reconcile.findings import Finding, Kind
 from ops.reconcile.mend import Step, carry_out
@@ -38,6 +39,28 @@ def test_a_broker_that_hangs_is_in_the_report_and_the_rest_of_the_round_is_done(
         report = upkeep(settings.model_copy(update={"kafka_bootstrap": address}), now=utc_now())
     assert f"Kafka does not answer at {address}" in report.errors["kafka"]
     assert list(report.purged) == ["payments.bank_notification"]
+
+
+def test_upkeep_every_goes_on_beside_a_broker_that_hangs(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rounds: list[float] = []
+
+    def until_the_third(seconds: float) -> None:
+        rounds.append(seconds)
+        if len(rounds) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ops.topics, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr("ops.cli.doctor.time.sleep", until_the_third)
+    monkeypatch.setattr("ops.cli.doctor.local_folder", lambda: None)
+    with hanging_server() as address:
+        hangs = settings.model_copy(update={"kafka_bootstrap": address})
+        monkeypatch.setattr("ops.cli.doctor.current_settings", lambda: hangs)
+        command_of_upkeep(every=60)
+    assert rounds == [60, 60, 60]
+    printed = capsys.readouterr()
+    assert (printed.out + printed.err).count(f"failed: Kafka does not answer at {address}") >= 3
 
 
 @contextmanager

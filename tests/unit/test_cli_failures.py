@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ import typer
 
 from ops.cli import main as edge
 from ops.cli.output import Format
+from ops.stack.state import StackFolder
 from outbox.errors import Refused
 from tests.misbehaving import garbage, hanging, http, listening
 from tests.waiting import eventually
@@ -485,6 +487,27 @@ def test_an_address_that_is_taken_is_a_line(run: Run, command: list[str]) -> Non
     assert "PAYRELAY_" in ended.err
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "arguments"),
+    [
+        ("state.json", {"parts": [{"part": "kafka"}]}, ["status"]),
+        ("state.json", {"parts": "kafka", "supervisor": 1}, ["status"]),
+        ("state.json", {"parts": [{"name": "kafka", "state": "running", "pid": 1}]}, ["status"]),
+        ("ports.json", {"postgres": "20000"}, ["doctor"]),
+        ("ports.json", {"kafka": 20_000}, ["doctor"]),
+    ],
+)
+def test_a_file_of_the_stack_from_another_version_is_a_line_and_what_to_do(
+    run: Run, tmp_path: Path, name: str, content: dict[str, object], arguments: list[str]
+) -> None:
+    StackFolder(name="local", home=tmp_path).make()
+    (tmp_path / "stacks" / "local" / name).write_text(json.dumps(content))
+    ended = run(*arguments)
+    assert ended.is_told([1]), ended
+    assert name in ended.err
+    assert "payrelay down, payrelay up" in ended.err
+
+
 # ---- real processes -------------------------------------------------------------------------------------------------
 
 PAYRELAY = [sys.executable, "-c", "from ops.cli.main import main; main()"]
@@ -530,40 +553,23 @@ def environment(tmp_path: Path, **more: str) -> dict[str, str]:
     return {**kept, **addresses(1, connect="http://127.0.0.1:1"), "PAYRELAY_HOME": str(tmp_path), **more}
 
 
-FORKING = """
-import json, os, sys
-import psycopg, sqlalchemy.dialects.postgresql.psycopg
-import ops.parked, ops.rebuild.rebuild, ops.reconcile.run, ops.replay, ops.timeline.story, outbox.migrate
-from connect import client
-from ops import doctor, ledger, notify, records, topics
-from ops.cli import main
-main.app  # with all that it imports
-from ops.offsets import groups, plan
-records.TIMEOUT_S = topics.TIMEOUT_S = groups.TIMEOUT_S = 0.2
-client.ConnectClient.__init__.__kwdefaults__["patience_s"] = 0
-for number, arguments in enumerate(json.loads(sys.argv[1])):
-    pid = os.fork()
-    if pid == 0:
-        for descriptor, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(f"{sys.argv[2]}/{number}.{name}", os.O_WRONLY | os.O_CREAT), descriptor)
-        sys.argv = ["payrelay", *arguments]
-        main.main()
-    _, status = os.waitpid(pid, 0)
-    print(os.waitstatus_to_exitcode(status), flush=True)
-"""
-"""Each command in a process of its own, which need not import everything again."""
-
-
 def test_twenty_of_them_as_processes_leave_a_line_and_a_code(tmp_path: Path) -> None:
-    calls = json.dumps([arguments for arguments, _ in SAMPLE])
-    done = subprocess.run(
-        [sys.executable, "-c", FORKING, calls, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True,
-        env=environment(tmp_path, PAYRELAY_ZONE="Europe/Berlin"), timeout=120,
-    )  # fmt: skip
-    for number, (arguments, code) in enumerate(SAMPLE):
-        err = (tmp_path / f"{number}.err").read_text()
-        ended = Ended(int(done.stdout.split()[number]), "", err, "")
-        assert ended.is_told([code]), (arguments, ended)
+    """All at once: most of their time they wait for servers that are away."""
+    with ExitStack() as running:
+        processes = [
+            running.enter_context(
+                subprocess.Popen(
+                    [*PAYRELAY, *arguments], cwd=ROOT, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                    env=environment(tmp_path, PAYRELAY_ZONE="Europe/Berlin"),
+                )
+            )
+            for arguments, _ in SAMPLE
+        ]  # fmt: skip
+        for process in processes:
+            running.callback(process.kill)
+        ended = [(process.communicate(timeout=120)[1], process.returncode) for process in processes]
+    for (arguments, code), (err, returned) in zip(SAMPLE, ended, strict=True):
+        assert Ended(returned, "", err, "").is_told([code]), (arguments, returned, err)
 
 
 def test_ctrl_c_while_commands_are_imported_leaves_nothing_behind(tmp_path: Path) -> None:
