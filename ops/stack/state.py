@@ -209,7 +209,9 @@ class StackFolder:
             raise FileNotFoundError(f"no stack {self.name!r} here: payrelay up")
         addressed = ("postgres", "kafka", "connect", *HTTP)
         if missing := [name for name in addressed if not isinstance(ports.get(name), int)]:
-            raise NotReady(f"{self.path / 'ports.json'} has no port for {', '.join(missing)}: payrelay down, payrelay up")
+            raise NotReady(
+                f"{self.path / 'ports.json'} has no port for {', '.join(missing)}: payrelay down, payrelay up"
+            )
         keys = self.secrets()
 
         def dsn(role: str, password: str) -> str:
