@@ -104,7 +104,7 @@ async def bare(settings: Settings, group: str, counted: CountedDelivery) -> None
 def batch(settings: Settings, counted: CountedDelivery) -> None:
     """Run the processor's own app, which delivers through what counts."""
     app = PipelineApp(PROCESSOR, settings, Condition(None, PROCESSOR.name))
-    app.delivery = counted  # type: ignore[assignment]
+    app.delivery.deliver = counted.deliver  # type: ignore[method-assign]
     _run(app)
 
 

@@ -44,6 +44,8 @@ AMOUNT_FEN_MIN = 20
 AMOUNT_FEN_MAX = 50_000
 PATIENCE_S = 90.0
 """How long one request is tried again while a part is away."""
+TOO_MANY_CONNECTIONS = 429
+"""The service has taken nothing of the request: many began at once, and their connections have not signed anything yet."""
 CONCURRENCY = 24
 RICH_FEN = 10**14
 
@@ -265,7 +267,7 @@ class Driver:
                         content: dict[str, Any] = await answer.json() if is_json else {}
                         return content
                     problem = f"{answer.status} {(await answer.text())[:300]}"
-                    if answer.status < 500:
+                    if answer.status < 500 and answer.status != TOO_MANY_CONNECTIONS:
                         raise NotReady(f"{url.partition('?')[0]}: {problem}")
             except (aiohttp.ClientError, TimeoutError) as error:
                 problem = repr(error)
