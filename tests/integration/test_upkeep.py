@@ -44,7 +44,7 @@ CONSUMER = PROCESSOR.name
 YEAR = Topic(name="t", service="s", key="k", partitions=1, retention_ms=365 * 86_400_000)
 
 ROUND = """
-from ops.upkeep import upkeep
+from ops.pipeline.upkeep import upkeep
 from outbox.clock import Clocks, utc_now
 from outbox.settings import Settings
 upkeep(Settings(), now=utc_now())
