@@ -51,7 +51,8 @@ def test_upkeep_every_goes_on_beside_a_broker_that_hangs(
         if len(rounds) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(ops.kafka.topics, "TIMEOUT_S", 0.2)
+    for module in ("ops.kafka.topics", "ops.kafka.reader", "ops.kafka.groups"):
+        monkeypatch.setattr(f"{module}.TIMEOUT_S", 0.2)
     monkeypatch.setattr("ops.cli.doctor.time.sleep", until_the_third)
     monkeypatch.setattr("ops.cli.doctor.local_folder", lambda: None)
     with hanging_server() as address:
