@@ -15,9 +15,9 @@ from outbox.errors import UnknownName
 def resend(
     connection: Connection, event_ids: Collection[UUID], *, reason: str = "redelivered", actor: str = "payrelay"
 ) -> int:
-    """Receivers will be told once more, under the same ids, of those of these events that they were told of; returns of how many.
+    """The finished notifications of these events, delivered or given up, are due again, under the same ids; returns how many.
 
-    Or that were given up: of the others they are yet to be told anyway. Transaction: the caller's. May be repeated.
+    The unfinished ones will be sent anyway. Transaction: the caller's. May be repeated.
     """
     ids = connection.execute(_FINISHED, {"events": list(event_ids)}).scalars().all()
     return len(resend_notifications(connection, ids, reason=reason, actor=actor))
@@ -30,7 +30,7 @@ _FINISHED = text("""
 def resend_notifications(
     connection: Connection, ids: Collection[UUID], *, reason: str, actor: str, act_id: UUID | None = None
 ) -> list[UUID]:
-    """The records are due now, under the ids they had, their rules beginning anew; returns their ids.
+    """The notifications are due now, under the ids they had, and their rules begin again; returns their ids.
 
     Whatever their status, but for those being sent just now. Each has a row in the audit table, what was left too, which
     names the act that it is an item of. Transaction: the caller's. May be repeated: each call sends once more.

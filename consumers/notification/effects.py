@@ -23,7 +23,7 @@ def expected_of_bank(envelope: Envelope, _: Mapping[str, str]) -> Values:
 
 _NO_REBUILD = (
     "its rows say what receivers were sent and have answered, which no topic tells: "
-    "what is missing is filled by payrelay replay redeliver, and nobody is told twice"
+    "what is missing is filled by payrelay replay redeliver, and nobody is notified twice"
 )
 
 NOTIFICATIONS = """

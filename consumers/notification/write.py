@@ -73,9 +73,9 @@ _WRITE = text("""
     WITH made AS MATERIALIZED (SELECT clock_timestamp() AS at),
     written AS (
       INSERT INTO notify_record (queue, rule, created_at, planned_at, event_id, merchant_no, payment_no, order_no, body)
-      SELECT :queue, :rule, made.at, made.at + make_interval(secs => :first_s), told.*
+      SELECT :queue, :rule, made.at, made.at + make_interval(secs => :first_s), event.*
       FROM made, json_to_recordset(CAST(:rows AS json))
-           AS told (event_id uuid, merchant_no text, payment_no text, order_no text, body text)
+           AS event (event_id uuid, merchant_no text, payment_no text, order_no text, body text)
       ON CONFLICT (queue, event_id) DO NOTHING
       RETURNING id, merchant_no, planned_at),
     woken AS (

@@ -140,7 +140,7 @@ class PipelineApp(faust.App):  # type: ignore[misc]
                 logger.warning("rewind consumer=%s %s", self.consumer_name, outcome)
 
     async def mirrored(self, offsets: Mapping[Log, int]) -> None:
-        """These offsets were written to Kafka: remembered, so that somebody else's commit can be told from ours."""
+        """These offsets were written to Kafka. They are noted, to tell somebody else's commit from ours."""
         await asyncio.get_running_loop().run_in_executor(self.database, self._note_mirrored, offsets)
 
     def _note_mirrored(self, offsets: Mapping[Log, int]) -> None:

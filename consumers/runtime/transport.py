@@ -162,7 +162,7 @@ class BatchConsumer(AIOKafkaConsumer):  # type: ignore[misc]
     # ---- fetching ----------------------------------------------------------------------------------------------
 
     async def _drain_messages(self, fetcher: Any) -> None:
-        """Poll until told to stop; called by Faust's Fetcher, which takes a cancellation during a rebalance for a crash."""
+        """Poll until it is stopped; called by Faust's Fetcher, which takes a cancellation during a rebalance for a crash."""
         try:
             while not (self.should_stop or fetcher.should_stop):
                 if self.flow_active:

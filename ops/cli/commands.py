@@ -105,11 +105,11 @@ COMMANDS = {
         "Serve the web console, what waits, failed and was sent, and acting on it, until SIGTERM or Ctrl-C.",
     ),
     "ledger": Command("ops.cli.ledger", "app", "The ledger, as an auditor reads it. Amounts are fen."),
-    "notify": Command("ops.cli.notify", "app", "Notifications: what merchants are told, and the platform by the bank."),
+    "notify": Command("ops.cli.notify", "app", "Notifications to merchants, and to the platform on the bank's behalf."),
     "offsets": Command(
         "ops.cli.offsets",
         "app",
-        "Where consumer groups stand, and moving them: any group, on any Kafka; of ours, `progress` and Kafka together. Moving a group back redelivers, and what its handler knows is skipped: to fill holes use `payrelay replay redeliver`, to make its tables anew `payrelay replay rebuild`. (`faust reset` is something else: it deletes Faust's local tables, which payrelay has none of.)",
+        "Where consumer groups stand, and moving them: any group, on any Kafka; of ours, `progress` and Kafka together. Moving a group back redelivers, and what its handler knows is skipped: to fill holes use `payrelay replay redeliver`, to build its tables again `payrelay replay rebuild`. (`faust reset` is something else: it deletes Faust's local tables, which payrelay has none of.)",
     ),
     "parked": Command("ops.cli.parked", "app", "Events that a consumer could not apply, and what waits behind them."),
     "replay": Command(

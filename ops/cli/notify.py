@@ -17,7 +17,7 @@ from ops.cli.output import Format, print_json, print_rows, say
 from ops.cli.times import FORMATS, Zone, instant, span
 from outbox.errors import UnknownName
 
-app = typer.Typer(help="Notifications: what merchants are told, and the platform by the bank.", no_args_is_help=True)
+app = typer.Typer(help="Notifications to merchants, and to the platform on the bank's behalf.", no_args_is_help=True)
 rule = typer.Typer(help="Rules: when a notification is sent again.", no_args_is_help=True)
 app.add_typer(rule, name="rule")
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Where consumer groups stand, and moving them: any group, on any Kafka; of ours, `progress` and Kafka together. "
     "Moving a group back redelivers, and what its handler knows is skipped: to fill holes use `payrelay replay redeliver`, "
-    "to make its tables anew `payrelay replay rebuild`. (`faust reset` is something else: it deletes Faust's local tables, "
+    "to build its tables again `payrelay replay rebuild`. (`faust reset` is something else: it deletes Faust's local tables, "
     "which payrelay has none of.)",
     no_args_is_help=True,
 )

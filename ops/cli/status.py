@@ -13,6 +13,7 @@ import typer
 from ops.cli.context import this_stack
 from ops.cli.options import Output, Stack, whole
 from ops.cli.output import Format, print_line, print_rows, reader_has_gone, say
+from ops.stack.processes import is_worker
 from ops.stack.state import PartState, StackFolder, file_stem, part_of
 from outbox.errors import Refused, UnknownName
 
@@ -57,7 +58,7 @@ WAITING = ("waiting", "does not answer")
 def _row(folder: StackFolder, state: PartState, stopped: str) -> dict[str, Any]:
     """Return a part as a row: one that says of itself that it waits is not shown as running."""
     row = asdict(state) | {"condition": stopped or state.condition}
-    if state.state == "running" and state.name.startswith("worker:"):
+    if state.state == "running" and is_worker(state.name):
         said = folder.read(f"conditions/{file_stem(state.name)}.json")
         own = state.name.partition(":")[2]
         row["condition"] = "; ".join(text if name == own else f"{name}: {text}" for name, text in said.items())

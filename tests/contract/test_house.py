@@ -16,9 +16,7 @@ from typer.testing import CliRunner
 
 from ops.cli.main import app
 from ops.stack.tools import KAFKA, POSTGRES
-
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ["schemas", "outbox", "producers", "consumers", "connect", "ops", "benchmarks"]
+from tests.tree import PACKAGES, ROOT
 
 VIOLATIONS = {
     "an upper layer": ("outbox/clock.py", "import consumers.delivery.loop"),

@@ -5,12 +5,11 @@ from __future__ import annotations
 import ast
 import io
 import tokenize
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ["schemas", "outbox", "producers", "consumers", "connect", "ops", "benchmarks"]
+from tests.tree import sources
+
 FUNCTION_MAX, MODULE_MAX = 40, 300
 
 LONG_FUNCTIONS = {
@@ -96,11 +95,6 @@ def long_functions(source: str) -> dict[str, int]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }
     return {name: size for name, size in sizes.items() if size > FUNCTION_MAX}
-
-
-def sources() -> dict[str, str]:
-    paths = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
-    return {str(path.relative_to(ROOT)): path.read_text() for path in paths}
 
 
 def test_functions_are_short() -> None:

@@ -6,12 +6,11 @@ import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ["schemas", "outbox", "producers", "consumers", "connect", "ops", "benchmarks"]
+from tests.tree import ROOT, sources
+
 GLOSSARY = ROOT / "docs/glossary.md"
 
 EMPTY_NAMES = {"one", "told", "found", "asked"}
@@ -22,10 +21,9 @@ BANNED_CLASSES = {"Standing", "Found", "Met", "Ours", "Wish", "Asked", "Opened",
 _TERM = re.compile(r"^- \*\*(?P<term>[^*]+)\*\*.*`(?P<place>[^`]+)`$", re.MULTILINE)
 
 
-def modules() -> Iterator[tuple[Path, ast.Module]]:
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            yield path, ast.parse(path.read_text())
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    for file, source in sources().items():
+        yield file, ast.parse(source)
 
 
 def names_in(tree: ast.AST) -> Iterator[tuple[str, int]]:
@@ -61,7 +59,7 @@ def shared_classes(trees: dict[str, ast.AST]) -> dict[str, list[str]]:
 
 
 def test_names_say_what_they_hold() -> None:
-    empty = [f"{path.relative_to(ROOT)}:{line} {name}" for path, tree in modules() for name, line in empty_names(tree)]
+    empty = [f"{file}:{line} {name}" for file, tree in modules() for name, line in empty_names(tree)]
     assert not empty
 
 
@@ -73,7 +71,7 @@ def test_an_empty_name_is_noticed(source: str) -> None:
 
 
 def test_no_two_public_classes_share_a_name() -> None:
-    assert not shared_classes({str(path.relative_to(ROOT)): tree for path, tree in modules()})
+    assert not shared_classes(dict(modules()))
 
 
 def test_a_shared_name_is_noticed() -> None:
