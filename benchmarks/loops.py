@@ -101,10 +101,16 @@ async def bare(settings: Settings, group: str, counted: CountedDelivery) -> None
             await loop.run_in_executor(thread, counted.deliver, slices)
 
 
-def batch(settings: Settings, counted: CountedDelivery) -> None:
+def batch(settings: Settings, counted: CountedDelivery, work: str) -> None:
     """Run the processor's own app, which delivers through what counts."""
     app = PipelineApp(PROCESSOR, settings, Condition(None, PROCESSOR.name))
     app.delivery.deliver = counted.deliver  # type: ignore[method-assign]
+    if work == "nothing":
+        # It writes no progress: compared with the database's, each partition would be read again and again.
+        async def progress() -> Mapping[Log, int]:
+            return {buffer.log: buffer.reached for buffer in app.consumer.buffers.values() if buffer.log is not None}
+
+        app.positions.progress = progress  # type: ignore[method-assign]
     _run(app)
 
 
@@ -172,7 +178,7 @@ def main() -> None:
         case "bare":
             asyncio.run(bare(settings, group, counted))
         case "batch":
-            batch(settings, counted)
+            batch(settings, counted, work)
         case "take":
             take(settings, group, counted)
 
