@@ -710,9 +710,9 @@ FAINT = """
     return [255, 255, 255];
   };
   const seen = [...document.querySelectorAll("main *, header *")]
-    .filter((one) => one.checkVisibility() && [...one.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim()));
-  return [seen.length, seen.map((one) => [one, light(rgb(getComputedStyle(one).color)), light(behind(one))])
-    .map(([one, ink, paper]) => [one.outerHTML.slice(0, 80), (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05)])
+    .filter((element) => element.checkVisibility() && [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim()));
+  return [seen.length, seen.map((element) => [element, light(rgb(getComputedStyle(element).color)), light(behind(element))])
+    .map(([element, ink, paper]) => [element.outerHTML.slice(0, 80), (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05)])
     .filter(([, ratio]) => ratio < 4.5)];
 """
 
