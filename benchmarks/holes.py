@@ -1,8 +1,8 @@
-"""Payments with holes in their way, planted one by one: real rows, real records, real processors, and the faults that make such holes.
+"""Payments with planted faults of every kind: real rows, messages and processors, and the faults that leave such gaps.
 
-Before the processors start: what a consumer's inbox knows beforehand it will not apply; what is recorded while the publication
-does not hold the outbox is on no topic; what a handler with a fault has done stands as it did it. Afterwards, inbox rows are
-taken away again, by the tables' owner.
+Before the processors start, ids are put into a consumer's inbox, so that it does not apply these events. Events that are recorded
+while the publication leaves out the outbox reach no topic. What a faulty handler has written stays. Afterwards the tables' owner
+removes the inbox rows again.
 """
 
 from __future__ import annotations
@@ -298,7 +298,7 @@ class Field:
             self.planted |= {(kind, "settlement", row.key) for row in rows}
 
     def finish(self) -> None:
-        """What only the tables' owner can do is done: inbox rows taken away, amounts changed, a fault mended, merchants told."""
+        """The owner's part is done: inbox rows are removed, amounts changed, one fault is fixed, notifications count as answered."""
         with self.engine("owner").begin() as connection:
             for name, ids in self._inbox:
                 connection.execute(
@@ -313,7 +313,7 @@ class Field:
         self.answer_all(but="untold")
 
     def answer_all(self, *, but: str = "nothing") -> None:
-        """Notifications count as answered, but for some payments'; no merchant was told."""
+        """Notifications count as answered, except those of some payments; none was sent."""
         with self.engine("owner").begin() as connection:
             connection.execute(
                 text("""UPDATE notification.notify_record
@@ -328,8 +328,8 @@ class Field:
             {"amount": amount_fen, "like": f"{self.run}-contradicted-%"},
         )
 
-    def mend_by_hand(self) -> None:
-        """What nobody mends from a command is mended, as an operator would: the order's amount, and the record that was none."""
+    def fix_by_hand(self) -> None:
+        """What no command fixes is fixed as an operator would do it: the order's amount, and the notification without an event."""
         with self.engine("owner").begin() as connection:
             self._contradict(connection, -1)
             connection.execute(

@@ -258,12 +258,12 @@ class Bench:
 
     def _wait(self, queue: str, count: int) -> None:
         deadline = time.monotonic() + PATIENCE_S
-        while self._told(queue) < count:
+        while self._delivered(queue) < count:
             if time.monotonic() > deadline:
-                raise RuntimeError(f"{self._told(queue)} of {count} told in {PATIENCE_S:.0f} s")
+                raise RuntimeError(f"{self._delivered(queue)} of {count} delivered in {PATIENCE_S:.0f} s")
             time.sleep(SAMPLE_S)
 
-    def _told(self, queue: str) -> int:
+    def _delivered(self, queue: str) -> int:
         [count] = self._row("SELECT count(*) FROM notify_record_log WHERE queue = :queue AND result = 'SUCCESS'", queue)
         return int(count)
 
@@ -303,7 +303,7 @@ def silent_targets(p99s: dict[tuple[int, str], list[float]]) -> list[dict[str, A
 
 
 def seconds_of(printed: bytes) -> float:
-    """Return the seconds that a bare loop has told."""
+    """Return the seconds that a bare loop has printed."""
     return float(json.loads(printed)["seconds"])
 
 

@@ -39,7 +39,7 @@ async def sink() -> None:
 
 
 async def bare(url: str, count: int, in_flight: int) -> None:
-    """Post so many bodies, so many at a time, and nothing else; tell how long it took."""
+    """Post so many bodies, so many at a time, and nothing else; print how long it took."""
     left = iter(range(count))
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
 

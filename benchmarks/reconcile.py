@@ -1,4 +1,4 @@
-"""100,000 payments with twenty holes of every kind among them: how long it takes to name all and only these, and what is left once they are mended."""
+"""100,000 payments with twenty holes of every kind among them: how long it takes to name all and only these, and what is left once they are fixed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ POLL_S = 0.5
 
 
 def run(payments: int = PAYMENTS, holes: int = HOLES) -> dict[str, Any]:
-    """Plant, look at everything, look again, mend, look at everything once more, and look when nothing is new."""
+    """Plant, reconcile everything, reconcile again, fix, reconcile everything, and reconcile when nothing is new."""
     folder = StackFolder(name=f"bench-{os.getpid()}")
     try:
         up(folder, infrastructure=True, with_parent=True)
@@ -50,10 +50,10 @@ def run(payments: int = PAYMENTS, holes: int = HOLES) -> dict[str, Any]:
                 )
                 mended = settle(field.settings, steps, grace=GRACE, within_s=WITHIN_S)
                 mended_s = time.monotonic() - begun
-                left = _told(field, mended)
-                field.mend_by_hand()
+                left = _all_answered(field, mended)
+                field.fix_by_hand()
                 end = _settled(field, full=True)
-        _settled(field, full=False)  # what the mends wrote last was younger than the grace, and so is new
+        _settled(field, full=False)  # what the fixes wrote last was younger than the grace, and so is new
         nothing_new = reconcile(field.settings, grace=GRACE)
         field.close()
     finally:
@@ -107,7 +107,7 @@ def _settled(field: Field, *, full: bool) -> Report:
     return report
 
 
-def _told(field: Field, report: Report) -> Report:
+def _all_answered(field: Field, report: Report) -> Report:
     """Return the first report in which every notification was answered, or the last one before the time is over."""
     deadline = time.monotonic() + WITHIN_S
     while any(finding.kind is Kind.UNTOLD for finding in report.findings) and time.monotonic() < deadline:
@@ -117,7 +117,7 @@ def _told(field: Field, report: Report) -> Report:
 
 
 def _tell(field: Field, url: str) -> None:
-    """The merchants are told at this address."""
+    """The merchants' notifications go to this address."""
     with field.engine("notification").begin() as connection:
         for number in range(MERCHANTS):
             register_receiver(connection, f"{field.run}-M{number}", url=url, secret=SECRET)

@@ -1,4 +1,4 @@
-"""A lost slot mended while a million published rows are kept: and how long payments recorded meanwhile wait."""
+"""A lost slot is repaired while a million published rows are kept, and how long payments recorded meanwhile wait."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _KEPT = text("""
 
 
 def run() -> dict[str, Any]:
-    """Publish 1,000,000 rows, lose the slot, and mend it while events are recorded; report how long each of them waited."""
+    """Publish 1,000,000 rows, lose the slot, and repair it while events are recorded; report how long each of them waited."""
     folder = StackFolder(name=f"bench-{os.getpid()}")
     try:
         up(folder, infrastructure=True, with_parent=True)

@@ -59,13 +59,13 @@ def console_process(settings: Settings, folder: Path) -> Generator[Served]:
             stderr=out,
         )
     try:
-        told = eventually(
+        announced = eventually(
             lambda: re.search(r"the console is at (\S+)", log.read_text()) or process.poll(),
             within_s=60,
             what="the console",
         )
-        assert isinstance(told, re.Match), log.read_text()[-3000:]
-        yield Served(process, told.group(1))
+        assert isinstance(announced, re.Match), log.read_text()[-3000:]
+        yield Served(process, announced.group(1))
         if process.poll() is None:
             process.terminate()
             assert process.wait(10) == 0, log.read_text()[-3000:]
@@ -107,10 +107,10 @@ class Screen:
     def find(self, css: str, *, text: str = "") -> WebElement:
         """Return the first visible element with that text, once it is there."""
 
-        def found() -> WebElement | None:
+        def first_visible() -> WebElement | None:
             try:
                 elements = self.browser.find_elements(By.CSS_SELECTOR, css)
-                return next((one for one in elements if one.is_displayed() and text in one.text), None)
+                return next((element for element in elements if element.is_displayed() and text in element.text), None)
             except (NoSuchElementException, StaleElementReferenceException):
                 return None
             except WebDriverException as error:  # an element that went while it was looked at
@@ -118,7 +118,7 @@ class Screen:
                     raise
                 return None
 
-        return self.eventually(found, what=f"{css} with {text!r}")
+        return self.eventually(first_visible, what=f"{css} with {text!r}")
 
     def eventually(self, condition: Callable[[], Any], *, what: str) -> Any:
         try:

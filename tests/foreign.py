@@ -66,8 +66,12 @@ class Foreign:
 
     def committed(self, *, topic: str = "", group: str = "") -> dict[int, int]:
         group = group or self.group
-        found = self.admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])[group].result(20)
-        return {one.partition: one.offset for one in found.topic_partitions if one.topic == (topic or self.topic)}
+        answer = self.admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])[group].result(20)
+        return {
+            position.partition: position.offset
+            for position in answer.topic_partitions
+            if position.topic == (topic or self.topic)
+        }
 
     def join(self) -> Any:
         """Return a consumer that is in the group."""
@@ -89,8 +93,8 @@ class Foreign:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a command answered."""
+class CommandResult:
+    """What a command printed, and its exit code."""
 
     code: int
     rows: Any
@@ -112,7 +116,7 @@ class Command:
             monkeypatch.setenv(name, value)
 
     def text(self, *arguments: object) -> tuple[int, str, str]:
-        """Return exit code, standard output and what was said; an error of ours as `main` would tell it."""
+        """Return exit code, standard output and what was said; an error of ours as `main` would print it."""
         result = CliRunner().invoke(app, [*map(str, arguments)])
         if isinstance(result.exception, PayrelayError):
             return result.exception.exit_code, result.stdout, f"{result.stderr}payrelay: {result.exception}\n"
@@ -120,9 +124,9 @@ class Command:
             raise result.exception
         return result.exit_code, result.stdout, result.stderr
 
-    def __call__(self, *arguments: object) -> Told:
+    def __call__(self, *arguments: object) -> CommandResult:
         code, out, said = self.text(*arguments, "-o", "json")
-        return Told(code, json.loads(out) if out else None, said)
+        return CommandResult(code, json.loads(out) if out else None, said)
 
 
 def kafka_alone(settings: Settings, home: Any) -> dict[str, str]:

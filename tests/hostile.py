@@ -20,7 +20,9 @@ EARLY = b"HTTP/1.1 103 Early Hints\r\n" + b"".join(b"link-%d: %s\r\n" % (n, b"x"
 
 def ok(*headers: bytes) -> bytes:
     """Return a whole response that has been taken in, with more headers."""
-    return b"HTTP/1.1 200 OK\r\ncontent-length: 7\r\n" + b"".join(one + b"\r\n" for one in headers) + b"\r\nsuccess"
+    return (
+        b"HTTP/1.1 200 OK\r\ncontent-length: 7\r\n" + b"".join(header + b"\r\n" for header in headers) + b"\r\nsuccess"
+    )
 
 
 def endless(begin: bytes, more: bytes) -> Iterator[bytes]:
@@ -73,7 +75,7 @@ class Hostile:
                 while line := await reader.readline():
                     name = line.split()[1].decode().strip("/")
                     head = (await reader.readuntil(b"\r\n\r\n")).lower().splitlines()
-                    [length] = [int(one.split(b":")[1]) for one in head if one.startswith(b"content-length")]
+                    [length] = [int(header.split(b":")[1]) for header in head if header.startswith(b"content-length")]
                     await reader.readexactly(length)
                     await self._play(name, writer)
         finally:
@@ -112,8 +114,8 @@ def hostile() -> Iterator[Hostile]:
         assert server
         server.close()
         pending = asyncio.all_tasks(loop)
-        for one in pending:
-            one.cancel()
+        for pending_task in pending:
+            pending_task.cancel()
         loop.run_until_complete(asyncio.gather(task, *pending, return_exceptions=True))
         loop.close()
 

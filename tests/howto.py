@@ -107,10 +107,10 @@ def _outputs(block: str, run: Callable[[str], str], *, numbers: bool, write: boo
         yield f"$ {step['command']}\n{step['output'] if same else printed}"
 
 
-def agrees(told: str, printed: str, *, numbers: bool = False) -> bool:
-    """Return whether an output is as told, but for what varies, for what is left out in it, and for the order of its lines.
+def agrees(expected: str, printed: str, *, numbers: bool = False) -> bool:
+    """Return whether an output is as expected, except for values that vary, parts left out with `…`, and the order of its lines.
 
-    Of two things that happen beside each other, either may come first. An exit code is never left out.
+    Two things that happen at once may print in either order. An exit code is never left out.
 
     >>> agrees("P0123456789abcdef0123456789abcdef  2 events\\n", "Pfedcba9876543210fedcba9876543210 2 events\\n")
     True
@@ -123,14 +123,14 @@ def agrees(told: str, printed: str, *, numbers: bool = False) -> bool:
     >>> agrees("one …\\n…\\n", "zero\\none two\\n"), agrees("…\\n", "one\\n(exit code 1)\\n")
     (True, False)
     """
-    lines, left = _masked(told, numbers=numbers), _masked(printed, numbers=numbers)
-    for line in sorted(lines, key=lambda one: "…" in one):
+    lines, left = _masked(expected, numbers=numbers), _masked(printed, numbers=numbers)
+    for line in sorted(lines, key=lambda text: "…" in text):
         pattern = re.compile(".*".join(map(re.escape, line.split("…"))))
-        found = next((one for one in left if pattern.fullmatch(one)), None)
-        if line != "…" and found is None:
+        counterpart = next((candidate for candidate in left if pattern.fullmatch(candidate)), None)
+        if line != "…" and counterpart is None:
             return False
         if line != "…":
-            left.remove(found)
+            left.remove(counterpart)
     return not left or ("…" in lines and not any(line.startswith("(exit code") for line in left))
 
 

@@ -20,10 +20,10 @@ def listening(answer: Callable[[socket.socket], None] | None) -> Generator[int]:
             while not ended.is_set():
                 with contextlib.suppress(OSError):
                     connection, _ = server.accept()
-                    threads.append(threading.Thread(target=one, args=[connection], daemon=True))
+                    threads.append(threading.Thread(target=converse, args=[connection], daemon=True))
                     threads[-1].start()
 
-        def one(connection: socket.socket) -> None:
+        def converse(connection: socket.socket) -> None:
             with connection, contextlib.suppress(OSError):
                 connection.settimeout(5)
                 answer(connection)  # type: ignore[misc]

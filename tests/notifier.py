@@ -71,8 +71,8 @@ class Desk:
             if self._are_prompt:
                 connection.execute(_PROMPT, {"queue": self.queue.queue, "merchant_no": self.merchant(number)})
             if rule:
-                asked = {"queue": self.queue.queue, "rule": rule, "first_s": 0.0, "rows": as_json(rows)}
-                connection.execute(_WRITE, asked)
+                parameters = {"queue": self.queue.queue, "rule": rule, "first_s": 0.0, "rows": as_json(rows)}
+                connection.execute(_WRITE, parameters)
             else:
                 write(connection, self.queue.queue, rows)
         return [row["event_id"] for row in rows]  # type: ignore[misc]
@@ -107,8 +107,8 @@ class Desk:
         return self.rows("SELECT * FROM notify_record WHERE queue = :queue AND merchant_no LIKE :merchants ORDER BY id")
 
     def record(self) -> Any:
-        [found] = self.records()
-        return found
+        [row] = self.records()
+        return row
 
     def log(self) -> list[Any]:
         return self.rows("SELECT * FROM notify_record_log WHERE queue = :queue ORDER BY id")

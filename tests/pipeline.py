@@ -222,7 +222,7 @@ def headers_of(event: PaymentSettled) -> list[tuple[str, bytes]]:
 
 @contextmanager
 def frozen(pid: int) -> Any:
-    """The process stands still meanwhile."""
+    """The process is suspended meanwhile."""
     os.kill(pid, signal.SIGSTOP)
     try:
         yield

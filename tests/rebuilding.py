@@ -70,7 +70,7 @@ def rejecting(processor: Processor, rejected: set[str]) -> Processor:
     """Return a processor whose handler rejects these keys."""
 
     def handle(connection: Connection, events: Sequence[Envelope]) -> None:
-        if any(one.event.key in rejected for one in events):
+        if any(envelope.event.key in rejected for envelope in events):
             connection.execute(text("SELECT 1 / 0"))
         processor.handle(connection, events)
 

@@ -18,19 +18,19 @@ class Scrape:
 
     def names(self) -> set[str]:
         """Return the names by which an expression can ask, also of what has no samples yet."""
-        found: set[str] = set()
+        names: set[str] = set()
         for family in self.families.values():
             suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))
-            found |= {family.name + suffix for suffix in suffixes}
-        return found
+            names |= {family.name + suffix for suffix in suffixes}
+        return names
 
     def value(self, sample: str, **labels: str) -> float:
         """Return the sum of the samples that have these labels."""
         return sum(
-            one.value
+            point.value
             for family in self.families.values()
-            for one in family.samples
-            if one.name == sample and labels.items() <= one.labels.items()
+            for point in family.samples
+            if point.name == sample and labels.items() <= point.labels.items()
         )
 
 

@@ -49,11 +49,11 @@ class Shopping:
         return wanted
 
     def proof(self) -> Proof:
-        """Return how everything that was ordered stands."""
+        """Return the proof over everything that was ordered."""
         return prove(self.settings, read_journal(self._path), delivered=len(self._sink.orders))
 
     def holds(self, within_s: float = 60.0) -> None:
-        """Everything that was ordered has settled with all its effects: lost 0, doubled 0, told, the ledger balanced."""
+        """Everything that was ordered has settled with all its effects: lost 0, doubled 0, merchants notified, the ledger balanced."""
         with suppress(AssertionError):
             eventually(lambda: self.proof().holds, within_s=within_s)
         proof = self.proof()

@@ -17,7 +17,7 @@ BOMB = gzip.compress(b"\0" * 50_000_000, 1)
 
 
 @dataclass
-class Came:
+class ReceivedRequest:
     """A request that came in."""
 
     path: str
@@ -34,18 +34,18 @@ class Sink:
     """What came, and where to send it."""
 
     url: str = ""
-    came: list[Came] = field(default_factory=list)
+    came: list[ReceivedRequest] = field(default_factory=list)
     delay_s: float = 0.0
     refuse: set[str] = field(default_factory=set)
     """Ids answered with 500."""
-    told: tuple[int, str] = (200, "success")
-    """What /told answers: a status and a body."""
+    scripted: tuple[int, str] = (200, "success")
+    """What /scripted answers: a status and a body."""
 
     def times(self) -> Counter[str]:
-        return Counter(one.id for one in self.came)
+        return Counter(request.id for request in self.came)
 
     async def take(self, request: web.Request) -> web.StreamResponse:
-        came = Came(request.path, dict(request.headers.items()), await request.read())
+        came = ReceivedRequest(request.path, dict(request.headers.items()), await request.read())
         came.headers = {name.lower(): value for name, value in came.headers.items()}
         self.came.append(came)
         if self.delay_s:
@@ -55,8 +55,8 @@ class Sink:
         answer = getattr(self, "_" + request.path.strip("/").split("/")[0], None)
         return await answer(request) if answer else web.Response(text=" success\n")
 
-    async def _told(self, _: web.Request) -> web.Response:
-        return web.Response(status=self.told[0], text=self.told[1])
+    async def _scripted(self, _: web.Request) -> web.Response:
+        return web.Response(status=self.scripted[0], text=self.scripted[1])
 
     async def _almost(self, _: web.Request) -> web.Response:
         return web.Response(text="SUCCESS")

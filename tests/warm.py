@@ -25,9 +25,9 @@ COMMAND = """#!{python} -IS
 import array, json, os, socket, sys
 with socket.socket(socket.AF_UNIX) as warm:
     warm.connect({address!r})
-    asked = json.dumps([sys.argv, dict(os.environ), os.getcwd()]).encode()
-    socket.send_fds(warm, [len(asked).to_bytes(4)], [0, 1, 2])
-    warm.sendall(asked)
+    request = json.dumps([sys.argv, dict(os.environ), os.getcwd()]).encode()
+    socket.send_fds(warm, [len(request).to_bytes(4)], [0, 1, 2])
+    warm.sendall(request)
     sys.exit(int(warm.recv(8) or b"70"))
 """
 
@@ -75,14 +75,14 @@ def serve(address: str) -> None:
 
 
 def _answer(asking: socket.socket) -> None:
-    """The command has run, and its exit code is told."""
+    """The command has run, and its exit code has been sent back."""
     length, channels, _, _ = socket.recv_fds(asking, 4, 3)
-    asked = asking.recv(int.from_bytes(length), socket.MSG_WAITALL)
+    request = asking.recv(int.from_bytes(length), socket.MSG_WAITALL)
     pid = os.fork()
     if pid == 0:
         for number, channel in enumerate(channels):
             os.dup2(channel, number)
-        os._exit(_run(*msgspec.json.decode(asked)))
+        os._exit(_run(*msgspec.json.decode(request)))
     _, status = os.waitpid(pid, 0)
     asking.sendall(str(os.waitstatus_to_exitcode(status)).encode())
 

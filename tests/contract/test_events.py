@@ -72,7 +72,7 @@ def test_the_published_schema_accepts_the_golden_bytes(event: Event) -> None:
 
 @pytest.mark.parametrize("currency", ["CNY\n", "CNY\r", "\nCNY", "CNY\u2028", "cny", "CN", "CNYY", ""])
 @pytest.mark.parametrize(
-    "event", [one for one in EXAMPLES if "currency" in one.__struct_fields__], ids=lambda event: event.type
+    "event", [example for example in EXAMPLES if "currency" in example.__struct_fields__], ids=lambda event: event.type
 )
 def test_a_currency_is_three_letters_and_no_newline_after_them(event: Event, currency: str) -> None:
     body = {**msgspec.json.decode(encode(event)), "currency": currency}
@@ -82,12 +82,14 @@ def test_a_currency_is_three_letters_and_no_newline_after_them(event: Event, cur
         decoded(event.type, msgspec.json.encode(body).decode())
 
 
-ASKED = {"payer_no": "U", "amount_fen": 1, "order_no": "O"}
-TOLD = {"transaction_no": "B", "payment_no": "P", "amount_fen": 1, "status": "SUCCESS"}
-LINKED = {"payment_no": "P", "account_no": "A", "amount_fen": 1, "expires_at": 1}
+PAYMENT_BODY = {"payer_no": "U", "amount_fen": 1, "order_no": "O"}
+NOTIFICATION_BODY = {"transaction_no": "B", "payment_no": "P", "amount_fen": 1, "status": "SUCCESS"}
+LINK_BODY = {"payment_no": "P", "account_no": "A", "amount_fen": 1, "expires_at": 1}
 
 
-@pytest.mark.parametrize(("body", "kind"), [(ASKED, PaymentRequest), (TOLD, BankNotification), (LINKED, PaymentLink)])
+@pytest.mark.parametrize(
+    ("body", "kind"), [(PAYMENT_BODY, PaymentRequest), (NOTIFICATION_BODY, BankNotification), (LINK_BODY, PaymentLink)]
+)
 def test_no_request_brings_a_currency_with_a_newline(body: dict[str, object], kind: type[msgspec.Struct]) -> None:
     assert msgspec.convert({**body, "currency": "CNY"}, kind)
     for currency in ("CNY\n", "CNY ", "cny"):
@@ -97,7 +99,7 @@ def test_no_request_brings_a_currency_with_a_newline(body: dict[str, object], ki
 
 def test_patterns_are_ecma_262_and_bounded_by_a_length() -> None:
     """What Python alone has, such as \\Z, no other reader of the schemas knows; its `$` lets a final newline pass."""
-    texts = [found for event in EVENTS.values() for found in _strings(json_schema(event))]
+    texts = [string for event in EVENTS.values() for string in _strings(json_schema(event))]
     patterns = {str(text["pattern"]) for text in texts if "pattern" in text}
     assert patterns
     for pattern in patterns:
@@ -112,11 +114,11 @@ def test_what_is_no_ecma_262_does_not_compile() -> None:
 
 def _strings(schema: object) -> list[dict[str, object]]:
     if isinstance(schema, list):
-        return [found for part in schema for found in _strings(part)]
+        return [string for part in schema for string in _strings(part)]
     if not isinstance(schema, dict):
         return []
     own = [schema] if schema.get("type") == "string" else []
-    return own + [found for part in schema.values() for found in _strings(part)]
+    return own + [string for part in schema.values() for string in _strings(part)]
 
 
 def test_the_schema_files_are_in_step() -> None:

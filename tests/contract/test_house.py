@@ -102,25 +102,25 @@ def test_the_packages_are_ours_alone() -> None:
 def test_every_on_conflict_names_its_conflict() -> None:
     """Without a target it also passes over conflicts that nobody has thought of."""
     bare = re.compile(r"ON\s+CONFLICT\s+DO\b|on_conflict_do_(nothing|update)\(\s*\)", re.IGNORECASE)
-    found = [
+    places = [
         f"{path.relative_to(ROOT)}:{content.count(chr(10), 0, match.start()) + 1}"
         for name in [*PACKAGES, "docs"]
         for path in (ROOT / name).rglob("*.py")
         if (content := path.read_text())
         for match in bare.finditer(content)
     ]
-    assert not found
+    assert not places
 
 
 def test_pages_run_programs_of_others_in_the_servers_version() -> None:
     """By `payrelay tool`: an older pg_dump or pg_basebackup on the PATH refuses a newer server."""
     bare = re.compile(rf"(?<!payrelay tool )\b({'|'.join((*POSTGRES, *KAFKA))}) +-")
-    found = {
+    bare_calls = {
         f"{page.relative_to(ROOT)}: {match[0]}"
         for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
         for match in bare.finditer(page.read_text())
     }
-    assert found == set()
+    assert bare_calls == set()
 
 
 def test_generated_reference_pages_are_in_step() -> None:

@@ -32,9 +32,9 @@ SERVICES = {"Payments": create_payments, "Bank": create_bank, "Notification": cr
 
 def section(title: str) -> str:
     """Return a section of the page."""
-    found = re.search(rf"^## {title}$(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
-    assert found, title
-    return found[1]
+    match = re.search(rf"^## {title}$(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    assert match, title
+    return match[1]
 
 
 @pytest.mark.parametrize("title", SERVICES)
@@ -45,7 +45,7 @@ def test_the_routes_of_a_service_are_those_of_its_section(title: str) -> None:
     assert described == served - {("GET", "/health")}
 
 
-@pytest.mark.parametrize("name", [one.name for one in (*fields(PaymentRequest), *fields(BankNotification))])
+@pytest.mark.parametrize("name", [field.name for field in (*fields(PaymentRequest), *fields(BankNotification))])
 def test_every_field_of_a_request_is_described(name: str) -> None:
     assert f"| `{name}` |" in section("Payments")
 
@@ -56,8 +56,8 @@ def test_every_parameter_is_described() -> None:
 
 def test_every_error_is_described() -> None:
     said = set(re.findall(r"\| ([45]\d\d) \| `(\w+)`", PAGE)) - {("400", "refused")}  # agreed with the bank
-    refusals = [one for one in vars(http_protocol).values() if isinstance(one, tuple) and len(one) == 4]
-    raised = {(str(one[0]), one[1]) for one in refusals}
+    refusals = [refusal for refusal in vars(http_protocol).values() if isinstance(refusal, tuple) and len(refusal) == 4]
+    raised = {(str(refusal[0]), refusal[1]) for refusal in refusals}
     for path in (
         "outbox/http/app.py",
         "producers/payments/api.py",

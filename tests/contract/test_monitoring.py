@@ -17,7 +17,7 @@ from outbox.partitions import DAYS_AHEAD_MIN
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD: dict[str, Any] = json.loads((ROOT / "ops/monitoring/dashboard.json").read_text())
 RULES: list[dict[str, Any]] = yaml.safe_load((ROOT / "ops/monitoring/alerts.yaml").read_text())["groups"][0]["rules"]
-EXPRESSIONS = {panel["title"]: [one["expr"] for one in panel["targets"]] for panel in DASHBOARD["panels"] if panel["type"] != "row"} | {
+EXPRESSIONS = {panel["title"]: [target["expr"] for target in panel["targets"]] for panel in DASHBOARD["panels"] if panel["type"] != "row"} | {
     rule["alert"]: [rule["expr"]] for rule in RULES
 }  # fmt: skip
 
@@ -38,10 +38,10 @@ def metrics_of(expression: str) -> set[str]:
 
 
 def exported() -> set[str]:
-    found = set()
+    names = set()
     for name, kind, *_ in rows():
-        found |= {name + suffix for suffix in (("_bucket", "_sum", "_count") if kind == "histogram" else ("",))}
-    return found
+        names |= {name + suffix for suffix in (("_bucket", "_sum", "_count") if kind == "histogram" else ("",))}
+    return names
 
 
 @pytest.mark.parametrize(
@@ -60,20 +60,22 @@ def test_metrics_of_an_expression(expression: str, metrics: set[str]) -> None:
 @pytest.mark.parametrize("title", EXPRESSIONS)
 def test_every_expression_asks_for_metrics_that_exist(title: str) -> None:
     for expression in EXPRESSIONS[title]:
-        asked = metrics_of(expression)
-        assert asked
-        assert {name for name in asked if not name.startswith("process_")} <= exported() | SCRAPERS
+        metrics = metrics_of(expression)
+        assert metrics
+        assert {name for name in metrics if not name.startswith("process_")} <= exported() | SCRAPERS
 
 
 def test_every_metric_is_on_the_dashboard() -> None:
-    asked = set().union(*(metrics_of(one) for expressions in EXPRESSIONS.values() for one in expressions))
+    shown = set().union(*(metrics_of(expression) for expressions in EXPRESSIONS.values() for expression in expressions))
     for name, kind, *_ in rows():
         wanted = {name + "_bucket", name + "_count"} if kind == "histogram" else {name}
-        assert wanted & asked, f"{name} is exported and not looked at"
+        assert wanted & shown, f"{name} is exported and not looked at"
 
 
 def test_dashboard_has_a_source_to_choose_and_no_panel_is_empty() -> None:
-    assert [one["name"] for one in DASHBOARD["templating"]["list"] if one["type"] == "datasource"] == ["datasource"]
+    assert [variable["name"] for variable in DASHBOARD["templating"]["list"] if variable["type"] == "datasource"] == [
+        "datasource"
+    ]
     assert DASHBOARD["uid"] == "payrelay"
     panels = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])

@@ -77,7 +77,7 @@ def desk(settings: Settings, prefix: str, receiver: Sink) -> Generator[Desk]:
     """A queue of the test's own whose records have one attempt."""
     with desks(settings, prefix) as opened:
         made = opened(rule='{"1":0}', breaker_failures=PATIENT)
-        made.register(receiver.url + "/told")
+        made.register(receiver.url + "/scripted")
         yield made
 
 
@@ -93,9 +93,9 @@ def signed_in(address: str, name: str = "olga") -> tuple[requests.Session, str]:
     session = requests.Session()
     answer = session.post(f"{address}/sign-in", data={"name": name, "password": PASSWORDS[name]})
     assert answer.status_code == 200
-    found = re.search(r'name="csrf" value="([^"]+)"', answer.text)
-    assert found
-    return session, found.group(1)
+    token = re.search(r'name="csrf" value="([^"]+)"', answer.text)
+    assert token
+    return session, token.group(1)
 
 
 def test_one_signs_in_and_out(screen: Screen) -> None:
@@ -121,9 +121,9 @@ def test_one_signs_in_and_out(screen: Screen) -> None:
 def test_find_failed_resend_all_that_match_and_watch_them_succeed(
     screen: Screen, settings: Settings, desk: Desk, receiver: Sink
 ) -> None:
-    receiver.told = 503, "down for the night"
+    receiver.scripted = 503, "down for the night"
     failed(desk, settings, 60)
-    receiver.told = 200, "success"
+    receiver.scripted = 200, "success"
     screen.sign_in("olga")
     screen.find("nav a", text="Notifications").click()
     Select(screen.find("form.filter [name=state]")).select_by_value("FAILED")
@@ -150,7 +150,7 @@ def test_find_failed_resend_all_that_match_and_watch_them_succeed(
 
 
 def test_everything_is_worked_by_keys(screen: Screen, settings: Settings, desk: Desk, receiver: Sink) -> None:
-    receiver.told = 503, "not now"
+    receiver.scripted = 503, "not now"
     failed(desk, settings, 3)
     screen.sign_in("olga")
 
@@ -183,14 +183,14 @@ def test_everything_is_worked_by_keys(screen: Screen, settings: Settings, desk: 
 
 def focus(screen: Screen) -> str:
     """Return the name, or the text, of what has the focus."""
-    one = screen.browser.switch_to.active_element
-    return one.get_attribute("name") or one.text
+    element = screen.browser.switch_to.active_element
+    return element.get_attribute("name") or element.text
 
 
 def test_a_viewer_looks_and_has_nothing_to_act_with(
     screen: Screen, settings: Settings, desk: Desk, receiver: Sink
 ) -> None:
-    receiver.told = 503, "not now"
+    receiver.scripted = 503, "not now"
     failed(desk, settings, 2)
     own = f"queue={desk.queue.queue}"
     paths = (f"/notifications?{own}", f"/notifications/{desk.records()[0].id}", f"/receivers?{own}")
@@ -199,8 +199,8 @@ def test_a_viewer_looks_and_has_nothing_to_act_with(
         for path in paths:
             screen.go(path)
             screen.find("main", text=desk.merchant())
-            found = screen.browser.find_elements(By.CSS_SELECTOR, "main form[method=post]")
-            assert len(found) == forms, (name, path)
+            actions = screen.browser.find_elements(By.CSS_SELECTOR, "main form[method=post]")
+            assert len(actions) == forms, (name, path)
 
 
 def test_figures_are_live_and_nothing_is_read_while_the_page_is_hidden(
@@ -314,10 +314,10 @@ def test_a_receiver_that_fails_is_paused_before_its_breaker_closes(
 def test_what_is_held_up_is_not_said_to_be_resent(
     screen: Screen, settings: Settings, desk: Desk, receiver: Sink
 ) -> None:
-    receiver.told = 503, "not now"
+    receiver.scripted = 503, "not now"
     failed(desk, settings, 4)
     held_up(desk)
-    receiver.told = 200, "success"
+    receiver.scripted = 200, "success"
     screen.sign_in("olga")
     screen.go(f"/notifications?state=FAILED&queue={desk.queue.queue}")
     screen.find("details.act summary", text="Resend all 4 that match").click()
@@ -353,7 +353,7 @@ def test_a_form_with_a_field_that_is_not_read_acts_on_nothing(
     address: str, settings: Settings, desk: Desk, receiver: Sink, action: str
 ) -> None:
     failed_status = 503, "not now"
-    receiver.told = failed_status
+    receiver.scripted = failed_status
     failed(desk, settings, 1)
     session, csrf = signed_in(address)
     form = {
@@ -380,7 +380,7 @@ def test_pages_fit_screens_of_1280_and_390_pixels_with_identifiers_as_long_as_th
              "body": "{}"}
         ]  # fmt: skip
         write(connection, desk.queue.queue, rows)
-    receiver.told = 503, "not now"
+    receiver.scripted = 503, "not now"
     with running(settings, desk):
         eventually(lambda: desk.record().status == "FAILED", what="given up")
     assert desk.resend([desk.record().event_id])
@@ -411,20 +411,20 @@ def test_pages_fit_screens_of_1280_and_390_pixels_with_identifiers_as_long_as_th
 
 OFF_SCREEN = """
   return [...document.querySelectorAll(arguments[0])]
-    .filter((one) => { const at = one.getBoundingClientRect(); return at.width && (at.right > screen.width + 0.5 || at.left < 0); })
-    .map((one) => one.innerText);
+    .filter((element) => { const at = element.getBoundingClientRect(); return at.width && (at.right > screen.width + 0.5 || at.left < 0); })
+    .map((element) => element.innerText);
 """
 
 
 def test_a_charts_legend_tells_figures_without_a_pointer_on_it(screen: Screen, settings: Settings, desk: Desk) -> None:
     screen.sign_in("olga")
     screen.go("/")
-    legends = "return [...document.querySelectorAll('.u-legend')].map((one) => [...one.querySelectorAll('.u-value')].map((value) => value.innerText))"
+    legends = "return [...document.querySelectorAll('.u-legend')].map((legend) => [...legend.querySelectorAll('.u-value')].map((value) => value.innerText))"
     for _ in range(2):  # as it is loaded, and once it is live
-        told = screen.eventually(lambda: screen.browser.execute_script(legends), what="legends")
-        assert [len(one) for one in told] == [3, 2, 3]
-        assert all(value and value != "--" for one in told for value in one), told
-        assert all(value.endswith("/s") for value in told[0][1:]), told
+        legend_values = screen.eventually(lambda: screen.browser.execute_script(legends), what="legends")
+        assert [len(values) for values in legend_values] == [3, 2, 3]
+        assert all(value and value != "--" for values in legend_values for value in values), legend_values
+        assert all(value.endswith("/s") for value in legend_values[0][1:]), legend_values
         screen.browser.execute_script("document.getElementById('charts').dataset.series = ''")
         screen.eventually(
             lambda: screen.browser.execute_script("return document.getElementById('charts').dataset.series !== ''"),
@@ -501,14 +501,14 @@ NASTY = [
 def test_a_hostile_answer_runs_nowhere(screen: Screen, settings: Settings, desk: Desk, receiver: Sink) -> None:
     """Stored by a real notifier from what a receiver answered; and so hostile are the body, the order and the filter."""
     for number, hostile in enumerate(HOSTILE):
-        receiver.told = 500, hostile
-        told = hostile.replace("\0", "")
+        receiver.scripted = 500, hostile
+        stored = hostile.replace("\0", "")
         row = {
             "event_id": fresh_id(),
             "merchant_no": desk.merchant(),
-            "payment_no": told,
-            "order_no": told,
-            "body": told,
+            "payment_no": stored,
+            "order_no": stored,
+            "body": stored,
         }
         with desk.engine.begin() as connection:
             write(connection, desk.queue.queue, [row])
@@ -633,7 +633,7 @@ def test_pages_follow_the_scheme_and_are_legible(
     screen: Screen, settings: Settings, desk: Desk, receiver: Sink, scheme: str
 ) -> None:
     """Text stands out from what is behind it, by 4.5 to 1 as WCAG 2.2 asks."""
-    receiver.told = 503, "<h1>Service Unavailable</h1>"
+    receiver.scripted = 503, "<h1>Service Unavailable</h1>"
     failed(desk, settings, 3)
     wear(screen, scheme)
     screen.sign_in("olga")
@@ -702,17 +702,17 @@ FAINT = """
   const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
   const light = ([r, g, b]) => [r, g, b].map((c) => (c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
     .reduce((sum, c, at) => sum + c * [0.2126, 0.7152, 0.0722][at], 0);
-  const behind = (one) => {
-    for (let at = one; at; at = at.parentElement) {
+  const behind = (element) => {
+    for (let at = element; at; at = at.parentElement) {
       const colour = rgb(getComputedStyle(at).backgroundColor);
       if (colour.length < 4 || colour[3] > 0.99) return colour;
     }
     return [255, 255, 255];
   };
   const seen = [...document.querySelectorAll("main *, header *")]
-    .filter((one) => one.checkVisibility() && [...one.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim()));
-  return [seen.length, seen.map((one) => [one, light(rgb(getComputedStyle(one).color)), light(behind(one))])
-    .map(([one, ink, paper]) => [one.outerHTML.slice(0, 80), (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05)])
+    .filter((element) => element.checkVisibility() && [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim()));
+  return [seen.length, seen.map((element) => [element, light(rgb(getComputedStyle(element).color)), light(behind(element))])
+    .map(([element, ink, paper]) => [element.outerHTML.slice(0, 80), (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05)])
     .filter(([, ratio]) => ratio < 4.5)];
 """
 

@@ -108,8 +108,8 @@ def test_the_proof_names_a_dropped_voucher(stack: Stack, journal: Journal) -> No
     assert not proof.ledger_balanced
     assert proof.lost >= 1
     assert any(business_no in finding for finding in proof.findings), proof.findings
-    found = {difference.found for difference in differences if difference.subject == business_no}
-    assert found == {"has no voucher that stands"}
+    reasons = {difference.found for difference in differences if difference.subject == business_no}
+    assert reasons == {"has no voucher that stands"}
     assert any(difference.kind == "ledger" for difference in differences), "a balance without its entries"
     assert prove(stack.settings, journal).holds
     subjects = {difference.subject for difference in check(engine_of(stack.settings, "ops"), before=utc_now())}

@@ -20,9 +20,9 @@ def handle(connection: Connection, events: Sequence[Envelope]) -> None:
     PROCESSOR.handle(
         connection,
         [
-            replace(one, event=msgspec.structs.replace(one.event, fee_fen=0))
-            for one in events
-            if isinstance(one.event, PaymentSettled) and one.event.method == "bank_card"
+            replace(envelope, event=msgspec.structs.replace(envelope.event, fee_fen=0))
+            for envelope in events
+            if isinstance(envelope.event, PaymentSettled) and envelope.event.method == "bank_card"
         ],
     )
 

@@ -32,7 +32,7 @@ from tests.waiting import eventually
 
 PARTITIONS = 6
 END_S = 20.0
-"""A worker told to end has this long, as its supervisor would give it."""
+"""A worker that is asked to end has this long, as its supervisor would give it."""
 DRAIN_S = 90.0
 
 
@@ -137,7 +137,7 @@ class RandomRun:
                 os.kill(self._pid_of("kafka"), signal.SIGKILL)
             case Kind.BROKER_FREEZE:
                 self._freeze(-1, self._pid_of("kafka"))
-            case Kind.POSTGRES_AWAY:  # its supervisor stands still meanwhile, or it would be back at once
+            case Kind.POSTGRES_AWAY:  # its supervisor is stopped meanwhile, or it would restart PostgreSQL at once
                 pid = self._pid_of("postgres")
                 self._freeze(-1, self.folder.read("state.json")["supervisor"])
                 os.kill(pid, signal.SIGQUIT)
@@ -165,7 +165,7 @@ class RandomRun:
         self.frozen[number] = pid
 
     def thaw_all(self) -> None:
-        """Nothing of this run stands still."""
+        """No process of this run is suspended."""
         for pid in self.frozen.values():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
@@ -182,12 +182,12 @@ class RandomRun:
 
     def _drain(self, counts: Counter[Kind]) -> Verdict:
         begun = time.monotonic()
-        with suppress(AssertionError):  # what is missing is told below
+        with suppress(AssertionError):  # what is missing is reported below
             eventually(self._all_applied, within_s=DRAIN_S, what="all events applied")
         drain_s = time.monotonic() - begun
         for worker in self.workers.values():  # one that has not come up yet cannot end in its own way
             self.pipeline.ready(worker, within_s=60)
-        # A commit to a broker that is just making up its group anew may fail, at a worker's end too: it is tried again while it runs.
+        # A commit to a broker that is just forming its group again may fail, also at a worker's end: it is tried again while the worker runs.
         with suppress(AssertionError):
             eventually(lambda: self._mirrored() == self._ends(), within_s=60, what="positions mirrored")
         codes = Counter(self._ended(worker, since) for worker, since in self.leaving)
@@ -214,7 +214,7 @@ class RandomRun:
         return verdict
 
     def _record_facts(self) -> None:
-        """Payments and suspense hold what the events tell of, so that the ledger can be checked against them."""
+        """Payments and suspense hold the payments of the events, so that the ledger can be checked against them."""
         keys = range(self.events // VERSIONS)
         settled = [asdict(self.event_of(number, 1)) for number in keys]
         suspended = [asdict(self.event_of(number, version)) for number in keys for version in range(2, VERSIONS + 1)]
@@ -272,14 +272,14 @@ class RandomRun:
 
     def _ends(self) -> dict[int, int]:
         partitions = [TopicPartition(self.pipeline.topic, number) for number in range(PARTITIONS)]
-        found = self.pipeline.admin.list_offsets({tp: OffsetSpec.latest() for tp in partitions})
-        return {tp.partition: future.result(20).offset for tp, future in found.items()}
+        futures = self.pipeline.admin.list_offsets({tp: OffsetSpec.latest() for tp in partitions})
+        return {tp.partition: future.result(20).offset for tp, future in futures.items()}
 
     def _mirrored(self) -> dict[int, int]:
         consumer = self.pipeline.consumer
-        found = self.pipeline.admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(consumer)])
-        logs = found[consumer].result(20).topic_partitions
-        return {one.partition: one.offset for one in logs if one.topic == self.pipeline.topic}
+        answers = self.pipeline.admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(consumer)])
+        logs = answers[consumer].result(20).topic_partitions
+        return {position.partition: position.offset for position in logs if position.topic == self.pipeline.topic}
 
     # ---- what is sent ------------------------------------------------------------------------------------------
 
@@ -306,21 +306,21 @@ class _Sending(threading.Thread):
 
     def run(self) -> None:
         """Every record is on the topic, or `failure` says why not."""
-        one = self._run_of
+        run = self._run_of
         settings = {"enable.idempotence": True, "linger.ms": 5, "message.timeout.ms": 300_000, "log_level": 0}
-        producer = Producer({"bootstrap.servers": one.pipeline.settings.kafka_bootstrap, **settings})
-        records = list(records_of(one.seed, events=one.events))
+        producer = Producer({"bootstrap.servers": run.pipeline.settings.kafka_bootstrap, **settings})
+        records = list(records_of(run.seed, events=run.events))
         for place, (number, version) in enumerate(records):
-            while not self.stop.is_set() and time.monotonic() - one.begun < one.duration_s * place / len(records):
+            while not self.stop.is_set() and time.monotonic() - run.begun < run.duration_s * place / len(records):
                 producer.poll(0.02)
             self._send(producer, number, version)
-        one.records = len(records)
+        run.records = len(records)
         if left := producer.flush(60):
             self.failure = f"{left} records still under way"
 
     def _send(self, producer: Producer, number: int, version: int) -> None:
-        one = self._run_of
-        event = one.event_of(number, version)
+        run = self._run_of
+        event = run.event_of(number, version)
         identity = self._ids.setdefault((number, version), fresh_id())
         headers = [
             ("ce_id", str(identity).encode()),
@@ -329,13 +329,13 @@ class _Sending(threading.Thread):
             ("correlation", event.key.encode()),
         ]
         producer.produce(
-            one.pipeline.topic,
+            run.pipeline.topic,
             value=encode(event).encode(),
             key=event.key.encode(),
             headers=headers,
-            on_delivery=self._told,
+            on_delivery=self._delivered,
         )
 
-    def _told(self, error: object, _message: object) -> None:
+    def _delivered(self, error: object, _message: object) -> None:
         if error is not None:
             self.failure = str(error)

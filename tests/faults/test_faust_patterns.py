@@ -41,8 +41,10 @@ EVENTS = 200
 def committed(pipeline: Pipeline, group: str) -> dict[int, int]:
     """Return the offset of each partition that Kafka has of a group."""
     request = [ConsumerGroupTopicPartitions(group)]
-    found = pipeline.admin.list_consumer_group_offsets(request)[group].result(20)
-    return {one.partition: one.offset for one in found.topic_partitions if one.topic == pipeline.topic}
+    answer = pipeline.admin.list_consumer_group_offsets(request)[group].result(20)
+    return {
+        position.partition: position.offset for position in answer.topic_partitions if position.topic == pipeline.topic
+    }
 
 
 def progress(pipeline: Pipeline) -> dict[int, int]:
@@ -130,7 +132,7 @@ def test_told_to_end_in_the_middle_of_a_batch(pipeline: Pipeline) -> None:
 @pytest.mark.extended
 @pytest.mark.timeout(600)
 def test_stock_faust_loses(pipeline: Pipeline) -> None:
-    """If one of these no longer loses, upstream has mended it: consumers/runtime/transport.py may have become simpler."""
+    """If one of these no longer loses events, Faust has been fixed: consumers/runtime/transport.py may have become simpler."""
     topic = f"{pipeline.settings.topic_prefix}stock"
     pipeline.admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(20)
     producer = Producer({"bootstrap.servers": pipeline.settings.kafka_bootstrap})

@@ -38,7 +38,7 @@ def spare_stack(tmp_path: Path) -> Generator[StackFolder]:
 
 def processes_of(folder: StackFolder) -> list[str]:
     """Return the command lines of processes that work in the stack's folder."""
-    found = []
+    commands = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             command = entry.read_bytes().decode(errors="replace").replace("\0", " ")
@@ -46,8 +46,8 @@ def processes_of(folder: StackFolder) -> list[str]:
         except OSError:
             continue
         if cwd == str(folder.path) or str(folder.path) in command:
-            found.append(command)
-    return found
+            commands.append(command)
+    return commands
 
 
 def is_bound(to_bind: socket.socket, port: int) -> bool:
@@ -142,12 +142,12 @@ def test_status_of_a_stack_that_never_was_and_an_unknown_log(tmp_path: Path) -> 
 
 def children_of(pid: int) -> list[str]:
     """Return the command lines of a process's children."""
-    found = []
+    commands = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in task.read_text().split():
             with contextlib.suppress(OSError):
-                found.append(Path(f"/proc/{child}/cmdline").read_bytes().decode().replace("\0", " ").strip())
-    return found
+                commands.append(Path(f"/proc/{child}/cmdline").read_bytes().decode().replace("\0", " ").strip())
+    return commands
 
 
 @pytest.fixture

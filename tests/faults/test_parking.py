@@ -69,7 +69,7 @@ def test_events_of_a_parked_key_stream_in_while_it_is_retried(
     while stream.sent < VERSIONS or pipeline.parked():
         if stream.sent < VERSIONS:
             stream.send(20)
-        if rounds == 10:  # and once more, in the middle of it
+        if rounds == 10:  # and again, in the middle of it
             rejecting.write_text("\n".join(keys[:REJECTED]))
             stream.send(20)
             eventually(pipeline.parked, within_s=30, what="the keys are parked again")

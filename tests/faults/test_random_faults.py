@@ -1,4 +1,4 @@
-"""Random faults, told by a seed: whatever happens to workers, PostgreSQL and the broker, nothing is lost, doubled or out of order."""
+"""Random faults, reproducible from a seed: whatever happens to workers, PostgreSQL and the broker, nothing is lost, doubled or out of order."""
 
 from __future__ import annotations
 

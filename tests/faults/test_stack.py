@@ -1,4 +1,4 @@
-"""Parts of the stack killed under real payments: lost 0, doubled 0, ledger balanced; slot and publication lost and mended."""
+"""Parts of the stack killed under real payments: lost 0, doubled 0, ledger balanced; slot and publication lost and repaired."""
 
 from __future__ import annotations
 

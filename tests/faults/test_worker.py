@@ -150,9 +150,9 @@ def test_a_consumer_that_its_group_does_not_know_commits_nothing(pipeline: Pipel
             await consumer.stop()
 
     def committed() -> int:
-        found = pipeline.admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(pipeline.consumer)])
-        [one] = found[pipeline.consumer].result(20).topic_partitions
-        return int(one.offset)
+        answers = pipeline.admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(pipeline.consumer)])
+        [position] = answers[pipeline.consumer].result(20).topic_partitions
+        return int(position.offset)
 
     place = AIOKafkaPartition(pipeline.topic, 0)
     asyncio.run(commit(7, bound=False))
@@ -290,7 +290,11 @@ def test_a_worker_told_to_end_leaves_its_group_at_once_with_its_batch_committed_
     assert not group.members
     request = [ConsumerGroupTopicPartitions(pipeline.consumer)]
     committed = pipeline.admin.list_consumer_group_offsets(request)[pipeline.consumer].result(20)
-    mirrored = {(one.topic, one.partition): one.offset for one in committed.topic_partitions if one.offset > 0}
+    mirrored = {
+        (position.topic, position.partition): position.offset
+        for position in committed.topic_partitions
+        if position.offset > 0
+    }
     with engine_of(pipeline.settings, "ops").connect() as connection:
         rows = connection.execute(
             text("SELECT topic, partition, next_offset FROM accounting.progress WHERE consumer = :consumer AND next_offset > 0"),

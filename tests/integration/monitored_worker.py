@@ -57,7 +57,7 @@ class MonitoredApp(PipelineApp):
         scratch = target.with_suffix(".tmp")
         while True:
             monitor: Any = self.monitor
-            told = {
+            figures = {
                 "received": monitor.messages_received_total,
                 "by_topic": dict(monitor.messages_received_by_topic),
                 "messages_active": monitor.messages_active,
@@ -71,7 +71,7 @@ class MonitoredApp(PipelineApp):
                 "sensor": dict(self.sensor.calls),
                 "places": len(self.sensor.places),
             }
-            scratch.write_text(json.dumps(told))
+            scratch.write_text(json.dumps(figures))
             scratch.replace(target)
             time.sleep(0.1)
 

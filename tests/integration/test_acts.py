@@ -44,7 +44,7 @@ def desk(open_desk: Callable[..., Desk]) -> Desk:
 def give_up(desk: Desk, **more: Any) -> None:
     now = desk.records()[-1].planned_at
     claimed = desk.claim(now)
-    desk.finish([ended(one, now, **more) for one in claimed], now + timedelta(seconds=1))
+    desk.finish([ended(claim, now, **more) for claim in claimed], now + timedelta(seconds=1))
 
 
 def begin(desk: Desk, **given: Any) -> UUID:
@@ -80,7 +80,7 @@ def test_an_act_goes_on_from_where_it_was_cut_off(desk: Desk) -> None:
         with desk.engine.begin() as connection:
             assert identity in unfinished(connection) or seen[-1].ended
             seen.append(step(connection, identity, limit=5))
-    assert [(one.done, one.ended) for one in seen] == [(5, False), (10, False), (12, True), (12, True)]
+    assert [(progress.done, progress.ended) for progress in seen] == [(5, False), (10, False), (12, True), (12, True)]
     each_once(desk)
     done = whole(desk, identity)
     assert (done.matched, done.done, done.busy, done.actor, done.reason) == (COUNT, COUNT, 0, "olga", "mended")
@@ -113,7 +113,7 @@ def test_what_came_later_what_no_longer_matches_and_what_is_under_way_are_left(d
     give_up(desk)
     desk.resend([old[0].event_id, old[1].event_id])
     due = desk.records()[0].planned_at + timedelta(seconds=1)
-    taken, under_way = sorted(desk.claim(due, limit=2), key=lambda one: one.id)
+    taken, under_way = sorted(desk.claim(due, limit=2), key=lambda claim: claim.id)
     desk.finish([ended(taken, due, Result.SUCCESS)], due)
     with desk.engine.begin() as connection:
         progress = step(connection, identity)
@@ -124,7 +124,9 @@ def test_what_came_later_what_no_longer_matches_and_what_is_under_way_are_left(d
     with desk.engine.begin() as connection:
         again = NotificationFilter(queue=desk.queue.queue)
         assert begin_resend(connection, fresh_id(), again, newest=under_way.id, reason="x", actor="olga") == 2
-        [identity] = [one for one in unfinished(connection) if whole_of(connection, one).queue == desk.queue.queue]
+        [identity] = [
+            action for action in unfinished(connection) if whole_of(connection, action).queue == desk.queue.queue
+        ]
         progress = step(connection, identity)
     assert (progress.done, progress.busy, progress.ended) == (1, 1, True)
     assert desk.audit()[-1].outcome in ("DUE", "UNDER_WAY")
@@ -180,9 +182,9 @@ def test_a_filter_finds_what_it_says_page_by_page(desk: Desk) -> None:
     own = {"queue": desk.queue.queue}
     expected: dict[NotificationFilter, Callable[[Any], bool]] = {
         **{
-            NotificationFilter(**own, status=one): lambda row, one=one: row.status == one
-            for one in STATUSES
-            if one != "WAITING"
+            NotificationFilter(**own, status=state): lambda row, state=state: row.status == state
+            for state in STATUSES
+            if state != "WAITING"
         },
         NotificationFilter(**own, status="WAITING"): lambda row: row.finished_at is None,
         NotificationFilter(**own, merchant_no=desk.merchant(3)): lambda row: row.merchant_no == desk.merchant(3),

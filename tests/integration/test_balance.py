@@ -84,7 +84,7 @@ class House:
         return str(self.act("payments", confirm_payment, payment_no, now=now))
 
     def paying(self, number: int, amount_fen: int) -> Envelope:
-        """Return the request of a payment that is PAYING, told to nobody but the test."""
+        """Return the request event of a payment that is PAYING; only the test has it."""
         payment_no = self.open(number, amount_fen)
         with self.engine("payments").begin() as connection:
             connection.execute(text("UPDATE payment SET status = 'PAYING' WHERE payment_no = :no"), {"no": payment_no})
@@ -96,17 +96,17 @@ class House:
 
     def rows(self, service: str, statement: str, **given: Any) -> Sequence[Any]:
         with self.engine(service).connect() as connection:
-            found: Sequence[Any] = (
+            values: Sequence[Any] = (
                 connection.execute(text(statement), {"merchant": self.merchant, **given}).scalars().all()
             )
-            return found
+            return values
 
     def status(self, payment_no: str) -> str:
         return str(self.rows("payments", "SELECT status FROM payment WHERE payment_no = :no", no=payment_no)[0])
 
     def balance(self, account_no: str) -> int:
-        found = self.rows("funds", "SELECT balance_fen FROM account WHERE account_no = :no", no=account_no)
-        return int(found[0]) if found else 0
+        balances = self.rows("funds", "SELECT balance_fen FROM account WHERE account_no = :no", no=account_no)
+        return int(balances[0]) if balances else 0
 
     def owed(self, account: str) -> int:
         [credit_less_debit] = self.rows(
@@ -122,9 +122,9 @@ def house(settings: Settings, prefix: str) -> House:
     return House(settings, prefix)
 
 
-def again(one: Envelope) -> Envelope:
+def again(envelope: Envelope) -> Envelope:
     """Return a second event for the same fact."""
-    return Envelope(id=fresh_id(), version=one.version, correlation=one.correlation, event=one.event)
+    return Envelope(id=fresh_id(), version=envelope.version, correlation=envelope.correlation, event=envelope.event)
 
 
 def test_a_balance_payment_goes_all_the_way_and_the_payer_pays_once(house: House) -> None:
@@ -142,10 +142,14 @@ def test_a_balance_payment_goes_all_the_way_and_the_payer_pays_once(house: House
     eventually(lambda: house.owed(f"payer_balance:{house.payer}") == 2_000, what="vouchers of the deposit")
     used = house.rows("payments", "SELECT used_fen FROM limit_use WHERE payer_no = :no", no=house.payer)
     assert used == [3_000], "the refused one uses no limit"
-    told = house.rows("payments", "SELECT type FROM outbox WHERE key = :no ORDER BY version", no=paid)
-    assert told == ["payment.balance_requested.v1", "payment.settled.v1"]
+    types = house.rows("payments", "SELECT type FROM outbox WHERE key = :no ORDER BY version", no=paid)
+    assert types == ["payment.balance_requested.v1", "payment.settled.v1"]
     differences = check(house.engine("ops"), before=utc_now())
-    assert [one for one in differences if one.subject.startswith(house.prefix) or one.subject == paid] == []
+    assert [
+        difference
+        for difference in differences
+        if difference.subject.startswith(house.prefix) or difference.subject == paid
+    ] == []
 
 
 def test_a_payer_pays_in_order_what_the_balance_allows_and_each_request_once(house: House) -> None:
@@ -153,10 +157,10 @@ def test_a_payer_pays_in_order_what_the_balance_allows_and_each_request_once(hou
     requests = [house.paying(number, amount_fen) for number, amount_fen in enumerate((600, 500, 400), start=1)]
     house.act("funds", move_funds, requests)
     assert (house.balance(payer_account(house.payer)), house.balance(house.merchant)) == (0, 990)
-    for one in requests:
+    for request in requests:
         with pytest.raises(DuplicateFact):
-            house.act("funds", move_funds, [again(one)])
-    numbers = [one.event.key for one in requests]
+            house.act("funds", move_funds, [again(request)])
+    numbers = [request.event.key for request in requests]
     eventually(
         lambda: [house.status(number) for number in numbers] == ["SETTLED", "FAILED", "SETTLED"], what="all answered"
     )
@@ -169,7 +173,7 @@ def test_batches_at_once_leave_no_payer_below_the_floor(house: House) -> None:
         list(pool.map(lambda batch: house.act("funds", move_funds, batch), batches))
     assert house.balance(payer_account(house.payer)) == 1_000 - 14 * 70
     assert house.balance(house.merchant) == 14 * 70
-    numbers = [one.event.key for batch in batches for one in batch]
+    numbers = [request.event.key for batch in batches for request in batch]
     eventually(
         lambda: sorted(house.status(number) for number in numbers) == ["FAILED"] * 18 + ["SETTLED"] * 14,
         what="all answered",
@@ -256,7 +260,7 @@ def test_what_is_confirmed_does_not_expire_and_what_has_expired_is_not_confirmed
 
 
 def test_confirmation_and_expiry_at_once_leave_one_of_them(house: House) -> None:
-    """Whoever has the row first: expired and not asked for, or asked for and not expired."""
+    """Whichever has the row first decides: the payment expires without a request, or is requested and does not expire."""
     numbers = [house.open(number, 10, ttl_s=60) for number in range(20)]
 
     def confirmed(payment_no: str) -> bool:
@@ -270,22 +274,22 @@ def test_confirmation_and_expiry_at_once_leave_one_of_them(house: House) -> None
         expiry = pool.submit(house.act, "payments", expire_payments, now=NOW + timedelta(seconds=61))
         results = list(pool.map(confirmed, numbers))
         expiry.result()
-    for payment_no, asked in zip(numbers, results, strict=True):
-        told = house.rows("payments", "SELECT type FROM outbox WHERE key = :no", no=payment_no)
-        assert ("payment.balance_requested.v1" in told) == asked
-        assert (house.status(payment_no) == "EXPIRED") == (not asked)
+    for payment_no, was_confirmed in zip(numbers, results, strict=True):
+        types = house.rows("payments", "SELECT type FROM outbox WHERE key = :no", no=payment_no)
+        assert ("payment.balance_requested.v1" in types) == was_confirmed
+        assert (house.status(payment_no) == "EXPIRED") == (not was_confirmed)
 
 
 def test_bank_money_for_a_balance_payment_goes_to_suspense_and_its_failure_changes_nothing(house: House) -> None:
     payment_no = house.open(1, 500)
     for number, status in enumerate(("FAILED", "SUCCESS")):
-        told = BankNotification(
+        notification = BankNotification(
             transaction_no=f"{house.prefix}B{number}", payment_no=payment_no, amount_fen=500, currency="CNY",
             status=status, reason="no" if status == "FAILED" else None,  # type: ignore[arg-type]
         )  # fmt: skip
         answer = house.act(
-            "payments", receive_notification, webhook_id=told.transaction_no, signed_at=NOW,
-            body=msgspec.json.encode(told), now=NOW,
+            "payments", receive_notification, webhook_id=notification.transaction_no, signed_at=NOW,
+            body=msgspec.json.encode(notification), now=NOW,
         )  # fmt: skip
         assert answer == ACCEPTED
     assert house.status(payment_no) == "CREATED"
@@ -334,9 +338,9 @@ def test_a_deposit_of_another_currency_is_refused(house: House) -> None:
 
 @pytest.mark.parametrize("wrong", [{"deposit_no": "D" * 65}, {"amount_fen": 10**15 + 1}])
 def test_what_no_consumer_could_read_is_not_told_and_moves_nothing(house: House, wrong: dict[str, Any]) -> None:
-    asked = {"deposit_no": f"{house.prefix}D", "payer_no": house.payer, "amount_fen": 100} | wrong
+    request = {"deposit_no": f"{house.prefix}D", "payer_no": house.payer, "amount_fen": 100} | wrong
     with pytest.raises(Refused, match="body"):
-        house.act("funds", deposit, asked.pop("deposit_no"), **asked, currency="CNY", at=NOW)
+        house.act("funds", deposit, request.pop("deposit_no"), **request, currency="CNY", at=NOW)
     assert house.balance(payer_account(house.payer)) == 0
     for number in ("", "N" * 65):
         with pytest.raises(Refused, match="number"):

@@ -51,7 +51,7 @@ class Published:
     def __init__(self, settings: Settings, prefix: str) -> None:
         self.settings = settings
         self.starts = {place: high for place, (_, high) in bounds(settings, NAMES).items()}
-        told = Outgoing(event=settled(prefix=prefix, settled_at=utc_now()), version=1, correlation=f"{prefix}O1")
+        paid = Outgoing(event=settled(prefix=prefix, settled_at=utc_now()), version=1, correlation=f"{prefix}O1")
         given = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
         refused = Outgoing(
             event=failed(payment_no=f"{prefix}P2"),
@@ -66,7 +66,7 @@ class Published:
             correlation=f"{prefix}P3",
         )
         with engine_of(settings, "payments").begin() as connection:
-            self.ids = record(connection, [told, refused, held])
+            self.ids = record(connection, [paid, refused, held])
             self.ids += connection.execute(OLD_ROW, {"id": self.ids[1]}).scalars()
         with engine_of(settings, "funds").begin() as connection:
             deposit(connection, f"{prefix}D", payer_no=f"{prefix}U", amount_fen=100, currency="CNY", at=utc_now())
@@ -76,17 +76,17 @@ class Published:
 
     def messages(self) -> list[Message]:
         """Return the records of these events, once all are there."""
-        found: dict[UUID, Message] = {}
+        message_of: dict[UUID, Message] = {}
 
         def all_there() -> bool:
             ends = {place: high for place, (_, high) in bounds(self.settings, NAMES).items()}
             for message in read(self.settings, {place: range(self.starts[place], ends[place]) for place in ends}):
                 if (identity := id_of(message)) in self.ids:
-                    found[identity] = message
-            return len(found) == len(self.ids)
+                    message_of[identity] = message
+            return len(message_of) == len(self.ids)
 
         eventually(all_there, within_s=60, what="all published")
-        return [found[identity] for identity in self.ids]
+        return [message_of[identity] for identity in self.ids]
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def begin(settings: Settings, group: str, positions: Sequence[TopicPartition]) -
     """The group reads on from there."""
     admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap, "log_level": 0})
     [future] = admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(group, list(positions))]).values()
-    assert not [one.error for one in future.result(30).topic_partitions if one.error]
+    assert not [position.error for position in future.result(30).topic_partitions if position.error]
 
 
 @pytest.fixture
@@ -183,10 +183,12 @@ def test_rows_from_before_are_filled_once_and_rows_of_an_older_version_as_they_c
         upgrade(earlier, "head")
     with earlier.begin() as connection:
         connection.execute(insert, {"first": 30_001, "last": 30_010})
-        found = connection.execute(rows).all()
-    assert [(row.version, row.causation) for row in found] == [(n, "O1" if n % 3 else "c") for n in range(1, 30_011)]
-    assert {row.specversion for row in found} == {"1.0"}
-    assert {row.traceparent for row in found if not row.version % 2} == {"t"}
-    made = [row.traceparent for row in found if row.version % 2]
-    assert all(TRACEPARENT.fullmatch(one) for one in made)
-    assert (len({one[:35] for one in made}), len(set(made))) == (1, 15_005), "one trace, a span each"
+        outbox_rows = connection.execute(rows).all()
+    assert [(row.version, row.causation) for row in outbox_rows] == [
+        (n, "O1" if n % 3 else "c") for n in range(1, 30_011)
+    ]
+    assert {row.specversion for row in outbox_rows} == {"1.0"}
+    assert {row.traceparent for row in outbox_rows if not row.version % 2} == {"t"}
+    made = [row.traceparent for row in outbox_rows if row.version % 2]
+    assert all(TRACEPARENT.fullmatch(traceparent) for traceparent in made)
+    assert (len({traceparent[:35] for traceparent in made}), len(set(made))) == (1, 15_005), "one trace, a span each"

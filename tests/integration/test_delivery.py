@@ -235,8 +235,8 @@ def test_what_the_database_finds_wrong_at_commit_is_parked_alone(settings: Setti
 
     def handle(connection: Connection, events: Sequence[Envelope]) -> None:
         PROCESSOR.handle(connection, events)
-        for one in events:
-            if one.event.key == half:
+        for envelope in events:
+            if envelope.event.key == half:
                 connection.execute(
                     text("""INSERT INTO voucher (business_no, kind, event_id, currency, occurred_at, lines)
                             VALUES (:no, 'settlement', gen_random_uuid(), 'CNY', now(), 2)"""),

@@ -82,7 +82,7 @@ class Model:
         self.applied: list[Item] = []
         self.skipped: list[Item] = []
         self.parked: list[tuple[Log, int, Item, Cause]] = []
-        self.is_mended = False
+        self.is_fixed = False
 
     def deliver(self, log: Log, start: int, stop: int) -> None:
         """The log's items of these offsets are applied or parked, but for those that were before."""
@@ -139,9 +139,9 @@ class Model:
             return Cause.UNDECODABLE
         if self.is_known(item):
             return None
-        if item.kind == "rejected" and not self.is_mended:
+        if item.kind == "rejected" and not self.is_fixed:
             return Cause.REJECTED
-        if item.is_first_fact and any(one.key == item.key and one.is_first_fact for one in self.applied):
+        if item.is_first_fact and any(earlier.key == item.key and earlier.is_first_fact for earlier in self.applied):
             return Cause.DUPLICATE_FACT
         return None
 
@@ -197,7 +197,7 @@ class Machine(RuleBasedStateMachine):
         self._begin_topic([[] for _ in range(PARTITIONS)])
 
     def _handle(self, connection: Connection, events: Sequence[Envelope]) -> None:
-        if not self.model.is_mended and any(event.correlation == "rejected" for event in events):
+        if not self.model.is_fixed and any(event.correlation == "rejected" for event in events):
             raise ValueError("rejected")
         apply(connection, events)
         self.trouble(connection)
@@ -274,10 +274,10 @@ class Machine(RuleBasedStateMachine):
         self._begin_topic([list(dict.fromkeys(self.model.logs[log])) for log in self.logs])
 
     @precondition(lambda self: self.model.parked)
-    @rule(is_mended=st.booleans(), data=st.data())
-    def retry(self, is_mended: bool, data: st.DataObject) -> None:
-        """A parked key is tried again, the handler mended or broken again: it drains in order, up to what fails still."""
-        self.model.is_mended = is_mended
+    @rule(is_fixed=st.booleans(), data=st.data())
+    def retry(self, is_fixed: bool, data: st.DataObject) -> None:
+        """A parked key is tried again, with the handler fixed or still broken: it drains in order, up to the first failure."""
+        self.model.is_fixed = is_fixed
         self._retry(data.draw(st.sampled_from(sorted(self.model.blocked())), label="key"))
 
     def _retry(self, key: int) -> None:
@@ -289,7 +289,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.model.parked)
     @rule(data=st.data())
     def skip(self, data: st.DataObject) -> None:
-        """Something is given up, mostly what nothing will ever mend; what waits behind it may be tried again."""
+        """A parked event is skipped, mostly one that can never succeed; the events behind it may be tried again."""
         places = range(len(self.model.parked))
         hopeless = [place for place in places if self.model.parked[place][2].kind in ("unreadable", "second")]
         self._skip(data.draw(st.sampled_from([*hopeless * 3, *places]), label="place"))
@@ -313,7 +313,7 @@ class Machine(RuleBasedStateMachine):
         assert done == [(self._event(item).key, item.version) for item in model.applied]
         assert len(done) == len(set(done)), "applied twice"
         for key in {key for key, _ in done}:
-            versions = [version for one, version in done if one == key]
+            versions = [version for owner, version in done if owner == key]
             assert versions == sorted(versions), "order of a key broken"
         inbox = self.reader.execute(
             text("SELECT event_id FROM accounting.inbox WHERE consumer = :consumer"), of_consumer
@@ -405,8 +405,8 @@ class Machine(RuleBasedStateMachine):
 
     def _stored(self) -> dict[Log, int]:
         with self.engine.begin() as connection:
-            found = positions(connection, self.consumer, list(self.model.logs))
-        return {log: next_offset for log, (next_offset, _) in found.items()}
+            stored = positions(connection, self.consumer, list(self.model.logs))
+        return {log: next_offset for log, (next_offset, _) in stored.items()}
 
     def _slice(self, log: Log, start: int, stop: int) -> Slice:
         records = [self._record(offset, self.model.logs[log][offset]) for offset in range(start, stop)]

@@ -94,8 +94,8 @@ def test_a_golden_event_gives_the_same_rows_under_other_rules(
 @pytest.mark.parametrize("name", sorted(PROCESSORS))
 def test_no_handler_reads_a_clock_or_a_setting(name: str) -> None:
     source = getsource(sys.modules[PROCESSORS[name].handle.__module__])
-    found = [word for word in ("utc_now", "datetime.now", "time.time", "environ", "Settings(") if word in source]
-    assert found == [], "a handler is a function of its events and rows"
+    impurities = [word for word in ("utc_now", "datetime.now", "time.time", "environ", "Settings(") if word in source]
+    assert impurities == [], "a handler is a function of its events and rows"
 
 
 WITH_ROWS = {

@@ -69,8 +69,8 @@ class Resolver:
     async def resolve(self, host: str, port: int, _family: Any) -> list[dict[str, Any]]:
         addresses = next(self._answers[host])
         return [
-            {"hostname": host, "host": one, "port": port, "family": socket.AF_INET6 if ":" in one else socket.AF_INET, "proto": 0, "flags": 0}
-            for one in addresses
+            {"hostname": host, "host": address, "port": port, "family": socket.AF_INET6 if ":" in address else socket.AF_INET, "proto": 0, "flags": 0}
+            for address in addresses
         ]  # fmt: skip
 
     async def close(self) -> None:
@@ -92,22 +92,22 @@ async def unguarded(self: Any, host: str, port: int = 0, family: Any = None) -> 
 @pytest.fixture
 def reached(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Every address that a socket of this process was to be connected to; none is, whatever it is."""
-    found: list[Any] = []
+    addresses: list[Any] = []
 
     async def noted(_: Any, sock: Any, address: Any) -> None:
         sock.close()
-        found.append(address[0])
+        addresses.append(address[0])
         raise OSError(1, "not here")
 
     monkeypatch.setattr(asyncio.SelectorEventLoop, "sock_connect", noted)
-    return found
+    return addresses
 
 
 def send(*urls: str, resolver: Any = None) -> list[tuple[Result, str]]:
     async def main() -> list[tuple[Result, str]]:
         async with new_session(allow_private=False, resolver=resolver) as session:
             made = [await attempt(session, record(url), "success", allow_private=False) for url in urls]
-            return [(one.result, one.error) for one in made]
+            return [(outcome.result, outcome.error) for outcome in made]
 
     with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
         return runner.run(main())
@@ -119,7 +119,7 @@ def test_the_lists_are_as_long_as_was_promised() -> None:
 
 @pytest.mark.parametrize("port", PORTS)
 def test_no_hostile_address_is_reached(reached: list[Any], port: int) -> None:
-    answers = send(*(f"https://{one}:{port}/hook" for one in LITERALS))
+    answers = send(*(f"https://{blocked}:{port}/hook" for blocked in LITERALS))
     for literal, (result, error) in zip(LITERALS, answers, strict=True):
         assert result is Result.HTTP_REQUEST_FAILED, literal
         assert "ForbiddenAddress" in error or "not public" in error or "InvalidUrl" in error or "DNS" in error, (
@@ -137,7 +137,7 @@ def test_no_hostile_url_is_followed(reached: list[Any]) -> None:
 def test_no_name_that_resolves_to_a_hostile_address_is_reached(reached: list[Any]) -> None:
     hostile = [name for name in NAMES if name != "rebinding.example"]
     for name, (result, error) in zip(
-        hostile, send(*(f"https://{one}/" for one in hostile), resolver=Resolver()), strict=True
+        hostile, send(*(f"https://{host}/" for host in hostile), resolver=Resolver()), strict=True
     ):
         assert result is Result.HTTP_REQUEST_FAILED
         assert "not public" in error, f"{name}: {error}"
@@ -185,8 +185,8 @@ def test_names_that_are_slow_to_resolve_hold_up_no_other(monkeypatch: pytest.Mon
             await resolver.close()
 
     monkeypatch.setattr(guard.socket, "getaddrinfo", look_up)
-    [found] = uvloop.run(among_slow_ones())
-    assert (found["host"], found["port"]) == ("93.184.216.34", 443)
+    [address] = uvloop.run(among_slow_ones())
+    assert (address["host"], address["port"]) == ("93.184.216.34", 443)
 
 
 def test_a_public_address_is_connected_to_and_nothing_else_was_wrong(reached: list[Any]) -> None:

@@ -1,4 +1,4 @@
-"""The ledger on real PostgreSQL, over vouchers of the test's own merchant: what it refuses, corrects and tells."""
+"""The ledger on real PostgreSQL, over vouchers of the test's own merchant: what it refuses, corrects and reports."""
 
 from __future__ import annotations
 
@@ -83,12 +83,16 @@ def test_a_statement_carries_its_balance_from_opening_to_closing(reader: Connect
 
 def test_a_trial_balance_now_and_at_a_time(reader: Connection, account: str) -> None:
     def of(balances: list[Balance]) -> list[tuple[int, int, int]]:
-        return [(one.debit_fen, one.credit_fen, one.balance_fen) for one in balances if one.account == account]
+        return [
+            (balance.debit_fen, balance.credit_fen, balance.balance_fen)
+            for balance in balances
+            if balance.account == account
+        ]
 
     assert of(trial_balance(reader)) == [(0, 59_700, 59_700)]
     assert of(trial_balance(reader, at=BEGIN + 3 * DAY)) == [(0, 29_800, 29_800)]
     for balances in (trial_balance(reader), trial_balance(reader, at=BEGIN + 3 * DAY)):
-        assert sum(one.debit_fen - one.credit_fen for one in balances) == 0
+        assert sum(balance.debit_fen - balance.credit_fen for balance in balances) == 0
     assert of(trial_balance(reader, at=BEGIN)) == []
     assert ledger_problems(reader) == []
     reader.close()
@@ -133,17 +137,17 @@ class Book:
     def raw(self, *statements: str, **given: Any) -> None:
         """Run statements in one transaction, as somebody would who goes past our functions."""
         with self.engine.begin() as connection:
-            for one in statements:
-                connection.execute(text(one), given)
+            for sql in statements:
+                connection.execute(text(sql), given)
 
     def owed(self) -> int:
         with self.reader.connect() as connection:
             assert ledger_problems(connection) == []
-            return next(one.balance_fen for one in trial_balance(connection) if one.account == self.payable)
+            return next(balance.balance_fen for balance in trial_balance(connection) if balance.account == self.payable)
 
     def differences(self) -> list[LedgerDifference]:
-        found = check(self.reader, before=utc_now())
-        return [one for one in found if one.subject.startswith(self.prefix)]
+        differences = check(self.reader, before=utc_now())
+        return [difference for difference in differences if difference.subject.startswith(self.prefix)]
 
 
 @pytest.fixture
@@ -164,7 +168,7 @@ AT_ONCE = "SET CONSTRAINTS ALL IMMEDIATE"
 
 
 @pytest.mark.parametrize(
-    ("statements", "told"),
+    ("statements", "error"),
     [
         ((VOUCHER,), "not balanced, or not whole"),
         ((VOUCHER, DEBIT), "not balanced, or not whole"),
@@ -187,9 +191,9 @@ AT_ONCE = "SET CONSTRAINTS ALL IMMEDIATE"
     ],
 )
 def test_the_database_takes_only_whole_and_balanced_vouchers(
-    book: Book, statements: tuple[str, ...], told: str
+    book: Book, statements: tuple[str, ...], error: str
 ) -> None:
-    with pytest.raises(DBAPIError, match=told):
+    with pytest.raises(DBAPIError, match=error):
         book.raw(*statements, no=-1, business=book.prefix, lines=2)
 
 
@@ -218,8 +222,10 @@ def test_nobody_changes_what_was_posted(book: Book, table: str, statement: str) 
 def test_the_chart_of_the_database_is_the_codes(book: Book) -> None:
     with book.reader.connect() as connection:
         rows = connection.execute(text("SELECT * FROM accounting.chart_of_accounts"))
-        assert {row.code: dict(row._mapping) for row in rows} == {code: asdict(one) for code, one in CHART.items()}
-        assert {one.code for one in accounts(connection)} == set(CHART)
+        assert {row.code: dict(row._mapping) for row in rows} == {
+            code: asdict(chart_account) for code, chart_account in CHART.items()
+        }
+        assert {chart_account.code for chart_account in accounts(connection)} == set(CHART)
 
 
 def test_a_reversal_takes_a_voucher_back_once_and_a_correction_stands_in_its_place(book: Book) -> None:
@@ -228,8 +234,8 @@ def test_a_reversal_takes_a_voucher_back_once_and_a_correction_stands_in_its_pla
     assert book.owed() == 0
     mirror = find_voucher(book.engine.connect(), reversal)
     assert (mirror.kind, mirror.reverses, mirror.reason, mirror.actor) == ("reversal", first, "wrong fee", "anna")
-    for refused, told in ((first, "reversed before"), (reversal, "is a reversal"), (2**40, "no voucher")):
-        with pytest.raises(Refused, match=told):
+    for refused, error in ((first, "reversed before"), (reversal, "is a reversal"), (2**40, "no voucher")):
+        with pytest.raises(Refused, match=error):
             book.reverse(refused)
     second = book.correct(first, fee_fen=60)
     assert book.owed() == 9_940
@@ -245,7 +251,7 @@ def test_a_reversal_takes_a_voucher_back_once_and_a_correction_stands_in_its_pla
 
 
 def test_a_number_that_is_taken_is_no_second_voucher_of_the_fact(settings: Settings, prefix: str) -> None:
-    one, other = (
+    first, other = (
         Envelope(id=fresh_id(), version=1, correlation="c", event=settled(prefix=prefix, number=n)) for n in (1, 2)
     )
     taken = text("""
@@ -254,8 +260,8 @@ def test_a_number_that_is_taken_is_no_second_voucher_of_the_fact(settings: Setti
         SELECT voucher_no + number, business_no || number, kind, gen_random_uuid(), currency, occurred_at, lines
         FROM voucher CROSS JOIN generate_series(1, 20) AS number WHERE event_id = :event_id""")
     with engine_of(settings, "accounting").connect() as connection:  # as after a restore whose sequence is behind
-        post(connection, [one])
-        connection.execute(taken, {"event_id": one.id})
+        post(connection, [first])
+        connection.execute(taken, {"event_id": first.id})
         with pytest.raises(DBAPIError, match="voucher_pkey"):
             post(connection, [other])
         connection.rollback()
@@ -297,10 +303,10 @@ def test_check_names_a_fact_whose_voucher_was_reversed_until_a_correction_of_its
     """The test posts the fact's row itself: a payment that is SETTLED, and nothing else of it."""
     number = book.posted()
     business_no = find_voucher(book.engine.connect(), number).business_no
-    assert [one.found for one in book.differences()] == ["has a voucher, and did not happen"]
+    assert [difference.found for difference in book.differences()] == ["has a voucher, and did not happen"]
     with book.owner.begin() as connection:
-        for one in SETTLED_PAYMENT:
-            connection.execute(text(one), {"no": business_no, "merchant": f"{book.prefix}M"})
+        for sql in SETTLED_PAYMENT:
+            connection.execute(text(sql), {"no": business_no, "merchant": f"{book.prefix}M"})
     assert book.differences() == []
     with book.owner.begin() as connection:
         connection.execute(text("UPDATE payments.payment SET fee_fen = 60 WHERE payment_no = :no"), {"no": business_no})
@@ -316,7 +322,7 @@ def test_check_names_a_fact_whose_voucher_was_reversed_until_a_correction_of_its
     [named] = book.differences()
     assert (named.subject, named.found) == (business_no, "has no voucher that stands")
     wrong = book.correct(number, fee_fen=60, amount_fen=9_000)
-    assert [one.found for one in book.differences()] == ["is 10000 CNY, its voucher 9000 CNY"]
+    assert [difference.found for difference in book.differences()] == ["is 10000 CNY, its voucher 9000 CNY"]
     book.reverse(wrong)
     book.correct(wrong, fee_fen=60)
     assert book.differences() == []
@@ -326,28 +332,28 @@ def test_check_leaves_out_what_was_committed_a_moment_ago(book: Book) -> None:
     """Its fact happened long before, and its other side may still be on its way."""
     number = book.posted()
     business_no = find_voucher(book.engine.connect(), number).business_no
-    found = check(book.reader, before=utc_now() - timedelta(seconds=60))
-    assert business_no not in {one.subject for one in found}
-    assert [one.subject for one in book.differences()] == [business_no]
+    settled_differences = check(book.reader, before=utc_now() - timedelta(seconds=60))
+    assert business_no not in {difference.subject for difference in settled_differences}
+    assert [difference.subject for difference in book.differences()] == [business_no]
 
 
 def test_money_in_suspense_is_resolved_by_a_reversal(book: Book, payrelay: Any) -> None:
-    told = f"{book.prefix}B"
-    event = suspense(payment_no=f"{book.prefix}P", bank_transaction_no=told, amount_fen=500)
+    transaction_no = f"{book.prefix}B"
+    event = suspense(payment_no=f"{book.prefix}P", bank_transaction_no=transaction_no, amount_fen=500)
     with book.engine.begin() as connection:
         post(connection, [Envelope(id=fresh_id(), version=1, correlation="c", event=event)])
         number = connection.execute(
-            text("SELECT voucher_no FROM voucher WHERE business_no = :no"), {"no": told}
+            text("SELECT voucher_no FROM voucher WHERE business_no = :no"), {"no": transaction_no}
         ).scalar_one()
     with book.owner.begin() as connection:
         connection.execute(
             text("INSERT INTO payments.suspense VALUES (:no, :payment, 500, 'CNY', 'no such order', now())"),
-            {"no": told, "payment": event.payment_no},
+            {"no": transaction_no, "payment": event.payment_no},
         )
 
     def listed(*options: str) -> list[str]:
         items = json.loads(payrelay("suspense", "--payment", event.payment_no, *options, "-o", "json")[1])
-        return [one["resolved"] for one in items]
+        return [item["resolved"] for item in items]
 
     assert (listed(), book.differences()) == ([""], [])
     book.reverse(number)
@@ -357,16 +363,16 @@ def test_money_in_suspense_is_resolved_by_a_reversal(book: Book, payrelay: Any) 
 def test_check_names_balance_payments_that_only_one_side_knows(book: Book) -> None:
     moved, paying = f"{book.prefix}P1", f"{book.prefix}P2"
     with book.owner.begin() as connection:
-        for one in SETTLED_PAYMENT:
-            connection.execute(text(one), {"no": paying, "merchant": f"{book.prefix}M"})
+        for sql in SETTLED_PAYMENT:
+            connection.execute(text(sql), {"no": paying, "merchant": f"{book.prefix}M"})
         connection.execute(
             text("""UPDATE payments.payment SET status = 'PAYING', method = 'balance', fee_fen = NULL, points = NULL,
                            bank_transaction_no = NULL, finished_at = NULL WHERE payment_no = :no"""),
             {"no": paying},
         )
-        for one in MOVED_BALANCE:
-            connection.execute(text(one), {"no": moved, "account": f"payer:{book.prefix}U"})
-    assert {one.subject: one.found for one in book.differences()} == {
+        for sql in MOVED_BALANCE:
+            connection.execute(text(sql), {"no": moved, "account": f"payer:{book.prefix}U"})
+    assert {difference.subject: difference.found for difference in book.differences()} == {
         moved: "was debited by funds, and is not SETTLED",
         paying: "is PAYING, and has had no answer from funds",
     }
@@ -393,8 +399,8 @@ def test_check_names_money_that_funds_has_moved_in_another_currency(book: Book, 
     amounts = {"debit": 10_000, "credit": 9_900} if method == "balance" else {"credit": 9_900}
     given = {"no": number, "merchant": f"{book.prefix}M", "currency": currency, "method": method}
     with book.owner.begin() as connection:
-        for one in (*SETTLED_PAYMENT, "INSERT INTO funds.account (account_no) VALUES (:merchant)"):
-            connection.execute(text(one), given)
+        for sql in (*SETTLED_PAYMENT, "INSERT INTO funds.account (account_no) VALUES (:merchant)"):
+            connection.execute(text(sql), given)
         connection.execute(
             text("""UPDATE payments.payment SET currency = :currency, method = CAST(:method AS text),
                            bank_transaction_no = CASE :method WHEN 'bank_card' THEN payment_no END WHERE payment_no = :no"""),
@@ -402,7 +408,7 @@ def test_check_names_money_that_funds_has_moved_in_another_currency(book: Book, 
         )
         for kind, amount_fen in amounts.items():
             connection.execute(text(MOVED), {**given, "kind": kind, "amount_fen": amount_fen})
-    assert [one.found for one in book.differences()] == [
+    assert [difference.found for difference in book.differences()] == [
         f"is 10000 {currency!r}, and funds has debited 10000 'CNY'"
         if method == "balance"
         else f"is in {currency!r}, and funds has credited 9900 'CNY'"
@@ -465,18 +471,18 @@ def payrelay(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Generator[A
 
 @pytest.mark.parametrize("output", ["table", "json", "csv"])
 def test_statement_trial_balance_and_check_in_every_format(account: str, payrelay: Any, output: str) -> None:
-    def told(*arguments: str) -> tuple[int, str]:
+    def output_of(*arguments: str) -> tuple[int, str]:
         code, out = payrelay(*arguments, "-o", output)
         return code, out
 
-    code, out = told("statement", account, "--from", f"{BEGIN + 2 * DAY:%Y-%m-%dT%H:%M:%S%z}")
+    code, out = output_of("statement", account, "--from", f"{BEGIN + 2 * DAY:%Y-%m-%dT%H:%M:%S%z}")
     assert (code, "9900" in out, "59700" in out) == (0, True, True)
-    code, out = told("trial-balance", "--at", f"{BEGIN + 3 * DAY:%Y-%m-%d %H:%M:%S.%f%z}")
+    code, out = output_of("trial-balance", "--at", f"{BEGIN + 3 * DAY:%Y-%m-%d %H:%M:%S.%f%z}")
     assert (code, account in out, "29800" in out) == (0, True, True)
-    code, out = told("check", "--grace", "0")  # the test's vouchers have no payments
+    code, out = output_of("check", "--grace", "0")  # the test's vouchers have no payments
     assert (code, f"{account.partition(':')[2][:-1]}P" in out, "did not happen" in out) == (1, True, True)
-    assert told("statement", "petty_cash")[0] == 2
-    assert told("statement", "merchant_payable")[0] == 2
+    assert output_of("statement", "petty_cash")[0] == 2
+    assert output_of("statement", "merchant_payable")[0] == 2
     if output == "json":
         lines = json.loads(payrelay("statement", account, "-o", "json")[1])
         assert [line["balance_fen"] for line in lines] == [0, 9_900, 29_800, 59_700, 59_700]
@@ -490,7 +496,7 @@ def test_reverse_and_correct_show_first_and_post_with_execute(book: Book, payrel
         ("--execute", "--yes", "--actor", "anna"),
     )
     code, out = payrelay(*shown)
-    assert (code, [one["side"] for one in json.loads(out)], book.owed()) == (0, ["C", "D", "D"], 9_900)
+    assert (code, [entry["side"] for entry in json.loads(out)], book.owed()) == (0, ["C", "D", "D"], 9_900)
     assert payrelay(*shown, *posted)[0] == 0
     assert book.owed() == 0
     with pytest.raises(Refused, match="reversed before"):
@@ -513,7 +519,7 @@ def test_suspense_is_listed_oldest_first(settings: Settings, book: Book, payrela
         )
     code, out = payrelay("suspense", "--payment", f"{book.prefix}P", "--reason", "expired", "-o", "json")
     items = json.loads(out)
-    assert (code, [one["bank_transaction_no"] for one in items]) == (0, [rows[1]["no"], rows[0]["no"]])
+    assert (code, [item["bank_transaction_no"] for item in items]) == (0, [rows[1]["no"], rows[0]["no"]])
     assert 7_200 <= items[0]["age_s"] < 7_300
     assert json.loads(payrelay("suspense", "--payment", f"{book.prefix}P", "--reason", "amount", "-o", "json")[1]) == []
     assert "bank_clearing" in payrelay("accounts", "-o", "csv")[1]

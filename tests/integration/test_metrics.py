@@ -32,8 +32,8 @@ def test_every_metric_that_is_listed_or_asked_for_is_exported_by_a_running_stack
     }
     scrapes = {part: Scrape(port) for part, port in ports.items()}
     exported = set().union(*(scrape.names() for scrape in scrapes.values()))
-    asked = set().union(*(metrics_of(one) for expressions in EXPRESSIONS.values() for one in expressions))
-    assert asked <= exported | SCRAPERS
+    shown = set().union(*(metrics_of(expression) for expressions in EXPRESSIONS.values() for expression in expressions))
+    assert shown <= exported | SCRAPERS
     ours = {
         name for scrape in scrapes.values() for name in scrape.families if not name.startswith(("python_", "process_"))
     }
@@ -64,7 +64,7 @@ def test_every_metric_that_is_listed_or_asked_for_is_exported_by_a_running_stack
 
 
 def _labels(scrape: Scrape, sample: str) -> list[dict[str, str]]:
-    return [one.labels for family in scrape.families.values() for one in family.samples if one.name == sample]
+    return [point.labels for family in scrape.families.values() for point in family.samples if point.name == sample]
 
 
 def test_services_count_requests_by_route_and_status_whatever_paths_are_asked_for(stack: Stack) -> None:
@@ -112,19 +112,19 @@ def test_a_worker_counts_what_came_once_and_what_came_again_and_so_do_fausts_sen
     assert scrape.value("delivery_handler_seconds_sum", **consumer) > 0
     assert scrape.value("delivery_handler_seconds_sum", **consumer) <= scrape.value("delivery_transaction_seconds_sum", **consumer)  # fmt: skip
     assert not _labels(scrape, "worker_condition_seconds")
-    found = bounds(pipeline.settings, [pipeline.topic])
-    ends = {f"{topic}/{number}": high for (topic, number), (_, high) in found.items() if high}
+    spans = bounds(pipeline.settings, [pipeline.topic])
+    ends = {f"{topic}/{number}": high for (topic, number), (_, high) in spans.items() if high}
 
     def monitor_is_done() -> dict[str, Any]:
-        told: dict[str, Any] = json.loads(monitored.read_text())
-        return told if told["committed"] == ends and not told["messages_active"] else {}
+        figures: dict[str, Any] = json.loads(monitored.read_text())
+        return figures if figures["committed"] == ends and not figures["messages_active"] else {}
 
-    told = eventually(monitor_is_done, what="Faust's monitor knows what was committed")
-    assert told["commits"] >= 1
-    assert (told["received"], told["by_topic"]) == (600, {pipeline.topic: 600})
-    assert (told["events"], told["by_stream"], told["events_active"]) == (600, 600, 0)
-    assert told["sensor"] == {"in": 600, "event in": 600, "event out": 600, "out": 600}
-    assert told["places"] == 600, "each record by its own offset"
+    figures = eventually(monitor_is_done, what="Faust's monitor knows what was committed")
+    assert figures["commits"] >= 1
+    assert (figures["received"], figures["by_topic"]) == (600, {pipeline.topic: 600})
+    assert (figures["events"], figures["by_stream"], figures["events_active"]) == (600, 600, 0)
+    assert figures["sensor"] == {"in": 600, "event in": 600, "event out": 600, "out": 600}
+    assert figures["places"] == 600, "each record by its own offset"
     pipeline.prove()
 
 
@@ -140,7 +140,7 @@ def test_poison_is_counted_as_parked_and_a_brake_has_an_age(
 
     def braked_s() -> float:
         return max(
-            (one.value for one in Scrape(port).families["worker_condition_seconds"].samples if one.labels["condition"] == "braked"),
+            (point.value for point in Scrape(port).families["worker_condition_seconds"].samples if point.labels["condition"] == "braked"),
             default=0.0,
         )  # fmt: skip
 
@@ -166,7 +166,7 @@ def test_lag_in_messages_and_in_seconds_with_one_client_for_all(pipeline: Pipeli
     pipeline.all_posted()
 
     def lag(name: str) -> list[float]:
-        return [value for one, labels, value in lag_samples(pipeline.settings) if one == name and labels[0] == pipeline.consumer]  # fmt: skip
+        return [value for metric, labels, value in lag_samples(pipeline.settings) if metric == name and labels[0] == pipeline.consumer]  # fmt: skip
 
     eventually(lambda: sum(lag("kafka_consumergroup_lag")) == 0, what="no lag")
     assert set(lag("kafka_consumergroup_group_lag_seconds")) == {0.0}
@@ -177,11 +177,11 @@ def test_lag_in_messages_and_in_seconds_with_one_client_for_all(pipeline: Pipeli
     ages = lag("kafka_consumergroup_group_lag_seconds")
     assert 0 < max(ages) <= (utc_now() - begun).total_seconds() + 1
     ends = bounds(pipeline.settings, [pipeline.topic])
-    asked = {(place, offset) for place, (low, high) in ends.items() for offset in range(low, min(high, low + 3))}
-    times = append_times(pipeline.settings, asked)
-    assert times.keys() == asked
+    places = {(place, offset) for place, (low, high) in ends.items() for offset in range(low, min(high, low + 3))}
+    times = append_times(pipeline.settings, places)
+    assert times.keys() == places
     assert all(
-        times[place, offset] <= times[place, offset + 1] for place, offset in asked if (place, offset + 1) in asked
+        times[place, offset] <= times[place, offset + 1] for place, offset in places if (place, offset + 1) in places
     )
 
 
@@ -200,9 +200,9 @@ def test_the_backlog_is_what_lies_beyond_the_slots_position(settings: Settings) 
                     SELECT id, 'metrics', 'k', 1, 't', 'c', '{}' FROM unnest(CAST(:ids AS uuid[])) AS id"""),
             {"ids": ids},
         )
-        found = backlog(connection, "points", confirmed_lsn=int(confirmed), kept=kept)
-        assert found.pending == 3
-        assert 300 <= found.oldest_age_s < 330
+        waiting = backlog(connection, "points", confirmed_lsn=int(confirmed), kept=kept)
+        assert waiting.pending == 3
+        assert 300 <= waiting.oldest_age_s < 330
         connection.rollback()
     assert PENDING_MAX == 100_000, "told in the metric's help"
 

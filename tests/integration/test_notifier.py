@@ -220,11 +220,11 @@ def test_a_success_that_is_written_down_late_counts_whatever_became_of_its_recor
     desk.release(later)
     second = desk.claim(later) if meanwhile != "released" else []
     if meanwhile in ("failed", "given up"):
-        desk.finish([ended(one, later) for one in second], later + SECOND)
+        desk.finish([ended(claim, later) for claim in second], later + SECOND)
     desk.finish([ended(first, planned, SUCCESS)], later + 2 * SECOND)
     record = desk.record()
     assert (record.status, record.leased_until) == ("SUCCESS", None)
-    desk.finish([ended(one, later) for one in second], later + 3 * SECOND)
+    desk.finish([ended(claim, later) for claim in second], later + 3 * SECOND)
     desk.finish([ended(first, planned, SUCCESS)], later + 3 * SECOND)
     assert desk.record().status == "SUCCESS"
     counted = [row.attempt for row in desk.log() if row.counted]
@@ -239,7 +239,7 @@ def test_a_late_success_does_not_undo_that_its_record_is_sent_again(open_desk: A
     [first] = desk.claim(planned)
     later = first.leased_until + SECOND
     desk.release(later)
-    desk.finish([ended(one, later) for one in desk.claim(later)], later)
+    desk.finish([ended(claim, later) for claim in desk.claim(later)], later)
     desk.resend([event])
     desk.finish([ended(first, planned, SUCCESS)], later + SECOND)
     assert (desk.record().status, desk.record().attempts, desk.record().rule_begin) == ("CREATED", 1, 1)
@@ -270,12 +270,12 @@ def test_receivers_that_are_not_known_to_answer_take_no_more_than_their_places(o
     with desk.engine.begin() as connection:
         claims.take_wakes(connection, prefix)
         held = claims.turn(connection, desk.queue, room=Room(prompt=10, other=5), now=now)
-    assert [one.prompt for one in held] == [False] * 5
-    assert max(Counter(one.merchant_no for one in held).values()) == 1
+    assert [claim.prompt for claim in held] == [False] * 5
+    assert max(Counter(claim.merchant_no for claim in held).values()) == 1
     desk.finish([ended(held[0], now, SUCCESS)], now + SECOND)
     with desk.engine.begin() as connection:
         more = claims.turn(connection, desk.queue, room=Room(prompt=100, other=0), now=now + SECOND)
-    assert {one.merchant_no for one in more} == {held[0].merchant_no}
+    assert {claim.merchant_no for claim in more} == {held[0].merchant_no}
     assert (len(more), more[0].prompt) == (9, True)
     with desk.engine.begin() as connection:
         slow = {held[0].merchant_no}
@@ -285,7 +285,7 @@ def test_receivers_that_are_not_known_to_answer_take_no_more_than_their_places(o
     lanes = desk.rows("SELECT merchant_no, pace FROM notify_lane WHERE queue = :queue AND pace IS NOT NULL")
     assert [tuple(row) for row in lanes] == [(held[0].merchant_no, "SLOW")]
     took = timedelta(seconds=15)
-    desk.finish([ended(one, now, took=took) for one in more], now + took)
+    desk.finish([ended(claim, now, took=took) for claim in more], now + took)
     assert desk.rows("SELECT FROM notify_lane WHERE queue = :queue AND pace IS NOT NULL") == []
     assert desk.forgotten(now + took) == []
 
@@ -300,9 +300,9 @@ def test_retry_after_puts_the_whole_receiver_off_within_limits(open_desk: Any, p
     until = end + MINUTE
     assert desk.claim(until - MICROSECOND) == []
     claimed = desk.claim(until)
-    assert [(one.planned_at, one.postponed) for one in claimed] == [(until, True)] * 2
+    assert [(claim.planned_at, claim.postponed) for claim in claimed] == [(until, True)] * 2
     assert [(row.cause, row.postponed_to) for row in desk.postponements()] == [(PostponedFor.RETRY_AFTER, until)] * 2
-    desk.finish([ended(one, until, SUCCESS) for one in claimed], until)
+    desk.finish([ended(claim, until, SUCCESS) for claim in claimed], until)
     assert {record.status for record in desk.records()} == {"SUCCESS"}
 
 
@@ -313,7 +313,7 @@ def test_the_breaker_opens_probes_doubles_and_closes(open_desk: Any, prefix: str
     now = desk.records()[-1].planned_at
     claimed = desk.claim(now)
     assert len(claimed) == 8
-    desk.finish([ended(one, now) for one in claimed], now)  # all under way at once: opened once, not six times
+    desk.finish([ended(claim, now) for claim in claimed], now)  # all under way at once: opened once, not six times
     for open_s in (10, 15, 15):
         until = now + timedelta(seconds=open_s) + 10_000 * MICROSECOND
         assert desk.claim(until - MICROSECOND) == []
@@ -346,7 +346,7 @@ def test_a_paused_receivers_records_wait_and_go_on(open_desk: Any, prefix: str) 
         assert resume(connection, prefix, desk.merchant(), now=back, **act)
         assert not resume(connection, prefix, desk.merchant(), now=back, **act)
     claimed = desk.claim(back)
-    assert [(one.planned_at, one.postponed) for one in claimed] == [(back, True)] * 3
+    assert [(claim.planned_at, claim.postponed) for claim in claimed] == [(back, True)] * 3
     assert [row.cause for row in desk.postponements()].count("PAUSE") == 3
     actions = [row.action for row in desk.audit()]
     assert [action for action in actions if action != "RESEND"] == ["PAUSE", "PAUSE", "RESUME", "RESUME"]
@@ -437,7 +437,10 @@ def test_what_is_handed_back_is_due_as_it_was(open_desk: Any, prefix: str) -> No
     assert [row.planned_at for row in desk.records()] == [row.planned_at for row in before]
     assert desk.forgotten(now) == []
     again = desk.claim(now)
-    assert [(one.id, one.attempt, one.postponed) for one in again] == [(first.id, 1, False), (second.id, 1, False)]
+    assert [(claim.id, claim.attempt, claim.postponed) for claim in again] == [
+        (first.id, 1, False),
+        (second.id, 1, False),
+    ]
     with desk.engine.begin() as connection:
         later = now + timedelta(minutes=1)
         claims.release_expired(connection, prefix, now=later)
@@ -455,15 +458,15 @@ def test_slots_are_shared_out_evenly_and_the_longest_due_go_first(open_desk: Any
     desk.write(60, number=2)
     now = max(record.planned_at for record in desk.records())
     claimed = desk.claim(now, limit=12)
-    of = [sum(one.merchant_no == desk.merchant(number) for one in claimed) for number in range(3)]
+    of = [sum(claim.merchant_no == desk.merchant(number) for claim in claimed) for number in range(3)]
     assert of == [4, 2, 4]
     for number in range(3):
         times = sorted(record.planned_at for record in desk.records() if record.merchant_no == desk.merchant(number))
-        mine = [one.planned_at for one in claimed if one.merchant_no == desk.merchant(number)]
+        mine = [claim.planned_at for claim in claimed if claim.merchant_no == desk.merchant(number)]
         assert mine == times[: len(mine)]
     # One at a time: nobody is served twice while another waits.
     turns = [desk.claim(now + MICROSECOND * turn, limit=1)[0].merchant_no for turn in range(1, 9)]
-    assert all(one != other for one, other in pairwise(turns))
+    assert all(merchant_no != other for merchant_no, other in pairwise(turns))
 
 
 def test_a_secret_that_rotates_signs_beside_the_new_one_until_its_end(open_desk: Any, prefix: str) -> None:
@@ -519,7 +522,7 @@ def test_whatever_happens_no_record_is_forgotten_and_each_goes_on_by_its_rule(
             held += desk.claim(now, limit=many + 1)
         elif act == "finish":
             done, held = held[: many + 1], held[many + 1 :]
-            desk.finish([ended(one, now, (FAILED, ALMOST, SUCCESS)[number]) for one in done], now)
+            desk.finish([ended(claim, now, (FAILED, ALMOST, SUCCESS)[number]) for claim in done], now)
         elif act == "lose":
             now, held = now + timedelta(seconds=claims.LEASE_S + 1), []
             desk.release(now)
@@ -545,7 +548,7 @@ def test_whatever_happens_no_record_is_forgotten_and_each_goes_on_by_its_rule(
             break
         now += timedelta(seconds=8)
         desk.release(now)
-        desk.finish([ended(one, now) for one in desk.claim(now)], now)
+        desk.finish([ended(claim, now) for claim in desk.claim(now)], now)
     for record in desk.records():
         counted = [row for row in desk.log() if row.record_id == record.id and row.counted]
         assert [row.attempt for row in counted] == list(range(1, record.attempts + 1))
@@ -557,7 +560,7 @@ def test_whatever_happens_no_record_is_forgotten_and_each_goes_on_by_its_rule(
 
 def plans(desk: Desk, now: datetime) -> dict[str, Any]:
     """Return the plan of each statement of a claim, as it was carried out."""
-    found = {}
+    plan_of = {}
     with desk.engine.connect() as connection:
         given = {
             "queue": desk.queue.queue,
@@ -575,14 +578,14 @@ def plans(desk: Desk, now: datetime) -> dict[str, Any]:
         ]
         given["orders"] = json.dumps(orders)
         for name, statement in (("ready", claims._READY), ("claim", claims._CLAIM)):
-            asked = text(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement.text}")
-            found[name] = connection.execute(asked, given).scalar_one()[0]["Plan"]
+            explain = text(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement.text}")
+            plan_of[name] = connection.execute(explain, given).scalar_one()[0]["Plan"]
         connection.rollback()
-    return found
+    return plan_of
 
 
 def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
-    return [plan, *(inner for one in plan.get("Plans", []) for inner in nodes(one))]
+    return [plan, *(inner for child in plan.get("Plans", []) for inner in nodes(child))]
 
 
 def test_a_claim_costs_the_same_whatever_is_blocked_and_reads_nothing_but_indexes(open_desk: Any, prefix: str) -> None:
@@ -611,7 +614,9 @@ def test_a_claim_costs_the_same_whatever_is_blocked_and_reads_nothing_but_indexe
         assert kinds <= {"Index Scan", "Index Only Scan", "Bitmap Heap Scan"}, f"{name}: {kinds}"
         assert not {"Merge Join", "Hash Join"} & {node["Node Type"] for node in nodes(plan)}, name
         assert sum(node.get("Rows Removed by Filter", 0) for node in scans) <= 20
-        touched = [one["Shared Hit Blocks"] + one["Shared Read Blocks"] for one in (before[name], plan)]
+        touched = [
+            explained["Shared Hit Blocks"] + explained["Shared Read Blocks"] for explained in (before[name], plan)
+        ]
         assert touched[1] <= 1.5 * touched[0] + 50, f"{name}: {touched} blocks"
     assert "notify_lane_ready" in json.dumps(after["ready"])
     assert "notify_record_waiting" in json.dumps(after["claim"])

@@ -51,11 +51,11 @@ def client(settings: Settings) -> Iterator[Callable[..., requests.Response]]:
 
 @pytest.fixture
 def ask(client: Callable[..., requests.Response], desk: Desk) -> Callable[..., Any]:
-    def asked(target: str, *, number: int = 0, secret: str = SECRET, **headers: str) -> Any:
+    def signed_get(target: str, *, number: int = 0, secret: str = SECRET, **headers: str) -> Any:
         signed = signed_headers(secret, message_id="q1", at=utc_now(), body=target.encode())
         return client(target, headers={**signed, "merchant-no": desk.merchant(number), **headers})
 
-    return asked
+    return signed_get
 
 
 def test_a_merchant_sees_its_own_by_id_and_by_order_and_nobody_elses(desk: Desk, ask: Any) -> None:
@@ -64,8 +64,8 @@ def test_a_merchant_sees_its_own_by_id_and_by_order_and_nobody_elses(desk: Desk,
     for record in desk.records():
         number = int(record.merchant_no == desk.merchant(1))
         secret = (SECRET, OTHER)[number]
-        found = ask(f"/notifications/{record.id}", number=number, secret=secret)
-        assert (found.status_code, found.json()["body"], found.json()["status"]) == (200, {"a": 1}, "CREATED")
+        answer = ask(f"/notifications/{record.id}", number=number, secret=secret)
+        assert (answer.status_code, answer.json()["body"], answer.json()["status"]) == (200, {"a": 1}, "CREATED")
         other = ask(f"/notifications/{record.id}", number=1 - number, secret=(SECRET, OTHER)[1 - number])
         assert (other.status_code, other.json()["error"]) == (404, "no_notification")
     [shown] = ask(f"/notifications?order_no={desk.name}O1").json()["notifications"]
@@ -79,7 +79,7 @@ def test_what_did_i_miss_since(desk: Desk, ask: Any) -> None:
     begun = datetime.now(UTC)
     desk.write(5)
     now = max(record.planned_at for record in desk.records())
-    desk.finish([ended(one, now, Result.SUCCESS) for one in desk.claim(now, limit=3)], now)
+    desk.finish([ended(claim, now, Result.SUCCESS) for claim in desk.claim(now, limit=3)], now)
     since = f"since={(begun - timedelta(seconds=1)).isoformat().replace('+', '%2B')}"
     records = [str(record.id) for record in desk.records()]
     undelivered = [str(record.id) for record in desk.records() if record.status != "SUCCESS"]
@@ -107,14 +107,14 @@ def test_the_feed_passes_nothing_over_that_commits_late(settings: Settings, desk
             page = ask(f"/notifications?after={cursor}").json()
             assert page["notifications"] == []
         page = ask(f"/notifications?after={page['after']}").json()
-    assert [one["order_no"] for one in page["notifications"]] == ["late", f"{desk.name}O0"]
+    assert [notification["order_no"] for notification in page["notifications"]] == ["late", f"{desk.name}O0"]
 
 
 def test_a_cursor_from_before_the_clock_was_set_back_passes_nothing_over(desk: Desk, ask: Any) -> None:
     desk.write(1)
     ahead = utc_now() + timedelta(hours=2)
     page = ask(f"/notifications?after={first_id_at(ahead)}").json()
-    assert [one["order_no"] for one in page["notifications"]] == [f"{desk.name}O0"]
+    assert [notification["order_no"] for notification in page["notifications"]] == [f"{desk.name}O0"]
     assert page["after"] < str(first_id_at(utc_now()))
     since = f"since={ahead.isoformat().replace('+', '%2B')}"
     assert ask(f"/notifications?{since}").json()["notifications"] == []
@@ -128,8 +128,8 @@ def test_who_has_not_signed_sees_nothing(client: Any, desk: Desk, what: str) -> 
     body = (target + "x" if what == "target" else target).encode()
     headers = signed_headers(OTHER if what == "secret" else SECRET, message_id="q", at=at, body=body)
     headers["merchant-no"] = {"merchant": desk.merchant(1), "nobody": "nobody"}.get(what, desk.merchant())
-    found = client(target, {} if what == "nothing" else headers)
-    assert (found.status_code, found.json()["error"]) == (401, "unauthorized")
+    answer = client(target, {} if what == "nothing" else headers)
+    assert (answer.status_code, answer.json()["error"]) == (401, "unauthorized")
 
 
 def test_while_secrets_rotate_either_is_good(desk: Desk, ask: Any) -> None:

@@ -95,7 +95,7 @@ def test_scopes_choose_partitions(foreign: Foreign, offsets: Command) -> None:
 
     def moved(*how: object) -> list[tuple[str, int]]:
         shown = offsets("reset", foreign.group, "--to-latest", *how)
-        return [tuple(one) for one in shown.of("topic", "partition")] if shown.code == 0 else []  # type: ignore[misc]
+        return [tuple(place) for place in shown.of("topic", "partition")] if shown.code == 0 else []  # type: ignore[misc]
 
     clicks = foreign.topic
     assert moved() == [(clicks, 0), (clicks, 1), (other, 0)], "all that it stands in"
@@ -203,9 +203,9 @@ def test_a_read_back_that_differs_is_exit_code_1(
         foreign.commit(None, 7)
 
     monkeypatch.setattr(move, "commit", overtaken)
-    told = offsets("reset", foreign.group, "--to-earliest", *YES)
-    assert told.code == 1
-    assert f"{foreign.topic}/1: Kafka was to be 0, and is 7" in told.said
+    answer = offsets("reset", foreign.group, "--to-earliest", *YES)
+    assert answer.code == 1
+    assert f"{foreign.topic}/1: Kafka was to be 0, and is 7" in answer.said
 
 
 def test_a_group_takes_the_position_of_another_and_is_deleted_and_brought_back(
@@ -465,7 +465,7 @@ def test_plans_are_those_of_kafkas_own_tool_and_files_go_both_ways(
 
     def theirs(mode: str) -> str:
         """Return what their plan is as CSV. They take times without a zone."""
-        how = [str(one).removesuffix("Z") if mode == "datetime" else one for one in modes[mode]]
+        how = [str(option).removesuffix("Z") if mode == "datetime" else option for option in modes[mode]]
         printed = kafka_tool(
             foreign.settings, "--group", foreign.group, "--reset-offsets", "--dry-run", "--export", *how
         )

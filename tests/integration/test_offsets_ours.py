@@ -1,4 +1,4 @@
-"""`payrelay offsets` on groups of ours: progress and Kafka move together, and what lies between is told in events."""
+"""`payrelay offsets` on groups of ours: progress and Kafka move together, and a plan counts the events between."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ class Operated:
 
     @property
     def known(self) -> OurConsumer:
-        found = ours(self.settings, self.group)
-        assert found is not None
-        return found
+        consumer = ours(self.settings, self.group)
+        assert consumer is not None
+        return consumer
 
     @property
     def processor(self) -> Processor:
@@ -102,8 +102,8 @@ class Operated:
         return [known[self.pipeline.topic, number] for number in range(3)]
 
     def kafka(self) -> list[int | None]:
-        found = committed(self.settings, self.group)
-        return [found.get((self.pipeline.topic, number)) for number in range(3)]
+        committed_offsets = committed(self.settings, self.group)
+        return [committed_offsets.get((self.pipeline.topic, number)) for number in range(3)]
 
     def mirrored(self) -> list[int]:
         with engine_of(self.settings, "ops").connect() as connection:
@@ -116,7 +116,7 @@ class Operated:
 
 
 @pytest.fixture
-def one(pipeline: Pipeline) -> Operated:
+def operated(pipeline: Pipeline) -> Operated:
     return Operated(pipeline)
 
 
@@ -125,62 +125,69 @@ def offsets(pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return Command(monkeypatch, environment_of_ours(pipeline.settings, tmp_path))
 
 
-def on(one: Operated) -> tuple[str, ...]:
-    return ("--topic", one.pipeline.topic)
+def on(operated: Operated) -> tuple[str, ...]:
+    return ("--topic", operated.pipeline.topic)
 
 
 COUNTS = ("new", "records", "applied", "not_applied", "parked")
 
 
-def test_a_plan_tells_what_has_become_of_the_events_between_and_what_would(one: Operated, offsets: Command) -> None:
-    one.send(30, unreadable=[0])
-    one.apply(10, 7, 4)
-    back = offsets("reset", one.group, "--to-earliest", *on(one))
+def test_a_plan_tells_what_has_become_of_the_events_between_and_what_would(
+    operated: Operated, offsets: Command
+) -> None:
+    operated.send(30, unreadable=[0])
+    operated.apply(10, 7, 4)
+    back = offsets("reset", operated.group, "--to-earliest", *on(operated))
     assert back.of(*COUNTS) == [(0, 10, 9, 0, 1), (0, 7, 7, 0, 0), (0, 4, 4, 0, 0)]
     assert "redelivers 21 records: 20 are applied and will be skipped, 0 will be applied" in back.said
     assert "1 are parked" in back.said
-    ahead = offsets("reset", one.group, "--to-latest", *on(one))
+    ahead = offsets("reset", operated.group, "--to-latest", *on(operated))
     assert ahead.of(*COUNTS) == [(10, 0, 0, 0, 0), (10, 3, 0, 3, 0), (10, 6, 0, 6, 0)]
     assert "SKIPS 9 records: 0 are applied" in ahead.said
     assert "9 OF THEM WERE NEVER APPLIED" in ahead.said
     assert "payrelay replay redeliver" in ahead.said
-    bounded = offsets("reset", one.group, "--to-latest", *on(one), "--count-limit", 8)
+    bounded = offsets("reset", operated.group, "--to-latest", *on(operated), "--count-limit", 8)
     assert "9 records lie between old and new, more than --count-limit" in bounded.said
     assert "may never have been applied" in bounded.said
     assert "applied" not in bounded.rows[0]
-    peeked = offsets("peek", one.group, *on(one), "-p", "1", "--before", 1, "--after", 1).rows
+    peeked = offsets("peek", operated.group, *on(operated), "-p", "1", "--before", 1, "--after", 1).rows
     assert [(row["offset"], row["position"], row["fate"]) for row in peeked] == [
         (6, "", "APPLIED"),
         (7, "next", "MISSING"),
     ]
-    assert peeked[0]["event"] == one.ids[19]
-    assert offsets("peek", one.group, *on(one), "-p", "0", "--before", 10, "--after", 0).rows[0]["fate"] == "PARKED"
+    assert peeked[0]["event"] == operated.ids[19]
+    assert (
+        offsets("peek", operated.group, *on(operated), "-p", "0", "--before", 10, "--after", 0).rows[0]["fate"]
+        == "PARKED"
+    )
 
 
-def test_what_is_parked_under_a_foreign_key_is_parked_for_peek_too(one: Operated, offsets: Command) -> None:
-    one.send(3)
-    event = one.pipeline.events(1)[0]
-    producer = Producer({"bootstrap.servers": one.settings.kafka_bootstrap})
-    producer.produce(one.pipeline.topic, value=encode(event), key="another", headers=headers_of(event), partition=0)
+def test_what_is_parked_under_a_foreign_key_is_parked_for_peek_too(operated: Operated, offsets: Command) -> None:
+    operated.send(3)
+    event = operated.pipeline.events(1)[0]
+    producer = Producer({"bootstrap.servers": operated.settings.kafka_bootstrap})
+    producer.produce(
+        operated.pipeline.topic, value=encode(event), key="another", headers=headers_of(event), partition=0
+    )
     assert producer.flush(30) == 0
-    one.apply(2, 1, 1)
-    rows = offsets("peek", one.group, *on(one), "-p", "0", "--before", 2).rows
+    operated.apply(2, 1, 1)
+    rows = offsets("peek", operated.group, *on(operated), "-p", "0", "--before", 2).rows
     assert [row["fate"] for row in rows] == ["APPLIED", "PARKED"]
 
 
 def test_a_way_back_applies_an_event_once_and_nothing_past_what_is_parked_of_its_key(
-    one: Operated, offsets: Command
+    operated: Operated, offsets: Command
 ) -> None:
-    one.send(9, unreadable=[0])
-    one.apply(2, 0, 0)
-    parked, _, event = list(read(one.settings, {(one.pipeline.topic, 0): range(3)}))
-    producer = Producer({"bootstrap.servers": one.settings.kafka_bootstrap, "acks": "all"})
+    operated.send(9, unreadable=[0])
+    operated.apply(2, 0, 0)
+    parked, _, event = list(read(operated.settings, {(operated.pipeline.topic, 0): range(3)}))
+    producer = Producer({"bootstrap.servers": operated.settings.kafka_bootstrap, "acks": "all"})
     for key in (parked.key(), event.key()):
-        producer.produce(one.pipeline.topic, value=event.value(), key=key, headers=event.headers(), partition=0)
+        producer.produce(operated.pipeline.topic, value=event.value(), key=key, headers=event.headers(), partition=0)
         assert producer.flush(30) == 0
-    ahead = offsets("reset", one.group, "--to-latest", *on(one), *YES)
+    ahead = offsets("reset", operated.group, "--to-latest", *on(operated), *YES)
     assert ahead.of(*COUNTS)[0] == (5, 3, 0, 3, 0), "skipped, none of them is applied"
-    back = offsets("reset", one.group, "--to-earliest", *on(one))
+    back = offsets("reset", operated.group, "--to-earliest", *on(operated))
     assert back.of(*COUNTS)[0] == (0, 5, 2, 1, 2)
 
 
@@ -224,164 +231,176 @@ def test_a_header_whose_name_is_no_utf8_is_parked_and_no_reader_stumbles(
 
 
 def test_events_that_would_be_told_to_the_outside_are_counted(pipeline: Pipeline, offsets: Command) -> None:
-    one = Operated(pipeline, "notification")
-    one.send(9)
-    one.apply(2, 0, 0)
-    with engine_of(one.settings, "owner").begin() as connection:
-        connection.execute(text("DELETE FROM notification.inbox WHERE consumer = :group"), {"group": one.group})
-    back = offsets("reset", one.group, "--to-earliest", *on(one))
+    operated = Operated(pipeline, "notification")
+    operated.send(9)
+    operated.apply(2, 0, 0)
+    with engine_of(operated.settings, "owner").begin() as connection:
+        connection.execute(text("DELETE FROM notification.inbox WHERE consumer = :group"), {"group": operated.group})
+    back = offsets("reset", operated.group, "--to-earliest", *on(operated))
     assert "2 will be applied (2 of them told to the outside)" in back.said
 
 
-def test_progress_and_kafka_move_together_and_are_moved_back(one: Operated, offsets: Command) -> None:
-    one.send(30)
-    one.apply(10, 7, 4)
+def test_progress_and_kafka_move_together_and_are_moved_back(operated: Operated, offsets: Command) -> None:
+    operated.send(30)
+    operated.apply(10, 7, 4)
     for how, expected in ((("--shift-by", -3), [7, 4, 1]), (("--to-offset", 5), [5, 5, 5])):
-        done = offsets("reset", one.group, *how, *on(one), *YES)
+        done = offsets("reset", operated.group, *how, *on(operated), *YES)
         assert done.code == 0, done.said
-        assert (one.progress(), one.kafka(), one.mirrored()) == (expected, expected, expected)
-    assert offsets("undo", one.group, *YES).code == 0
-    assert (one.progress(), one.kafka()) == ([7, 4, 1], [7, 4, 1])
-    described = offsets("describe", one.group, *on(one)).rows
+        assert (operated.progress(), operated.kafka(), operated.mirrored()) == (expected, expected, expected)
+    assert offsets("undo", operated.group, *YES).code == 0
+    assert (operated.progress(), operated.kafka()) == ([7, 4, 1], [7, 4, 1])
+    described = offsets("describe", operated.group, *on(operated)).rows
     assert described["ours"] == "accounting"
     assert [(row["progress"], row["committed"], row["lag"]) for row in described["partitions"]] == [
         (7, 7, 3), (4, 4, 6), (1, 1, 9)]  # fmt: skip
-    assert "does not read payment.order" in offsets("reset", one.group, "--to-latest", "--topic", "payment.order").said
+    assert (
+        "does not read payment.order"
+        in offsets("reset", operated.group, "--to-latest", "--topic", "payment.order").said
+    )
 
 
-def test_an_order_and_an_event_are_positions(one: Operated, offsets: Command) -> None:
-    one.send(30)
-    one.apply(10, 10, 10)
+def test_an_order_and_an_event_are_positions(operated: Operated, offsets: Command) -> None:
+    operated.send(30)
+    operated.apply(10, 10, 10)
     for number in (0, 7, 29):
         expected = [(number % 3, number // 3)]
-        assert offsets("reset", one.group, "--to-event", one.ids[number]).of("partition", "new") == expected
-        order = one.pipeline.sent[number].order_no
-        assert offsets("reset", one.group, "--to-order", order).of("partition", "new") == expected
+        assert offsets("reset", operated.group, "--to-event", operated.ids[number]).of("partition", "new") == expected
+        order = operated.pipeline.sent[number].order_no
+        assert offsets("reset", operated.group, "--to-order", order).of("partition", "new") == expected
     for wrong, says in (
         (("--to-event", fresh_id()), "is on none of"), (("--to-event", "7"), "is no event id"),
         (("--to-order", "nosuch"), "no event of order"),
     ):  # fmt: skip
-        refused = offsets("reset", one.group, *wrong)
+        refused = offsets("reset", operated.group, *wrong)
         assert (refused.code, says in refused.said) == (2, True)
     assert "no group of ours" in offsets("reset", "somebody", "--to-order", "O1").said
 
 
-def test_what_another_tool_committed_is_not_ours_until_it_is_adopted(one: Operated, offsets: Command) -> None:
-    one.send(30)
-    one.apply(5, 5, 5)
-    commit(one.settings, one.group, {(one.pipeline.topic, 0): 9})
-    described = offsets("describe", one.group, *on(one)).rows["partitions"]
+def test_what_another_tool_committed_is_not_ours_until_it_is_adopted(operated: Operated, offsets: Command) -> None:
+    operated.send(30)
+    operated.apply(5, 5, 5)
+    commit(operated.settings, operated.group, {(operated.pipeline.topic, 0): 9})
+    described = offsets("describe", operated.group, *on(operated)).rows["partitions"]
     assert [described[0][name] for name in ("progress", "committed", "lag")] == [5, 9, 5]
     assert "not ours: progress counts" in described[0]["note"]
-    plan = offsets("reset", one.group, "--from-kafka", *on(one))
+    plan = offsets("reset", operated.group, "--from-kafka", *on(operated))
     assert plan.of("old", "new") == [(5, 9), (5, 5), (5, 5)]
     assert "4 OF THEM WERE NEVER APPLIED" in plan.said
-    assert offsets("reset", one.group, "--from-kafka", *on(one), *YES).code == 0
-    assert (one.progress(), one.mirrored()) == ([9, 5, 5], [9, 5, 5])
-    assert offsets("reset", one.group, "--to-current", *YES).code == 0, "Kafka brought into line"
+    assert offsets("reset", operated.group, "--from-kafka", *on(operated), *YES).code == 0
+    assert (operated.progress(), operated.mirrored()) == ([9, 5, 5], [9, 5, 5])
+    assert offsets("reset", operated.group, "--to-current", *YES).code == 0, "Kafka brought into line"
 
 
-def test_progress_of_a_topic_that_was_made_again_is_of_another_log(one: Operated, offsets: Command) -> None:
-    one.send(9)
-    one.apply(3, 3, 3)
-    one.pipeline.delete_topic()
-    one.pipeline.make_topic()
-    eventually(lambda: len(one.known.logs) == 6, what="the broker knows all partitions")
-    rows = offsets("describe", one.group, *on(one)).rows["partitions"]
+def test_progress_of_a_topic_that_was_made_again_is_of_another_log(operated: Operated, offsets: Command) -> None:
+    operated.send(9)
+    operated.apply(3, 3, 3)
+    operated.pipeline.delete_topic()
+    operated.pipeline.make_topic()
+    eventually(lambda: len(operated.known.logs) == 6, what="the broker knows all partitions")
+    rows = offsets("describe", operated.group, *on(operated)).rows["partitions"]
     assert [(row["progress"], row["note"][:33]) for row in rows] == [(None, "progress is on another topic of t")] * 3
-    assert offsets("reset", one.group, "--to-current", *on(one), *YES).code == 0
-    assert one.progress() == [0, 0, 0]
+    assert offsets("reset", operated.group, "--to-current", *on(operated), *YES).code == 0
+    assert operated.progress() == [0, 0, 0]
 
 
 def test_a_group_of_ours_that_moved_since_the_plan_stays_and_so_does_kafka(
-    one: Operated, offsets: Command, monkeypatch: pytest.MonkeyPatch
+    operated: Operated, offsets: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ops.offsets.move as move
 
-    one.send(30)
-    one.apply(5, 5, 5)
+    operated.send(30)
+    operated.apply(5, 5, 5)
     write = move.write_undo
 
     def beside(*arguments: Any) -> None:
         write(*arguments)
-        place = (one.pipeline.topic, 2)
-        move_progress(one.settings, one.group, one.known, {place: 6}, seen={place: 5})
+        place = (operated.pipeline.topic, 2)
+        move_progress(operated.settings, operated.group, operated.known, {place: 6}, seen={place: 5})
 
     monkeypatch.setattr(move, "write_undo", beside)
-    refused = offsets("reset", one.group, "--to-earliest", *on(one), *YES)
-    assert (refused.code, one.progress(), one.kafka()) == (1, [5, 5, 6], [5, 5, 5])
+    refused = offsets("reset", operated.group, "--to-earliest", *on(operated), *YES)
+    assert (refused.code, operated.progress(), operated.kafka()) == (1, [5, 5, 6], [5, 5, 5])
     assert "stood at 5 when the plan was made, and is at 6" in refused.said
-    assert "nothing of this group was moved from here" in offsets("undo", one.group).said
+    assert "nothing of this group was moved from here" in offsets("undo", operated.group).said
 
 
 def test_a_read_back_that_differs_is_told_of_progress_too(
-    one: Operated, offsets: Command, monkeypatch: pytest.MonkeyPatch
+    operated: Operated, offsets: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ops.offsets.move as move
 
-    one.send(9)
-    one.apply(3, 3, 3)
+    operated.send(9)
+    operated.apply(3, 3, 3)
     noted = move.note_mirror
 
     def overtaken(*arguments: Any) -> None:
         noted(*arguments)
-        place = (one.pipeline.topic, 1)
-        move_progress(one.settings, one.group, one.known, {place: 2}, seen={place: 0})
+        place = (operated.pipeline.topic, 1)
+        move_progress(operated.settings, operated.group, operated.known, {place: 2}, seen={place: 0})
 
     monkeypatch.setattr(move, "note_mirror", overtaken)
-    told = offsets("reset", one.group, "--to-earliest", *on(one), *YES)
-    assert told.code == 1
-    assert f"{one.pipeline.topic}/1: progress was to be 0, and is 2" in told.said
+    answer = offsets("reset", operated.group, "--to-earliest", *on(operated), *YES)
+    assert answer.code == 1
+    assert f"{operated.pipeline.topic}/1: progress was to be 0, and is 2" in answer.said
 
 
 def test_where_progress_cannot_be_reached_kafka_is_not_moved(
-    one: Operated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    operated: Operated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one.send(9)
-    one.apply(3, 3, 3)
-    given = environment_of_ours(one.settings, tmp_path)
+    operated.send(9)
+    operated.apply(3, 3, 3)
+    given = environment_of_ours(operated.settings, tmp_path)
     away = "postgresql://accounting:x@127.0.0.1:1/payrelay"
     for role in ("ACCOUNTING", "OPS"):
         command = Command(monkeypatch, {**given, f"PAYRELAY_DSN__{role}": away})
         with pytest.raises(OperationalError):  # which `main` tells, with exit code 3
-            command("reset", one.group, "--to-earliest", *on(one), *YES)
+            command("reset", operated.group, "--to-earliest", *on(operated), *YES)
     without = {name: value for name, value in given.items() if name != "PAYRELAY_DSN__ACCOUNTING"}
-    refused = Command(monkeypatch, without)("reset", one.group, "--to-earliest", *on(one), *YES)
+    refused = Command(monkeypatch, without)("reset", operated.group, "--to-earliest", *on(operated), *YES)
     assert (refused.code, "PAYRELAY_DSN__ACCOUNTING" in refused.said) == (2, True)
     other = Command(monkeypatch, given | {"PAYRELAY_GROUP_PREFIX": "other-"})
-    refused = other("reset", one.group, "--to-earliest", *YES)
+    refused = other("reset", operated.group, "--to-earliest", *YES)
     assert (refused.code, "has progress in accounting" in refused.said) == (1, True)
-    assert (one.progress(), one.kafka()) == ([3, 3, 3], [3, 3, 3])
+    assert (operated.progress(), operated.kafka()) == ([3, 3, 3], [3, 3, 3])
 
 
 def test_a_reset_killed_between_progress_and_kafka_is_mended_by_the_next_start(
-    one: Operated, offsets: Command, tmp_path: Path
+    operated: Operated, offsets: Command, tmp_path: Path
 ) -> None:
-    worker = one.pipeline.start()
-    one.send(60)
-    one.pipeline.all_posted()
-    one.pipeline.ready(worker)
-    eventually(lambda: one.kafka() == [20, 20, 20], what="mirrored")
-    refused = offsets("reset", one.group, "--to-earliest", *YES)
+    worker = operated.pipeline.start()
+    operated.send(60)
+    operated.pipeline.all_posted()
+    operated.pipeline.ready(worker)
+    eventually(lambda: operated.kafka() == [20, 20, 20], what="mirrored")
+    refused = offsets("reset", operated.group, "--to-earliest", *YES)
     assert refused.code == 1
     assert "payrelay worker accounting" in refused.said
     assert "on 127.0.0.1  6 partitions" in refused.said
     assert worker.end() == 0
 
-    command = [sys.executable, "-m", "tests.faults.cut_off_reset", "offsets", "reset", one.group, "--to-offset", "4"]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.faults.cut_off_reset",
+        "offsets",
+        "reset",
+        operated.group,
+        "--to-offset",
+        "4",
+    ]
     killed = subprocess.run(
-        [*command, *on(one), *YES], env=os.environ.copy(), cwd=ROOT, capture_output=True, check=False
+        [*command, *on(operated), *YES], env=os.environ.copy(), cwd=ROOT, capture_output=True, check=False
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    assert (one.progress(), one.kafka()) == ([4, 4, 4], [20, 20, 20])
-    plan = offsets("reset", one.group, "--to-current", *on(one))
+    assert (operated.progress(), operated.kafka()) == ([4, 4, 4], [20, 20, 20])
+    plan = offsets("reset", operated.group, "--to-current", *on(operated))
     assert "Kafka is at 20, which is not ours" in plan.rows[0]["note"]
-    one.send(3)
-    one.pipeline.start()
-    one.pipeline.all_posted()
-    eventually(lambda: one.kafka() == one.progress() == [21, 21, 21], what="the mirror mended")
-    assert one.mirrored() == [21, 21, 21]
-    one.pipeline.prove()
+    operated.send(3)
+    operated.pipeline.start()
+    operated.pipeline.all_posted()
+    eventually(lambda: operated.kafka() == operated.progress() == [21, 21, 21], what="the mirror mended")
+    assert operated.mirrored() == [21, 21, 21]
+    operated.pipeline.prove()
 
 
 # ---- workers of the local stack ---------------------------------------------------------------------------------------

@@ -96,10 +96,10 @@ def test_the_reference_page_is_what_the_commands_print(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    foreign, one = Foreign(pipeline.settings, pipeline.settings.topic_prefix), Operated(pipeline)
+    foreign, operated = Foreign(pipeline.settings, pipeline.settings.topic_prefix), Operated(pipeline)
     try:
         _anybodys(page, foreign, tmp_path)
-        _ours(page, one)
+        _ours(page, operated)
         Command(monkeypatch, {"PAYRELAY_STACK": stack.embedded.name, "PAYRELAY_HOME": str(stack.embedded.home)})
         _stopping(page, tmp_path)
     finally:
@@ -178,10 +178,10 @@ def _anybodys(page: Page, foreign: Foreign, folder: Path) -> None:
     page.run("undo", f"{group}-shadow")
 
 
-def _ours(page: Page, one: Operated) -> None:
-    topic = ("--topic", one.pipeline.topic)
-    one.send(30, unreadable=[0])
-    one.apply(10, 7, 4)
+def _ours(page: Page, operated: Operated) -> None:
+    topic = ("--topic", operated.pipeline.topic)
+    operated.send(30, unreadable=[0])
+    operated.apply(10, 7, 4)
     page.say(
         "## Groups of ours",
         "",
@@ -192,23 +192,25 @@ def _ours(page: Page, one: Operated) -> None:
         "",
         "`payrelay replay redeliver` fills such holes beside the running worker, `payrelay replay rebuild` makes a consumer's tables anew.",
     )  # fmt: skip
-    page.run("describe", one.group, *topic, "-p", "0")
-    page.run("reset", one.group, "--to-earliest", *topic)
-    page.run("reset", one.group, "--to-latest", *topic)
-    page.run("peek", one.group, *topic, "-p", "0", "--before", 10, "--after", 0, "-o", "csv", only="^topic|,0,.*PARKED")
+    page.run("describe", operated.group, *topic, "-p", "0")
+    page.run("reset", operated.group, "--to-earliest", *topic)
+    page.run("reset", operated.group, "--to-latest", *topic)
+    page.run(
+        "peek", operated.group, *topic, "-p", "0", "--before", 10, "--after", 0, "-o", "csv", only="^topic|,0,.*PARKED"
+    )
     page.say(
         "An order or an event is a position: the partitions that hold it stand at its first event, the others stay."
     )
-    page.run("reset", one.group, "--to-order", one.pipeline.sent[13].order_no)
-    page.run("reset", one.group, "--to-event", one.ids[3], "--execute", "--yes")
-    page.run("undo", one.group, "--execute", "--yes")
+    page.run("reset", operated.group, "--to-order", operated.pipeline.sent[13].order_no)
+    page.run("reset", operated.group, "--to-event", operated.ids[3], "--execute", "--yes")
+    page.run("undo", operated.group, "--execute", "--yes")
     page.say(
         "What another tool has committed moves nothing; `--from-kafka` adopts it, `--to-current` brings Kafka back into line."
     )
     from ops.kafka.groups import commit
 
-    commit(one.settings, one.group, {(one.pipeline.topic, 1): 10})
-    page.run("reset", one.group, "--from-kafka", *topic, "-p", "1")
+    commit(operated.settings, operated.group, {(operated.pipeline.topic, 1): 10})
+    page.run("reset", operated.group, "--from-kafka", *topic, "-p", "1")
 
 
 def _stopping(page: Page, folder: Path) -> None:

@@ -522,14 +522,14 @@ def test_note_lot_says_whether_claims_look_no_longer(lot: Lot) -> None:
                 assert note_lot(connection, lot.consumer) is outcome
 
 
-@pytest.mark.parametrize("asked", [1, 3, 40])
-def test_parked_keys_are_found_from_whichever_side_has_fewer(lot: Lot, asked: int) -> None:
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_parked_keys_are_found_from_whichever_side_has_fewer(lot: Lot, count: int) -> None:
     keys = [lot.key(number).encode() for number in range(20)]
     lot.rejected = {key.decode() for key in keys}
     with lot.engine.begin() as connection:
         event = {"event_id": None, "type": None, "version": None, "headers": {}, "value": None, "cause": Cause.REJECTED}
         held = [Parked(offset=n, key=key, error="", **event) for n, key in enumerate([None, *keys, *keys[:5]])]
         park(connection, lot.consumer, {lot.logs[1]: held})
-        wanted = [lot.key(number).encode() for number in range(19, 19 + asked)]
+        wanted = [lot.key(number).encode() for number in range(19, 19 + count)]
         assert parked_keys(connection, lot.consumer, wanted) == {keys[19]}
         assert parked_keys(connection, f"{lot.consumer}-other", wanted) == set()

@@ -130,9 +130,9 @@ def test_an_old_event_is_known_to_everybody_who_asks_until_it_is_forgotten(lot: 
     identity, other = id_of_long_ago(), fresh_id()
     slices = [lot.slice_of([old_record(lot, 0, identity), lot.event(1, 1, 2)]),
               lot.slice_of([old_record(lot, 2, identity), record_of(3, settled(prefix=lot.prefix, number=3), ce_id=str(other).encode())])]  # fmt: skip
-    for one in slices:
+    for slice_ in slices:
         for _ in range(2):
-            assert lot.deliver(one) == [Delivered()]
+            assert lot.deliver(slice_) == [Delivered()]
     assert [key for key, _ in lot.applied].count(lot.key()) == 1
     with engine_of(settings, "ops").connect() as connection:
         assert fates(connection, "accounting", lot.consumer, [identity, other]) == dict.fromkeys(

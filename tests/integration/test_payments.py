@@ -79,7 +79,7 @@ class Shop:
         now: datetime = NOW,
         at: datetime | None = None,
     ) -> Answer:
-        told = BankNotification(
+        notification = BankNotification(
             transaction_no=no or f"B{payment_no}", payment_no=payment_no, amount_fen=amount_fen, currency="CNY",
             status=status, reason="no" if status == "FAILED" else None,  # type: ignore[arg-type]
         )  # fmt: skip
@@ -88,16 +88,16 @@ class Shop:
                 connection,
                 webhook_id=webhook or f"w{payment_no}",
                 signed_at=at or now,
-                body=msgspec.json.encode(told),
+                body=msgspec.json.encode(notification),
                 now=now,
             )
 
-    def one(self, statement: str, **parameters: Any) -> Any:
+    def value(self, statement: str, **parameters: Any) -> Any:
         with self.engine.connect() as connection:
             return connection.execute(text(statement), {"like": f"{self.prefix}%", **parameters}).scalar()
 
     def status(self, payment_no: str) -> Any:
-        return self.one("SELECT status FROM payment WHERE payment_no = :no", no=payment_no)
+        return self.value("SELECT status FROM payment WHERE payment_no = :no", no=payment_no)
 
     def events(self, payment_no: str) -> list[str]:
         with self.engine.connect() as connection:
@@ -117,7 +117,7 @@ def test_the_same_order_and_body_gets_the_first_answer_and_another_body_a_confli
     assert shop.open("O1", now=NOW + timedelta(hours=1)) == first
     with pytest.raises(OrderConflict):
         shop.open("O1", 501)
-    assert shop.one("SELECT used_fen FROM limit_use WHERE payer_no LIKE :like") == 500
+    assert shop.value("SELECT used_fen FROM limit_use WHERE payer_no LIKE :like") == 500
 
 
 def test_limits_single_daily_monthly_in_the_stated_zone(shop: Shop) -> None:
@@ -150,7 +150,7 @@ def test_limits_hold_under_concurrency(shop: Shop) -> None:
     with ThreadPoolExecutor(12) as pool:
         opened = sum(pool.map(attempt, range(24)))
     assert opened == 6  # 6 x 300 within 2000
-    assert shop.one("SELECT used_fen FROM limit_use WHERE payer_no LIKE :like") == 1_800
+    assert shop.value("SELECT used_fen FROM limit_use WHERE payer_no LIKE :like") == 1_800
 
 
 def test_expiry_frees_the_limit_and_money_that_comes_late_goes_to_suspense(shop: Shop) -> None:
@@ -158,7 +158,7 @@ def test_expiry_frees_the_limit_and_money_that_comes_late_goes_to_suspense(shop:
     with shop.engine.begin() as connection:
         expire_payments(connection, now=NOW + timedelta(seconds=2))
     assert shop.status(late.payment_no) == "EXPIRED"
-    assert shop.one("SELECT used_fen FROM limit_use WHERE payer_no LIKE :like") == 0
+    assert shop.value("SELECT used_fen FROM limit_use WHERE payer_no LIKE :like") == 0
     assert shop.tell(late.payment_no, now=NOW + timedelta(seconds=3)) == ACCEPTED
     assert shop.events(late.payment_no) == ["payment.suspense_recorded.v1"]
 
@@ -189,7 +189,7 @@ class Late:
             )  # fmt: skip
 
     def used(self) -> Any:
-        return self.shop.one("SELECT used_fen FROM limit_use WHERE payer_no LIKE :like")
+        return self.shop.value("SELECT used_fen FROM limit_use WHERE payer_no LIKE :like")
 
 
 def test_money_taken_in_time_settles_an_order_that_has_expired_beyond_the_limit(shop: Shop) -> None:
@@ -242,13 +242,14 @@ def test_a_settlement_is_decided_once_and_repeats_change_nothing(shop: Shop) -> 
         assert shop.tell(opened.payment_no, webhook=shop.prefix + webhook) == ACCEPTED
     assert shop.events(opened.payment_no) == ["payment.settled.v1"]
     assert (
-        shop.one("SELECT (fee_fen, points)::text FROM payment WHERE payment_no = :no", no=opened.payment_no) == "(3,5)"
+        shop.value("SELECT (fee_fen, points)::text FROM payment WHERE payment_no = :no", no=opened.payment_no)
+        == "(3,5)"
     )
 
 
 def test_fee_and_cost_are_decided_by_rule_and_travel_in_the_event(shop: Shop) -> None:
     opened = shop.open("O1", 1_000)
-    told = BankNotification(
+    notification = BankNotification(
         transaction_no=f"{shop.prefix}B",
         payment_no=opened.payment_no,
         amount_fen=1_000,
@@ -261,7 +262,7 @@ def test_fee_and_cost_are_decided_by_rule_and_travel_in_the_event(shop: Shop) ->
             fee_rate_bp=60, fee_fixed_fen=1, fee_min_fen=8, fee_cap_fen=900,
         )  # fmt: skip
         set_channel_cost(connection, "bank_card", FeeRule(rate_bp=25))
-        body = msgspec.json.encode(told)
+        body = msgspec.json.encode(notification)
         receive_notification(connection, webhook_id=shop.prefix, signed_at=NOW, body=body, now=NOW)
         payload = connection.execute(text("SELECT payload FROM outbox WHERE key = :no"), {"no": opened.payment_no})
         event = msgspec.json.decode(payload.scalar_one(), type=PaymentSettled)
@@ -324,7 +325,7 @@ def test_what_the_order_cannot_accept_is_in_suspense_once(shop: Shop) -> None:
     shop.tell(f"{shop.prefix}unknown", no=f"{shop.prefix}B2", webhook=f"{shop.prefix}u")
     shop.tell(opened.payment_no, webhook=f"{shop.prefix}good")
     shop.tell(opened.payment_no, no=f"{shop.prefix}B3", webhook=f"{shop.prefix}second")
-    assert shop.one("SELECT count(*) FROM suspense WHERE bank_transaction_no LIKE :like") == 3
+    assert shop.value("SELECT count(*) FROM suspense WHERE bank_transaction_no LIKE :like") == 3
     assert shop.events(opened.payment_no) == [
         "payment.suspense_recorded.v1",
         "payment.settled.v1",
@@ -336,12 +337,12 @@ def test_a_currency_with_a_newline_books_nothing(shop: Shop) -> None:
     opened = shop.open("O1")
     body = {"transaction_no": f"B{opened.payment_no}", "payment_no": opened.payment_no, "amount_fen": 500}
     for currency in ("CNY\n", "CNY\r"):
-        told = msgspec.json.encode({**body, "currency": currency, "status": "SUCCESS"})
+        encoded = msgspec.json.encode({**body, "currency": currency, "status": "SUCCESS"})
         with shop.engine.begin() as connection:
             webhook_id = f"w{opened.payment_no}"
-            answer = receive_notification(connection, webhook_id=webhook_id, signed_at=NOW, body=told, now=NOW)
+            answer = receive_notification(connection, webhook_id=webhook_id, signed_at=NOW, body=encoded, now=NOW)
         assert answer == REFUSED
-    assert shop.one("SELECT count(*) FROM suspense WHERE payment_no = :no", no=opened.payment_no) == 0
+    assert shop.value("SELECT count(*) FROM suspense WHERE payment_no = :no", no=opened.payment_no) == 0
     assert shop.tell(opened.payment_no) == ACCEPTED
     assert shop.status(opened.payment_no) == "SETTLED"
 
@@ -349,7 +350,7 @@ def test_a_currency_with_a_newline_books_nothing(shop: Shop) -> None:
 def test_a_failure_frees_the_limit_and_success_after_it_goes_to_suspense(shop: Shop) -> None:
     opened = shop.open("O1")
     assert shop.tell(opened.payment_no, status="FAILED") == ACCEPTED
-    assert shop.one("SELECT used_fen FROM limit_use WHERE payer_no LIKE :like") == 0
+    assert shop.value("SELECT used_fen FROM limit_use WHERE payer_no LIKE :like") == 0
     assert shop.tell(opened.payment_no, webhook=f"{shop.prefix}2") == ACCEPTED
     assert shop.events(opened.payment_no) == ["payment.failed.v1", "payment.suspense_recorded.v1"]
 
@@ -410,8 +411,8 @@ def test_a_payer_pays_by_browser_and_sees_what_came_of_it(settings: Settings, pr
 
     browser = {"accept": "text/html,application/xhtml+xml;q=0.9,*/*;q=0.8"}
     for number, amount_fen, expected in ((1, 400, "Paid"), (2, 900, "insufficient balance")):
-        asked = requests.get(address(number, amount_fen), headers=browser, timeout=20)
-        assert (asked.status_code, "<button>Pay</button>" in asked.text) == (200, True)
+        page = requests.get(address(number, amount_fen), headers=browser, timeout=20)
+        assert (page.status_code, "<button>Pay</button>" in page.text) == (200, True)
         paid = eventually(partial(pay, address(number, amount_fen)), what="an answer by the database")
         assert (paid.status_code, expected in paid.text) == (200, True)
         again = requests.post(address(number, amount_fen), timeout=20).json()
@@ -467,6 +468,6 @@ def test_the_bank_tells_when_it_executed_a_payment_and_always_the_same(settings:
                 text("SELECT payload FROM outbox WHERE correlation = :no"), {"no": link.payment_no}
             ).scalar_one()
     assert results[0] == results[1]
-    told = msgspec.json.decode(bank_body_of(msgspec.json.decode(payload, type=BankTransactionExecuted)))
-    assert told.get("executed_at") == "2126-11-23T12:00:00.000001Z"
-    assert msgspec.json.decode(results[0]) == told
+    body = msgspec.json.decode(bank_body_of(msgspec.json.decode(payload, type=BankTransactionExecuted)))
+    assert body.get("executed_at") == "2126-11-23T12:00:00.000001Z"
+    assert msgspec.json.decode(results[0]) == body

@@ -123,7 +123,7 @@ class House:
         """Payments are opened, paid in each way, refused, expired; every processor has had its events twice."""
         self.round += 1
         cards = [self._open(number) for number in range(4)]
-        asked = self._balance_payments()
+        balance_payments = self._balance_payments()
         for number, payment_no in enumerate(cards[:3]):
             self._tell(payment_no, status="FAILED" if number == 2 else "SUCCESS")
             self._tell(payment_no, status="FAILED" if number == 2 else "SUCCESS")
@@ -134,7 +134,7 @@ class House:
             connection.execute(_MERCHANT, {"key": f"{self.name}M"}).one()
             connection.execute(_PAYER, {"payment_no": cards[0]}).one()
         self._bank(cards[0])
-        self._process(asked)
+        self._process(balance_payments)
 
     def _open(self, number: int, method: Any = "bank_card") -> str:
         request = PaymentRequest(
@@ -160,13 +160,13 @@ class House:
         return numbers
 
     def _tell(self, payment_no: str, *, status: Any) -> None:
-        told = BankNotification(
+        notification = BankNotification(
             transaction_no=f"B{payment_no}", payment_no=payment_no, amount_fen=500, currency="CNY", status=status,
             reason="no" if status == "FAILED" else None,
         )  # fmt: skip
         self.act(
             "payments", receive_notification, webhook_id=f"w{payment_no}", signed_at=NOW, now=NOW,
-            body=msgspec.json.encode(told),
+            body=msgspec.json.encode(notification),
         )  # fmt: skip
 
     def _bank(self, payment_no: str) -> None:
@@ -176,7 +176,7 @@ class House:
         for _ in range(2):
             self.act("bank", execute_transaction, link, now=NOW)
 
-    def _process(self, asked: list[str]) -> None:
+    def _process(self, balance_payments: list[str]) -> None:
         prefix = f"{self.name}{self.round}-"
         numbers = range(1, 13)
         ledger: list[Event] = [settled(prefix=prefix, number=number) for number in numbers]
@@ -188,7 +188,7 @@ class House:
             balance_requested(payment_no=f"{prefix}R{number}", payer_no=f"{self.name}U", amount_fen=100)
             for number in numbers
         ]
-        answers: list[Event] = [balance_paid(payment_no=payment_no, amount_fen=500) for payment_no in asked]
+        answers: list[Event] = [balance_paid(payment_no=payment_no, amount_fen=500) for payment_no in balance_payments]
         self._deliver("accounting", [*ledger, *booked])
         self._deliver("funds", [*ledger, *requests])
         self._deliver("points", ledger)
@@ -254,12 +254,12 @@ class Counted:
         for _ in range(count):
             self.house.go_round()
         after = self._read()
-        found = {}
+        costly = {}
         for name, (scans, fetched) in after.items():
             scanned, read = scans - before[name][0], (fetched - before[name][1]) // count
             if scanned or read > FETCHED_MAX:
-                found[name] = f"{scanned} scans in {count} rounds, {read} rows fetched in each"
-        return found
+                costly[name] = f"{scanned} scans in {count} rounds, {read} rows fetched in each"
+        return costly
 
 
 _COLUMNS = text("""
@@ -296,20 +296,20 @@ def test_nothing_that_services_do_scans_a_table_whatever_the_planner_knows_of_it
     """Sessions stay: what they have planned on empty tables they use on large ones. An eleventh round is a generic plan's turn."""
     houses = {mode: House(new_system, mode) for mode in MODES}
     counts = {mode: Counted(new_system, house) for mode, house in houses.items()}
-    found: dict[str, dict[str, str]] = {}
+    costly: dict[str, dict[str, str]] = {}
     for mode, counted in counts.items():
-        found[f"new, {mode}"] = counted.rounds(11 if mode == "auto" else 2)
+        costly[f"new, {mode}"] = counted.rounds(11 if mode == "auto" else 2)
     grow(new_system)
     for mode, counted in counts.items():
-        found[f"grown, {mode}"] = counted.rounds(2)
+        costly[f"grown, {mode}"] = counted.rounds(2)
     with engine_of(new_system, "owner").connect().execution_options(isolation_level="AUTOCOMMIT") as owner:
         owner.execute(text("ANALYZE"))
     for mode, counted in counts.items():
-        found[f"analysed, {mode}"] = counted.rounds(2)
+        costly[f"analysed, {mode}"] = counted.rounds(2)
     with engine_of(new_system, "owner").connect() as owner:
         assert owner.execute(text("SELECT count(*) FROM accounting.voucher")).scalar_one() > ROWS
         assert owner.execute(text("SELECT count(*) FROM payments.payment")).scalar_one() > ROWS
     for house in houses.values():
         for engine in house.engines.values():
             engine.dispose()
-    assert {state: tables for state, tables in found.items() if tables} == {}
+    assert {state: tables for state, tables in costly.items() if tables} == {}

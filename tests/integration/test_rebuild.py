@@ -1,4 +1,4 @@
-"""Rows made again from the topics, on real Kafka and PostgreSQL: what differs is found, and nothing else; and what is done about it."""
+"""Rows rebuilt from the topics, on real Kafka and PostgreSQL: all differences are found and nothing else, and they are corrected."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ from tests.pipeline import ROOT, engine_of, environment, fresh_id
 from tests.rebuilding import Shop, own_database, rejecting
 from tests.waiting import eventually
 
-Found = set[tuple[str, str, str]]
+Differences = set[tuple[str, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +85,12 @@ def payments(shop: Shop, count: int, *, first: int = 0) -> list[PaymentSettled]:
     return [settled(prefix=shop.settings.topic_prefix, number=first + number) for number in range(count)]
 
 
-def found(rebuilt: Rebuilt) -> Found:
-    return {(one.what.value, one.kind, one.subject) for one in rebuilt.difference.findings}
+def differences(rebuilt: Rebuilt) -> Differences:
+    return {(finding.what.value, finding.kind, finding.subject) for finding in rebuilt.difference.findings}
 
 
 def vouchers(shop: Shop) -> dict[str, int]:
-    """Return the numbers of the vouchers that events told, by their business."""
+    """Return the numbers of the vouchers that events caused, by business number."""
     rows = shop.rows("SELECT business_no, voucher_no FROM accounting.voucher WHERE event_id IS NOT NULL")
     return {row.business_no: row.voucher_no for row in rows}
 
@@ -100,9 +100,10 @@ def posts_wrong(processor: Processor, wrong: Callable[[PaymentSettled], PaymentS
 
     def handle(connection: Connection, events: Sequence[Envelope]) -> None:
         seen = [
-            replace(one, event=event)
-            for one in events
-            if (event := wrong(one.event) if isinstance(one.event, PaymentSettled) else one.event) is not None
+            replace(envelope, event=event)
+            for envelope in events
+            if (event := wrong(envelope.event) if isinstance(envelope.event, PaymentSettled) else envelope.event)
+            is not None
         ]
         processor.handle(connection, seen)
 
@@ -147,16 +148,16 @@ def test_a_right_ledger_rebuilds_without_difference_and_each_planted_one_is_name
                     (VALUES (1, 'D'), (2, 'C')) AS of (line, side) WHERE business_no = 'nobody'"""))  # fmt: skip
     again = shop.rebuild()
     assert (again.was_resumed, again.records) == (True, 0)
-    assert found(again) == {
+    assert differences(again) == {
         ("different", "voucher", f"settlement {of[0].payment_no}"),
         ("missing", "voucher", f"settlement {of[1].payment_no}"),
         ("extra", "voucher", "settlement nobody"),
         ("different", "account", "fee_income CNY"),
     }
-    [extra] = [one for one in again.difference.findings if one.what is What.EXTRA]
+    [extra] = [finding for finding in again.difference.findings if finding.what is What.EXTRA]
     assert not extra.is_met
     assert not again.difference.is_empty
-    assert "settlement nobody" not in {one.finding.subject for one in corrections_of(again)}
+    assert "settlement nobody" not in {correction.finding.subject for correction in corrections_of(again)}
 
 
 def settle_in_payments(shop: Shop, settled_: Sequence[PaymentSettled], *, suspense_no: str) -> None:
@@ -191,7 +192,7 @@ def test_a_bug_of_an_hour_is_corrected_by_vouchers_once_and_what_people_did_stan
     """History before the bug, wrong and missing vouchers of it, reversals and corrections by hand, and traffic after it."""
     everything = payments(shop, 70)
     bug = everything[30:60]
-    wrong, dropped = bug[:20], {one.payment_no for one in bug[20:25]}
+    wrong, dropped = bug[:20], {payment.payment_no for payment in bug[20:25]}
     settle_in_payments(shop, everything, suspense_no=f"{prefix}B")
     shop.send(everything[:30])
     shop.live()
@@ -212,16 +213,16 @@ def test_a_bug_of_an_hour_is_corrected_by_vouchers_once_and_what_people_did_stan
     correct_by_hand(shop, numbers[wrong[1].payment_no], wrong[1], fee_fen=60)  # as it should have been
     correct_by_hand(shop, numbers[wrong[2].payment_no], wrong[2], fee_fen=99)  # as somebody has decided
     rebuilt = shop.rebuild()
-    whats = Counter(one.what for one in rebuilt.difference.findings if one.kind == "voucher")
+    whats = Counter(finding.what for finding in rebuilt.difference.findings if finding.kind == "voucher")
     assert whats == {What.DIFFERENT: 18, What.MISSING: 5, What.BY_HAND: 1}
     chosen = corrections_of(rebuilt)
-    assert Counter(one.action for one in chosen) == {"reverse and correct": 17, "correct": 1, "post": 5}
+    assert Counter(correction.action for correction in chosen) == {"reverse and correct": 17, "correct": 1, "post": 5}
     shop.send(everything[60:])
     shop.live()
     posted = [done for _, done in correct(shop.settings, rebuilt, chosen, **by)]
     assert not [done for done in posted if done.startswith("nothing")]
     again = shop.rebuild()
-    assert found(again) == {("by hand", "voucher", f"settlement {wrong[2].payment_no}")}
+    assert differences(again) == {("by hand", "voucher", f"settlement {wrong[2].payment_no}")}
     assert again.difference.is_empty
     assert all(done.startswith("nothing") for _, done in correct(shop.settings, rebuilt, chosen, **by))
     assert corrections_of(again) == []
@@ -232,11 +233,11 @@ def test_a_bug_of_an_hour_is_corrected_by_vouchers_once_and_what_people_did_stan
 def test_a_voucher_that_the_handler_makes_no_more_is_reversed(shop: Shop) -> None:
     shop.send(payments(shop, 10))
     shop.live()
-    mended = posts_wrong(ACCOUNTING, lambda event: None if event.payment_no.endswith("3") else event)
-    rebuilt = shop.rebuild(mended)
-    assert [one.what for one in rebuilt.difference.findings if one.kind == "voucher"] == [What.EXTRA]
+    fixed = posts_wrong(ACCOUNTING, lambda event: None if event.payment_no.endswith("3") else event)
+    rebuilt = shop.rebuild(fixed)
+    assert [finding.what for finding in rebuilt.difference.findings if finding.kind == "voucher"] == [What.EXTRA]
     by: dict[str, Any] = {"reason": "r", "actor": "a", "at": utc_now()}
-    shown, rebuilt = rebuilt, shop.rebuild(mended, anew=True)  # somebody else's: its vouchers' numbers are others
+    shown, rebuilt = rebuilt, shop.rebuild(fixed, anew=True)  # somebody else's: its vouchers' numbers are others
     with pytest.raises(Refused, match="made again or dropped since it was compared"):
         list(correct(shop.settings, shown, corrections_of(shown), **by))
     with pytest.raises(Refused, match="made again or dropped since it was compared"):
@@ -249,12 +250,12 @@ def test_a_voucher_that_the_handler_makes_no_more_is_reversed(shop: Shop) -> Non
         holder.rollback()
         [(_, done)] = correcting.result()
     assert done.startswith("reversed")
-    assert shop.rebuild(mended).difference.findings == []
+    assert shop.rebuild(fixed).difference.findings == []
 
 
 def test_what_is_parked_is_named_so_and_what_was_skipped_is_skipped_again(shop: Shop) -> None:
     bad = payments(shop, 12)
-    rejected = {one.payment_no for one in bad[:4]}
+    rejected = {payment.payment_no for payment in bad[:4]}
     shop.send(bad[:6])
     shop.send(bad[6:8], poison=True)
     shop.send(bad[8:])
@@ -267,8 +268,8 @@ def test_what_is_parked_is_named_so_and_what_was_skipped_is_skipped_again(shop: 
     assert (len(rejections), len(unreadable)) == (4, 2)
     for number in (rejections[0], unreadable[0]):
         assert skip(engine, shop.consumer, number, act)
-    rebuilt = shop.rebuild()  # with the handler mended
-    assert [one.what for one in rebuilt.difference.findings] == [What.PARKED] * 3
+    rebuilt = shop.rebuild()  # with the handler fixed
+    assert [finding.what for finding in rebuilt.difference.findings] == [What.PARKED] * 3
     assert rebuilt.difference.is_empty
     assert rebuilt.parked == 1
     delivery = Delivery(ACCOUNTING, engine, consumer=shop.consumer, clock=utc_now)
@@ -382,10 +383,10 @@ def test_funds_is_compared_by_its_credits_with_what_it_decided_taken_as_it_stand
         deposit(connection, f"{prefix}D1", payer_no=f"{prefix}U", amount_fen=15_000, currency="CNY", at=utc_now())
     shop.send(payments(shop, 10))
     for number in (1, 2):  # the second one is refused: the balance is not enough
-        asked = balance_requested(
+        request = balance_requested(
             payment_no=f"{prefix}B{number}", payer_no=f"{prefix}U", merchant_no=f"{prefix}M1", amount_fen=10_000
         )
-        shop.send([asked])
+        shop.send([request])
     shop.live()
     mistaken = payments(shop, 1)[0]
     account = {"no": mistaken.merchant_no, "payment_no": mistaken.payment_no}
@@ -406,7 +407,7 @@ def test_funds_is_compared_by_its_credits_with_what_it_decided_taken_as_it_stand
             text("UPDATE funds.account SET balance_fen = balance_fen + 1 WHERE account_no = :no"), {"no": f"{prefix}M1"}
         )
     again = shop.rebuild()
-    assert found(again) == {("different", "account", f"{prefix}M1")}
+    assert differences(again) == {("different", "account", f"{prefix}M1")}
     with pytest.raises(Refused, match="never swapped"), engine_of(shop.settings, "ops").connect() as connection:
         require_switchable(connection, again)
 
@@ -456,23 +457,23 @@ def test_points_are_switched_with_inbox_progress_and_lot_and_everything_else_is_
 
     shop.live(rejecting(posts_wrong(POINTS, half), rejected))
     before, made_at = described(shop, "points"), shop.rows("SELECT payment_no, created_at FROM points.entry ORDER BY 1")
-    mended = rejecting(POINTS, {of_all[1].payment_no, of_all[2].payment_no})
-    rebuilt = shop.rebuild(mended)
+    fixed = rejecting(POINTS, {of_all[1].payment_no, of_all[2].payment_no})
+    rebuilt = shop.rebuild(fixed)
     assert not rebuilt.difference.is_empty
     shop.send(payments(shop, 5, first=30))
-    shop.live(mended)  # goes on, behind the rebuild's back
-    told = {"id": fresh_id(), "payment_no": "nobody's", "account_no": of_all[0].payer_no}
+    shop.live(fixed)  # goes on, behind the rebuild's back
+    stray_entry = {"id": fresh_id(), "payment_no": "nobody's", "account_no": of_all[0].payer_no}
     with shop.tampering() as owner:  # redelivered from the outbox since: on no topic
         owner.execute(
             text("""INSERT INTO points.entry (payment_no, account_no, kind, points, event_id)
                     VALUES (:payment_no, :account_no, 'earn', 1, :id)"""),
-            told,
+            stray_entry,
         )
     with pytest.raises(Refused, match="1 rows would be lost"):
-        switch(shop.settings, rebuilt, processor=mended)
+        switch(shop.settings, rebuilt, processor=fixed)
     with shop.tampering() as owner:
-        owner.execute(text("DELETE FROM points.entry WHERE event_id = :id"), told)
-    done = switch(shop.settings, rebuilt, processor=mended)
+        owner.execute(text("DELETE FROM points.entry WHERE event_id = :id"), stray_entry)
+    done = switch(shop.settings, rebuilt, processor=fixed)
     assert (done.known, done.unknown, done.parked) == (1, 1, 2)
     assert described(shop, "points") == before
     assert shop.rows("SELECT sum(balance) AS all FROM points.account")[0].all == 3_300
@@ -636,7 +637,7 @@ def test_a_consumer_of_a_test_that_states_its_effects_is_rebuilt(
         owner.execute(text("UPDATE shop.stamp SET stamps = 9 WHERE payment_no = :no"), {"no": sent[0].payment_no})
         owner.execute(text("DELETE FROM shop.stamp WHERE payment_no = :no"), {"no": sent[1].payment_no})
         owner.execute(text("UPDATE shop.card SET stamps = 1 WHERE payer_no = :no"), {"no": sent[2].payer_no})
-    assert found(shop.rebuild()) == {
+    assert differences(shop.rebuild()) == {
         ("different", "stamp", sent[0].payment_no),
         ("missing", "stamp", sent[1].payment_no),
         ("different", "account", sent[2].payer_no),

@@ -156,12 +156,14 @@ def test_any_history_rebuilds_without_difference_and_any_planted_one_is_named(da
             handler = ACCOUNTING if mended else history.live
             rebuilt = shop.rebuild(handler, anew=mended)
             assert rebuilt.difference.is_empty, rebuilt.difference.findings
-            assert {one.what for one in rebuilt.difference.findings} <= {What.PARKED}
+            assert {finding.what for finding in rebuilt.difference.findings} <= {What.PARKED}
             if not history.rows("SELECT FROM accounting.parked WHERE event_id IS NOT NULL"):
                 assert rebuilt.difference.findings == []
             if named := history.plant(planted):
                 again = shop.rebuild(handler)
-                assert named in {one.subject for one in again.difference.findings if one.what in IS_DIFFERENCE}
+                assert named in {
+                    finding.subject for finding in again.difference.findings if finding.what in IS_DIFFERENCE
+                }
         finally:
             shop.wipe()
 

@@ -1,4 +1,4 @@
-"""Every kind of hole, planted among payments on a stack of its own: named, all and only these, again until mended, and mended."""
+"""Every kind of difference, planted among payments on a stack of its own: all and only these are named until they are fixed."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ else:
 from ops.cli.main import app
 app(["reconcile", "--grace", "1s", *sys.argv[2:]])
 """
-"""The command, killed before it remembers what it has found, or after so many single mends."""
+"""The command, killed before it stores its findings, or after so many single fixes."""
 
 
 @pytest.fixture(scope="module")
@@ -103,12 +103,12 @@ def settled(field: Field, **how: Any) -> Report:
     """Return the first report in which nothing is on its way any more."""
 
     def report() -> Report | None:
-        found = reconcile(field.settings, grace=SECOND, **how)
-        return None if found.waiting else found
+        latest = reconcile(field.settings, grace=SECOND, **how)
+        return None if latest.waiting else latest
 
-    found = eventually(report, within_s=60, what="nothing waits")
-    assert found is not None
-    return found
+    final_report = eventually(report, within_s=60, what="nothing waits")
+    assert final_report is not None
+    return final_report
 
 
 def of(report: Report) -> list[Named]:
@@ -135,8 +135,8 @@ def test_a_run_that_is_killed_leaves_nothing_and_the_next_one_names_all_and_only
     kinds = {kind for kind, _, _ in field.planted}
     assert len(kinds) == 10
     assert len(field.planted) == 2 * 26
-    found = settled(field, full=True)
-    assert of(found) == sorted(field.planted)
+    settled_report = settled(field, full=True)
+    assert of(settled_report) == sorted(field.planted)
 
 
 def test_what_is_not_mended_is_named_again_by_runs_that_look_at_little(field: Field) -> None:
@@ -190,7 +190,7 @@ def transaction(field: Field) -> Generator[Any]:
 
 
 def test_what_commits_late_does_not_slip_past_the_checkpoint(field: Field) -> None:
-    """An order is settled, and nobody told, in a transaction that is open while two runs pass."""
+    """An order is settled without a notification, in a transaction that is open during two runs."""
     event = field._settled("late")
     with transaction(field) as late:
         field._write(late, [event])
@@ -255,15 +255,15 @@ def test_beside_live_payments_nothing_false_is_named(field: Field) -> None:
         field.drained()
     assert paid > 0
     for report in seen:
-        assert {one for one in of(report) if one[0] != "untold"} <= field.planted, "no notifier runs"
+        assert {finding for finding in of(report) if finding[0] != "untold"} <= field.planted, "no notifier runs"
     field.answer_all(but="untold")
     assert of(settled(field)) == sorted(field.planted)
 
 
 def test_the_command_counts_names_and_plans(field: Field, command: Any) -> None:
-    code, told, said = command("-o", "json")
-    assert (code, len(told["findings"])) == (1, len(field.planted))
-    mends = {one["kind"]: one["mend"] for one in told["findings"]}
+    code, output, said = command("-o", "json")
+    assert (code, len(output["findings"])) == (1, len(field.planted))
+    mends = {finding["kind"]: finding["mend"] for finding in output["findings"]}
     assert mends["undelivered"].startswith("payrelay replay redeliver --consumer ")
     assert mends["unpublished"].startswith("payrelay connect snapshot --event ")
     assert mends["parked"].startswith("payrelay parked retry funds:")
@@ -281,25 +281,25 @@ def test_the_command_counts_names_and_plans(field: Field, command: Any) -> None:
 
 
 def test_a_balance_payment_that_was_answered_is_not_decided_again(field: Field) -> None:
-    [asked] = rows(field, "SELECT causation FROM funds.outbox WHERE causation <> correlation ORDER BY id LIMIT 1")
+    [decision] = rows(field, "SELECT causation FROM funds.outbox WHERE causation <> correlation ORDER BY id LIMIT 1")
     consumer = field.settings.group_prefix + "funds"
-    lost = Finding(kind=Kind.NO_EFFECT, service="funds", consumer=consumer, event_id=UUID(asked.causation))
+    lost = Finding(kind=Kind.NO_EFFECT, service="funds", consumer=consumer, event_id=UUID(decision.causation))
     step = FixStep(what="", kind=Kind.NO_EFFECT, at=consumer, findings=[lost])
     [mended] = carry_out(field.settings, [step], actor="test", within_s=1)
-    assert (mended.done, list(mended.failed)) == (0, [asked.causation])
-    assert "would decide again" in mended.failed[asked.causation]
+    assert (mended.done, list(mended.failed)) == (0, [decision.causation])
+    assert "would decide again" in mended.failed[decision.causation]
 
 
 def test_fix_mends_all_that_can_be_and_says_what_cannot_killed_or_not(field: Field, command: Any) -> None:
-    """Killed after three single mends, then whole. What is left is mended by hand, and a full run finds nothing."""
+    """Killed after three single fixes, then run to its end. What is left is fixed by hand, and a full run finds nothing."""
     with field.workers([ALL]):
         killed(field, "3", "--fix", "--execute", "--yes")
-        code, told, said = command("--fix", "--execute", "--yes", "-o", "json")
-        left = {(one["kind"], one["consumer"]) for one in told["findings"]}
+        code, output, said = command("--fix", "--execute", "--yes", "-o", "json")
+        left = {(finding["kind"], finding["consumer"]) for finding in output["findings"]}
         assert left == {("contradicted", ""), ("stray_effect", "notification"), ("untold", "notification")}, said
         assert code == 1
         field.drained()
-        field.mend_by_hand()
+        field.fix_by_hand()
         field.answer_all()
         end = settled(field, full=True)
     assert of(end) == []

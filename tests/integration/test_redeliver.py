@@ -1,4 +1,4 @@
-"""Events handed over once more on real PostgreSQL: each outcome, and every step at which that meets the live stream and a retry."""
+"""Events redelivered on real PostgreSQL: each outcome, and each step at which a redelivery can meet the live stream or a retry."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Holes(Lot):
     ) -> Redelivered:
         processor = replace(self.delivery.processor, handle=handle) if handle else self.delivery.processor
         delivery = Delivery(processor, self.engine, consumer=self.consumer, clock=utc_now)
-        return redeliver(self.engine, delivery, [self.found(record, log) for record in records], **how)
+        return redeliver(self.engine, delivery, [self.past(record, log) for record in records], **how)
 
-    def found(self, record: Any, log: Log | None = None) -> PastMessage:
+    def past(self, record: Any, log: Log | None = None) -> PastMessage:
         return PastMessage(
             log=log or self.logs[0], offset=record.offset, key=record.key, headers=record.headers, value=record.value
         )
@@ -90,7 +90,9 @@ def test_of_the_outbox_an_event_has_no_place(holes: Holes) -> None:
     rows = holes.rows('SELECT topic, partition, "offset" FROM inbox WHERE consumer = :consumer')
     assert {tuple(row) for row in rows} == {(holes.logs[0].topic, -1, -1)}
     # Should they come by the topic after all, they are known.
-    assert holes.deliver(holes.slice_of([replaced(one, offset=n) for n, one in enumerate(records)])) == [Delivered()]
+    assert holes.deliver(holes.slice_of([replaced(message, offset=n) for n, message in enumerate(records)])) == [
+        Delivered()
+    ]
     assert len(holes.applied) == 3
 
 
@@ -140,7 +142,7 @@ def test_what_fails_is_told_and_its_key_waits_and_nothing_else_is_lost(holes: Ho
     assert holes.again(records) == Redelivered(applied=2, known=40)
     assert len(set(holes.applied)) == 42
     for key in (7, 8):
-        assert [one for one in holes.applied if one[0] == holes.key(key)][-2:] == [
+        assert [effect for effect in holes.applied if effect[0] == holes.key(key)][-2:] == [
             (holes.key(key), 1),
             (holes.key(key), 2),
         ]
@@ -183,8 +185,8 @@ def test_an_event_behind_the_horizon_or_ahead_of_the_clock_is_refused(holes: Hol
 def test_what_the_database_finds_wrong_at_commit_is_told_of_its_event(holes: Holes) -> None:
     def handle(connection: Connection, events: Sequence[Envelope]) -> None:
         PROCESSOR.handle(connection, events)
-        for one in events:
-            if one.event.key == holes.key(3):
+        for envelope in events:
+            if envelope.event.key == holes.key(3):
                 connection.execute(
                     text("""INSERT INTO voucher (business_no, kind, event_id, currency, occurred_at, lines)
                             VALUES (:no, 'settlement', gen_random_uuid(), 'CNY', now(), 2)"""),
@@ -206,15 +208,15 @@ def test_a_handler_that_keeps_the_latest_passes_over_what_is_older(holes: Holes,
 
     def handle(connection: Connection, events: Sequence[Envelope]) -> Collection[UUID]:
         older = set()
-        for one in events:
-            connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:key))"), {"key": one.event.key})
+        for envelope in events:
+            connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:key))"), {"key": envelope.event.key})
             statement = text("SELECT coalesce(max(version), 0) FROM applied WHERE key = :key")
-            if connection.execute(statement, {"key": one.event.key}).scalar_one() > one.version:
-                older.add(one.id)
+            if connection.execute(statement, {"key": envelope.event.key}).scalar_one() > envelope.version:
+                older.add(envelope.id)
             else:
                 connection.execute(
                     text("INSERT INTO applied (key, version, event_id) VALUES (:key, :version, :id)"),
-                    {"key": one.event.key, "version": one.version, "id": one.id},
+                    {"key": envelope.event.key, "version": envelope.version, "id": envelope.id},
                 )
         return older
 

@@ -2,7 +2,7 @@
 
 The stream is moved past events, as by somebody's reset; any of what lies behind it, or all of it as if read from the outbox, is
 handed over again, twice, killed inside, beside parking, retry and skip. Whatever the order: each event is applied at most once,
-never past what is parked of its key, and once all is mended nothing is missing.
+never past what is parked of its key, and once everything is fixed nothing is missing.
 """
 
 from __future__ import annotations
@@ -95,19 +95,19 @@ class Holes(Machine):
         self.model.move(log, stop)
 
     @precondition(lambda self: any(self.model.progress[log] for log in self.logs))
-    @rule(data=st.data(), is_mended=st.booleans(), trouble=st.sampled_from(["", "", "killed", "cut off"]))
-    def hand_over(self, data: st.DataObject, is_mended: bool, trouble: str) -> None:
+    @rule(data=st.data(), is_fixed=st.booleans(), trouble=st.sampled_from(["", "", "killed", "cut off"]))
+    def hand_over(self, data: st.DataObject, is_fixed: bool, trouble: str) -> None:
         """A stretch of one log is handed over again, up to beyond the progress; twice; killed inside, it changes nothing by halves."""
         log = data.draw(st.sampled_from([log for log in self.logs if self.model.progress[log]]), label="log")
         stop = data.draw(st.integers(1, len(self.model.logs[log])), label="stop")
         start = data.draw(st.integers(0, stop - 1), label="start")
         places = [(log, offset) for offset in range(start, stop)]
-        self.model.is_mended = is_mended
+        self.model.is_fixed = is_fixed
         if trouble:
             self.trouble = {"killed": _die, "cut off": _cut_off}[trouble]
             self._redeliver_troubled(places)
         for _ in range(2):
-            assert self._again(places) == _told(self.model.redeliver(places))
+            assert self._again(places) == _fields_of(self.model.redeliver(places))
 
     @precondition(lambda self: any(self.model.progress[log] for log in self.logs))
     @rule()
@@ -116,7 +116,7 @@ class Holes(Machine):
         places = [(log, offset) for log in self.logs for offset in range(self.model.progress[log])]
         places.sort(key=lambda place: self.model.logs[place[0]][place[1]].version)
         for _ in range(2):
-            assert self._again(places, from_outbox=True) == _told(self.model.redeliver(places))
+            assert self._again(places, from_outbox=True) == _fields_of(self.model.redeliver(places))
 
     @invariant()
     def rows_are_as_the_model_says(self) -> None:
@@ -143,9 +143,9 @@ class Holes(Machine):
         assert {row.account: row.credit_fen for row in balances} == self.model.balances(self.prefix)
 
     def teardown(self) -> None:
-        """Once the handler is mended and the lot is empty, one redelivery of everything leaves no hole."""
+        """Once the handler is fixed and nothing is parked, one redelivery of everything leaves no gap."""
         super().teardown()
-        self.model.is_mended = True
+        self.model.is_fixed = True
         for key in sorted(self.model.blocked()):
             while self.model.head(key) is not None:
                 self._retry(key)
@@ -153,7 +153,7 @@ class Holes(Machine):
                     self._skip(head)
         places = [(log, offset) for log in self.logs for offset in range(len(self.model.logs[log]))]
         for place in places:  # each by itself: what is a second fact holds up no later one
-            assert self._again([place]) == _told(self.model.redeliver([place]))
+            assert self._again([place]) == _fields_of(self.model.redeliver([place]))
         items = [self.model.logs[log][offset] for log, offset in places]
         left = [item for item in items if item.kind != "unreadable" and not self.model.is_known(item)]
         assert {self.model.cause(item) for item in left} <= {Cause.DUPLICATE_FACT}
@@ -187,10 +187,10 @@ class Holes(Machine):
                     value=record.value,
                 )
             )
-        return _told(redeliver(self.engine, delivery, records))
+        return _fields_of(redeliver(self.engine, delivery, records))
 
 
-def _told(outcome: Redelivered) -> dict[str, Any]:
+def _fields_of(outcome: Redelivered) -> dict[str, Any]:
     return vars(outcome) | {"failed": set(outcome.failed)}
 
 
@@ -198,7 +198,7 @@ def _told(outcome: Redelivered) -> dict[str, Any]:
 def test_redelivery_keeps_its_promises_in_any_order_of_events(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("consumers.delivery.retry.TRIES_MAX", 1)  # what is cut off is told at once
+    monkeypatch.setattr("consumers.delivery.retry.TRIES_MAX", 1)  # what is cut off is reported at once
     make_applied(settings)
     engine = engine_for(settings.dsn_of("accounting"), name="redeliver properties")
     profile = given_settings(

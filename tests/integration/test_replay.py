@@ -1,5 +1,5 @@
-"""Recovery as an operator types it, on the real stack: events handed over once more, from the topic and from the outbox; kept rows
-emitted again; Connect's own position."""
+"""Recovery by an operator's commands, on the real stack: events redelivered from the topic and from the outbox, kept rows emitted
+again, Connect's own position moved."""
 
 from __future__ import annotations
 
@@ -131,9 +131,9 @@ def test_a_window_that_was_passed_over_is_redelivered_beside_the_live_worker(
     assert "nothing was done" in said
     assert pipeline.posted() == 5
 
-    one = pipeline.sent[3]
+    event = pipeline.sent[3]
     code, [row], _ = payrelay(
-        *window, "--order", one.order_no, "--key", one.key, "--type", one.type, "--execute", "--yes"
+        *window, "--order", event.order_no, "--key", event.key, "--type", event.type, "--execute", "--yes"
     )
     assert (code, row["applied"], row["known"]) == (0, 1, 0)
     for applied in (19, 0):
@@ -157,13 +157,13 @@ def test_a_row_of_the_outbox_makes_the_record_that_the_connector_makes(settings:
     begin = ends(settings)
     ids = recorded(settings, failed(payment_no=f"{prefix}P"))
     published(settings, ids)
-    [message] = [one for one in copies(settings, begin) if id_of(one) == ids[0]]
+    [message] = [copy for copy in copies(settings, begin) if id_of(copy) == ids[0]]
     with searching(settings, "points", Window(events=frozenset(ids))) as search:
-        [found] = search.in_outbox()
+        [past] = search.in_outbox()
         [lying] = search.on_topics()
-    assert (found.key, found.value) == (message.key(), message.value())
-    assert dict(found.headers) == {name: value for name, value in message.headers() if name != "id"}
-    assert (found.log.topic, found.log.partition, found.offset) == (TOPIC, -1, -1)
+    assert (past.key, past.value) == (message.key(), message.value())
+    assert dict(past.headers) == {name: value for name, value in message.headers() if name != "id"}
+    assert (past.log.topic, past.log.partition, past.offset) == (TOPIC, -1, -1)
     assert (lying.log.partition, lying.offset) == (message.partition(), message.offset())
 
 
@@ -232,11 +232,11 @@ def test_the_outside_is_told_again_only_when_asked_and_under_the_same_id(
     eventually(lambda: known_to(settings, "notification", ids) == 2, what="records are written")
     records = text("SELECT id, status FROM notification.notify_record WHERE event_id = ANY(:ids) ORDER BY id")
 
-    def told() -> list[Any]:
+    def notifications() -> list[Any]:
         with engine_of(settings, "ops").connect() as connection:
             return list(connection.execute(records, {"ids": ids}))
 
-    with engine_of(settings, "owner").begin() as connection:  # as if the merchant had been told
+    with engine_of(settings, "owner").begin() as connection:  # as if the merchant had been notified
         connection.execute(
             text(
                 "UPDATE notification.notify_record SET status = 'SUCCESS', finished_at = clock_timestamp(), "
@@ -244,7 +244,7 @@ def test_the_outside_is_told_again_only_when_asked_and_under_the_same_id(
             ),
             {"ids": ids},
         )
-    before = told()
+    before = notifications()
     window = (
         "replay",
         "redeliver",
@@ -258,15 +258,15 @@ def test_the_outside_is_told_again_only_when_asked_and_under_the_same_id(
     )
     payrelay = command(settings)
     code, [row], _ = payrelay(*window, "--execute", "--yes")
-    assert (code, row["known"], row["resent"], told()) == (0, 1, 0, before)
+    assert (code, row["known"], row["resent"], notifications()) == (0, 1, 0, before)
     code, [row], said = payrelay(*window, "--resend-external")
-    assert (row["resent"], told()) == (1, before)
+    assert (row["resent"], notifications()) == (1, before)
     assert "tell the outside of 0 for the first time and of 1 again" in said
     for resent in (1, 0):  # the second time it is due already
         code, [row], _ = payrelay(*window, "--resend-external", "--execute", "--yes")
         assert (code, row["known"], row["resent"]) == (0, 1, resent)
-    assert [row.id for row in told()] == [row.id for row in before]
-    assert sorted(row.status == "SUCCESS" for row in told()) == [False, True]
+    assert [row.id for row in notifications()] == [row.id for row in before]
+    assert sorted(row.status == "SUCCESS" for row in notifications()) == [False, True]
 
 
 # ---- kept rows emitted again --------------------------------------------------------------------------------------
@@ -294,7 +294,7 @@ def test_kept_rows_are_emitted_again_by_any_condition_and_known_to_whoever_had_t
     )
     assert (code, "30 events are on their topics again" in said) == (0, True)
     emit_again(settings, {"payments": ids[::3]}, within_s=60)  # with others between them
-    again = [id_of(one) for one in copies(settings, begin)]
+    again = [id_of(copy) for copy in copies(settings, begin)]
     assert {identity: again.count(identity) for identity in ids} == {
         identity: 2 if number % 3 == 0 else 1 for number, identity in enumerate(ids)
     }
@@ -396,7 +396,7 @@ def test_a_connector_restarted_in_the_middle_goes_on_and_live_events_flow(settin
         client.restart(settings.connector)
         live = recorded(settings, failed(payment_no=f"{prefix}L"))
         emitting.result(120)
-    again = [id_of(one) for one in copies(settings, begin)]
+    again = [id_of(copy) for copy in copies(settings, begin)]
     assert set(ids) <= set(again)
     published(settings, live)
 
@@ -441,7 +441,7 @@ def test_a_busy_topic_does_not_hide_a_dead_one_and_the_repair_emits_what_is_miss
         "rows past their retention, which are kept while they are on no topic, are left out"
     )
     assert overdue.since["funds.outbox"] < dead[0], "the snapshot reads them"
-    [funds] = [one for one in arrivals(settings, grace=timedelta(0)) if one.topic == "funds.transfer"]
+    [funds] = [arrival for arrival in arrivals(settings, grace=timedelta(0)) if arrival.topic == "funds.transfer"]
     assert {row.id for row in funds.missing} == set(dead)
 
     with engine_of(settings, "owner").connect() as locking:
@@ -567,8 +567,8 @@ def test_connects_note_is_forgotten_or_set_and_what_would_lose_events_is_refused
 
     # Older than the slot: it cannot be gone back to.
     def passed() -> bool:
-        found = standing(settings)
-        return (found.confirmed_lsn or 0) > (position_of(old["offsets"]) or 0)
+        slot = standing(settings)
+        return (slot.confirmed_lsn or 0) > (position_of(old["offsets"]) or 0)
 
     eventually(passed, within_s=60, what="the slot has passed the old position")
     with pytest.raises(Refused, match="PostgreSQL does not go back"):
@@ -579,21 +579,26 @@ def test_connects_note_is_forgotten_or_set_and_what_would_lose_events_is_refused
     client.wait_stopped(settings.connector)
     lost = recorded(settings, failed(payment_no=f"{prefix}P4"))
     for target, why in ((standing(settings).written_lsn, "passes over 1 recorded events"), (2**62, "beyond the end")):
-        ahead = [{"partition": one["partition"], "offset": one["offset"] | {"lsn": target}} for one in old["offsets"]]
+        ahead = [
+            {"partition": position["partition"], "offset": position["offset"] | {"lsn": target}}
+            for position in old["offsets"]
+        ]
         (tmp_path / "ahead.json").write_text(json.dumps(old | {"offsets": ahead}))
         with pytest.raises(Refused, match=why):
             payrelay("connect", "offsets", "reset", "--from-file", str(tmp_path / "ahead.json"), "--execute", "--yes")
 
-    # Where the slot stands: nothing is lost. Once it runs, the slot goes on, and the same file is refused.
-    found = standing(settings)
-    here = [{"partition": one["partition"], "offset": {"lsn": found.confirmed_lsn}} for one in found.noted.offsets]
+    # At the slot's position nothing is lost. Once it runs, the slot goes on, and the same file is refused.
+    slot = standing(settings)
+    here = [
+        {"partition": position["partition"], "offset": {"lsn": slot.confirmed_lsn}} for position in slot.noted.offsets
+    ]
     (tmp_path / "here.json").write_text(json.dumps(old | {"offsets": here}))
     from_here = ("connect", "offsets", "reset", "--from-file", str(tmp_path / "here.json"), "--execute", "--yes")
     code, _, said = payrelay(*from_here, "--export", str(tmp_path / "again.json"))
     assert code == 0, said
     published(settings, lost)
     eventually(
-        lambda: (standing(settings).confirmed_lsn or 0) > (found.confirmed_lsn or 0), within_s=60, what="it goes on"
+        lambda: (standing(settings).confirmed_lsn or 0) > (slot.confirmed_lsn or 0), within_s=60, what="it goes on"
     )
     with pytest.raises(Refused, match="does not go back"):
         payrelay(*from_here, "--export", str(tmp_path / "third.json"))

@@ -48,7 +48,7 @@ def sink() -> Iterator[Sink]:
 
 @contextmanager
 def running(settings: Settings, desk: Desk, held: Sequence[Ended] = ()) -> Iterator[Sender]:
-    """A notifier of the desk's queue, which holds what ended already, runs meanwhile, and is told to end."""
+    """A notifier of the desk's queue, which holds what ended already, runs meanwhile, and is asked to end."""
     engine = sender_engine(settings, desk.queue.queue, "notification")
     sender: Any = None
     loop: Any = None
@@ -106,22 +106,24 @@ def test_each_answer_has_its_state_and_its_row_in_the_log(
     desk.write(1, len(ANSWERS) + 1)  # nobody's: no receiver
     with running(settings, desk):
         eventually(lambda: len(desk.log()) == len(ANSWERS) + 2, what="all answered", within_s=60)
-    found = {row.merchant_no: row for row in desk.log()}
+    attempts = {row.merchant_no: row for row in desk.log()}
     records = {row.merchant_no: row for row in desk.records()}
     for number, (path, (status, http_status, error)) in enumerate(ANSWERS.items()):
-        row, record = found[desk.merchant(number)], records[desk.merchant(number)]
+        row, record = attempts[desk.merchant(number)], records[desk.merchant(number)]
         assert (path, row.result, row.http_status) == (path, status, http_status)
         assert (record.status, record.attempts, record.leased_until) == (status, 1, None)
-        assert any(one in row.error for one in error.split("|")), row.error
+        assert any(part in row.error for part in error.split("|")), row.error
         assert len(row.response) <= 2_000
         assert row.url == f"{sink.url}/{path}"
-    assert found[desk.merchant(3)].response == "gone\N{REPLACEMENT CHARACTER} \N{SNOWMAN}"
-    assert "Connect" in found[desk.merchant(len(ANSWERS))].error
-    assert found[desk.merchant(len(ANSWERS) + 1)].error == f"merchant {desk.merchant(len(ANSWERS) + 1)} has no receiver"
-    assert sum(one.path == "/good" for one in sink.came) == 1, "no redirect is followed"
+    assert attempts[desk.merchant(3)].response == "gone\N{REPLACEMENT CHARACTER} \N{SNOWMAN}"
+    assert "Connect" in attempts[desk.merchant(len(ANSWERS))].error
+    assert (
+        attempts[desk.merchant(len(ANSWERS) + 1)].error == f"merchant {desk.merchant(len(ANSWERS) + 1)} has no receiver"
+    )
+    assert sum(request.path == "/good" for request in sink.came) == 1, "no redirect is followed"
     [lane] = desk.rows("SELECT * FROM notify_lane WHERE queue = :queue AND blocked_until IS NOT NULL")
     assert (lane.merchant_no, lane.blocked_cause) == (desk.merchant(5), "RETRY_AFTER")
-    assert lane.blocked_until - found[desk.merchant(5)].ended_at == timedelta(seconds=30)
+    assert lane.blocked_until - attempts[desk.merchant(5)].ended_at == timedelta(seconds=30)
 
 
 def test_dead_and_silent_receivers_with_most_of_the_backlog_delay_nobody(
@@ -161,7 +163,8 @@ def test_twelve_silent_receivers_with_ten_due_each_delay_neither_known_nor_new_o
     statement = """SELECT count(*) FROM notify_record WHERE queue = :queue AND status = 'SUCCESS'"""
     with running(settings, desk) as sender:
         eventually(
-            lambda: len({one.headers["webhook-id"] for one in sink.came}) >= 12, what="silent ones are under way"
+            lambda: len({request.headers["webhook-id"] for request in sink.came}) >= 12,
+            what="silent ones are under way",
         )
         for round_ in range(1, 4):
             for number in good:
@@ -193,7 +196,7 @@ def test_a_success_held_through_an_outage_longer_than_its_lease_is_written_down_
         take_wakes(connection, desk.queue.queue)
         claimed = turn(connection, desk.queue, limit=3, now=now, lease_s=0.001)
     eventually(lambda: claimed and utc_now() > claimed[-1].leased_until, what="the leases have passed")
-    with running(settings, desk, held=[ended(one, now, Result.SUCCESS, http_status=200) for one in claimed]):
+    with running(settings, desk, held=[ended(claim, now, Result.SUCCESS, http_status=200) for claim in claimed]):
         eventually(lambda: all_are(desk, "SUCCESS"), what="written down")
     assert sink.came == [], "nothing is sent again"
     assert [(row.attempt, row.counted) for row in desk.log()] == [(1, True)] * 3
@@ -220,7 +223,7 @@ def test_a_notifier_whose_clock_is_off_goes_by_the_databases(
 def test_what_was_claimed_and_has_not_begun_is_handed_back(
     settings: Settings, open_desk: Callable[..., Desk], ends: bool, since_s: float
 ) -> None:
-    """Told to end, or after a second without a slot: nothing is sent, and nobody has to wait for its lease to end."""
+    """Asked to end, or after a second without a slot: nothing is sent, and nobody has to wait for its lease to end."""
     desk = open_desk()
     desk.write()
     [claimed] = desk.claim(desk.record().planned_at)
@@ -295,7 +298,7 @@ def test_killed_in_mid_flight_every_record_goes_on_by_its_rule_at_least_once_und
     assert process.wait(20) == 0
     times = sink.times()
     assert set(times) == {str(record.id) for record in records}
-    assert {one.body for one in sink.came} == {b'{"told": "once more"}'}
+    assert {request.body for request in sink.came} == {b'{"told": "once more"}'}
     for record in desk.records():
         refused = str(record.id) in sink.refuse
         assert (record.status, record.attempts) == (("FAILED", 4) if refused else ("SUCCESS", 1))

@@ -1,4 +1,4 @@
-"""An order's story: whole where all went well, and each hole named with what mends it."""
+"""An order's timeline: complete where all went well; each gap is named with the command that fixes it."""
 
 from __future__ import annotations
 
@@ -154,13 +154,13 @@ def test_a_payment_that_arrives_after_its_order_has_expired_is_settled_and_nothi
     assert shop.count(suspended) == 0
     assert [order for order in orders if not all(story.is_whole for story in timeline(stack.settings, order))] == []
     report = reconcile(stack.settings, grace=timedelta(seconds=1))
-    assert [one for one in report.findings if one.order_no in orders] == []
-    found = check(engine_of(stack.settings, "ops"), before=utc_now())
+    assert [finding for finding in report.findings if finding.order_no in orders] == []
+    differences = check(engine_of(stack.settings, "ops"), before=utc_now())
     with owner.connect() as connection:
         numbers = connection.execute(
             text("SELECT payment_no FROM payments.payment WHERE merchant_no LIKE :like"), about
         )
-        assert {one.subject for one in found}.isdisjoint(numbers.scalars())
+        assert {difference.subject for difference in differences}.isdisjoint(numbers.scalars())
 
 
 def test_a_reversed_voucher_is_part_of_the_story(stack: Stack, orders: dict[str, str]) -> None:
@@ -246,12 +246,12 @@ def test_what_waits_is_told_from_what_is_missing_and_what_mends_it(
     assert line.mend == f"payrelay parked retry {chosen[0].id} --execute"
     skip(settings, chosen, Act(action=Action.SKIP, actor="test", reason="told twice"))
     [story] = timeline(settings, opened.payment_no)
-    told = [line for line in story.lines if line.where.startswith("points")]
-    assert [(line.where, line.what) for line in told if line.where != "points.entry"] == [
+    points_lines = [line for line in story.lines if line.where.startswith("points")]
+    assert [(line.where, line.what) for line in points_lines if line.where != "points.entry"] == [
         ("points.inbox", "skipped"),
         ("points.parked_audit", "SKIP SKIPPED"),
     ]
-    assert "told twice" in told[-1].detail
+    assert "told twice" in points_lines[-1].detail
 
 
 def test_money_in_suspense_and_a_number_of_two_merchants(

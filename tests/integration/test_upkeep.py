@@ -140,7 +140,7 @@ def test_with_the_connector_stopped_for_twice_the_retention_nothing_unpublished_
             Parked(offset=0, event_id=None, key=b"k", type="t", version=None, headers={"ce_id": str(ids[0])}, value=b"?",
                    cause=Cause.UNDECODABLE, error="no")]})  # fmt: skip
     report = eventually(
-        lambda: (found := one_round()).kept.get(outbox_day) is None and found, what="no transaction is old"
+        lambda: (latest := one_round()).kept.get(outbox_day) is None and latest, what="no transaction is old"
     )
     assert outbox_day not in attached(settings, "payments", "outbox")
     assert report.kept[inbox_day] == "1 parked events are as old"

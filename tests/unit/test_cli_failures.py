@@ -44,7 +44,7 @@ class Ended:
     raised: str
     """What came out of the command line instead of an exit code."""
 
-    def is_told(self, codes: Sequence[int] | set[int] = CODES) -> bool:
+    def is_one_line_error(self, codes: Sequence[int] | set[int] = CODES) -> bool:
         """Return whether it is one line, of visible characters, and a documented code, by somebody who foresaw it."""
         lines = self.err.splitlines()
         return (
@@ -162,7 +162,7 @@ WRONG: dict[type, tuple[str, ...]] = {
 def kind_of(parameter: Any) -> type:
     """Return the type that a parameter's value has, the items' of a list."""
     kind = parameter.type_descriptor.annotation
-    while given := [one for one in get_args(kind) if one is not type(None)]:
+    while given := [member for member in get_args(kind) if member is not type(None)]:
         kind = given[0]
     return kind if isinstance(kind, type) else str
 
@@ -203,7 +203,11 @@ def leaves(command: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...
 
 def test_a_value_that_an_option_cannot_take_is_a_usage_error_in_a_line(run: Run) -> None:
     calls = list(typed_wrongly())
-    wrong = {" ".join(call)[:120]: ended for call in calls if not (ended := run(*call, **addresses(1))).is_told([2])}
+    wrong = {
+        " ".join(call)[:120]: ended
+        for call in calls
+        if not (ended := run(*call, **addresses(1))).is_one_line_error([2])
+    }
     assert not wrong, f"{len(wrong)} of {len(calls)}"
     assert len(calls) >= 300
 
@@ -276,7 +280,7 @@ MEANT_WRONGLY: list[tuple[list[str], int, str]] = [
 )
 def test_what_cannot_be_meant_is_told_in_a_line(run: Run, arguments: list[str], code: int, words: str) -> None:
     ended = run(*arguments, **addresses(1))
-    assert ended.is_told([code]), ended
+    assert ended.is_one_line_error([code]), ended
     assert words in ended.err
 
 
@@ -359,7 +363,7 @@ def test_servers_that_are_away_hang_or_talk_nonsense_are_a_line_and_a_code(run: 
             ended = run(*path, *arguments, **addresses(port))
             tables = path in TABLES and not ended.raised and ended.code == 1
             names = re.search("PostgreSQL|Kafka", ended.err)
-            if not (tables or (ended.is_told([3]) and names)):
+            if not (tables or (ended.is_one_line_error([3]) and names)):
                 wrong[" ".join(path)] = ended
     assert not wrong
 
@@ -396,9 +400,12 @@ def test_what_is_no_kafka_connect_is_told_as_such(run: Run, name: str) -> None:
         ["connect", "apply"],
     )
     with listening(CONNECT_ANSWERS[name]) as port:
-        ended = {" ".join(one): run(*one, **addresses(port)) for one in commands}
-        pages = {command: one.err for command, one in ended.items()}
-        assert all(one.is_told([3]) or (name == "html 500" and one.is_told([1, 3])) for one in ended.values()), ended
+        ended = {" ".join(command): run(*command, **addresses(port)) for command in commands}
+        pages = {command: result.err for command, result in ended.items()}
+        assert all(
+            result.is_one_line_error([3]) or (name == "html 500" and result.is_one_line_error([1, 3]))
+            for result in ended.values()
+        ), ended
         assert f"http://127.0.0.1:{port}" in pages["connect status"]
         assert not any("no connector" in said for said in pages.values())
 
@@ -408,7 +415,7 @@ def test_only_a_404_that_names_the_connector_says_that_there_is_none(run: Run) -
         http("404 Not Found", '{"error_code":404,"message":"No status found for connector payrelay-outbox"}')
     ) as port:
         ended = run("connect", "status", **addresses(port))
-    assert ended.is_told([2]), ended
+    assert ended.is_one_line_error([2]), ended
     assert "no connector payrelay-outbox: payrelay connect apply --execute" in ended.err
 
 
@@ -432,7 +439,7 @@ def test_an_answer_in_drops_or_without_an_end_is_bounded(run: Run, monkeypatch: 
     for answer, words in ((drops, "took longer than"), (floods, "longer than 1000000 bytes")):
         with listening(answer) as port:
             ended = run("connect", "status", **addresses(port))
-        assert ended.is_told([3]), ended
+        assert ended.is_one_line_error([3]), ended
         assert words in ended.err
     gone.set()
 
@@ -452,7 +459,7 @@ def test_an_answer_in_drops_or_without_an_end_is_bounded(run: Run, monkeypatch: 
 def test_a_setting_that_cannot_work_is_refused_by_its_name(run: Run, name: str, value: str) -> None:
     for command in (["topics", "list"], ["ledger", "accounts"])[name.startswith("DSN__") :]:
         ended = run(*command, **{**addresses(1), f"PAYRELAY_{name}": value})
-        assert ended.is_told([2]), ended
+        assert ended.is_one_line_error([2]), ended
         assert f"PAYRELAY_{name}" in ended.err or (name.startswith("DSN") and "settings" in ended.err)
         assert not (name.startswith("DSN__") and value) or value not in ended.err, "it may hold a password"
 
@@ -474,7 +481,7 @@ SECRETS = {"PAYRELAY_BANK_NOTIFY_SECRET": SECRET, "PAYRELAY_BANK_LINK_SECRET": S
 )
 def test_what_serves_refuses_a_setting_that_cannot_work(run: Run, arguments: list[str], given: dict[str, str]) -> None:
     ended = run(*arguments, **{**addresses(1), **SECRETS, "PAYRELAY_CONSOLE_PORT": "0", **given})
-    assert ended.is_told([2]), ended
+    assert ended.is_one_line_error([2]), ended
     assert "PAYRELAY_" in ended.err
 
 
@@ -485,7 +492,7 @@ def test_an_address_that_is_taken_is_a_line(run: Run, command: list[str]) -> Non
         if command[0] != "exporter":
             del taken["PAYRELAY_METRICS_PORT"]
         ended = run(*command, **{**addresses(1), **SECRETS, **taken})
-    assert ended.is_told([1]), ended
+    assert ended.is_one_line_error([1]), ended
     assert str(port) in ended.err
     assert "PAYRELAY_" in ended.err
 
@@ -506,7 +513,7 @@ def test_a_file_of_the_stack_from_another_version_is_a_line_and_what_to_do(
     StackFolder(name="local", home=tmp_path).make()
     (tmp_path / "stacks" / "local" / name).write_text(json.dumps(content))
     ended = run(*arguments)
-    assert ended.is_told([1]), ended
+    assert ended.is_one_line_error([1]), ended
     assert name in ended.err
     assert "payrelay down, payrelay up" in ended.err
 
@@ -572,7 +579,7 @@ def test_twenty_of_them_as_processes_leave_a_line_and_a_code(tmp_path: Path) -> 
             running.callback(process.kill)
         ended = [(process.communicate(timeout=120)[1], process.returncode) for process in processes]
     for (arguments, code), (err, returned) in zip(SAMPLE, ended, strict=True):
-        assert Ended(returned, "", err, "").is_told([code]), (arguments, returned, err)
+        assert Ended(returned, "", err, "").is_one_line_error([code]), (arguments, returned, err)
 
 
 def test_ctrl_c_while_commands_are_imported_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -617,7 +624,7 @@ def test_a_full_disk_under_standard_output_is_a_line(tmp_path: Path) -> None:
             timeout=60,
             check=False,
         )
-    assert Ended(done.returncode, "", done.stderr, "").is_told([1]), done
+    assert Ended(done.returncode, "", done.stderr, "").is_one_line_error([1]), done
     assert "No space left" in done.stderr
 
 

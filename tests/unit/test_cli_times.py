@@ -16,9 +16,9 @@ from outbox.clock import first_id_at
 
 def test_a_time_without_a_zone_is_taken_in_the_one_given_and_else_refused() -> None:
     at = datetime.fromisoformat("2026-11-25T08:00:00")
-    found = instant(at, "Asia/Shanghai")
-    assert found == datetime(2026, 11, 25, tzinfo=UTC)
-    assert instant(found, "Europe/Berlin") == found, "its own zone counts"
+    moment = instant(at, "Asia/Shanghai")
+    assert moment == datetime(2026, 11, 25, tzinfo=UTC)
+    assert instant(moment, "Europe/Berlin") == moment, "its own zone counts"
     with pytest.raises(typer.BadParameter, match="names no zone"):
         instant(at, "")
     with pytest.raises(typer.BadParameter, match="no zone 'Nowhere/Else'"):

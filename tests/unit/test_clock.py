@@ -25,7 +25,7 @@ def test_what_is_kept_begins_before_today_by_every_clock(
 
 
 @pytest.mark.parametrize(
-    ("apart", "ahead", "has_day", "ok", "found", "fix"),
+    ("apart", "ahead", "has_day", "ok", "explanation", "fix"),
     [
         (0, 0, [], True, "agree within 0 s", ""),
         (3600, 0, [], False, "the host's clock is 1.0 h ahead of the database's", "set the wrong clock right"),
@@ -36,8 +36,8 @@ def test_what_is_kept_begins_before_today_by_every_clock(
     ],
 )
 def test_doctor_explains_a_step_of_the_clock(
-    apart: int, ahead: int, has_day: list[bool], ok: bool, found: str, fix: str
+    apart: int, ahead: int, has_day: list[bool], ok: bool, explanation: str, fix: str
 ) -> None:
-    waiting = [AheadKey(id="points:1", consumer="points", key=b"k", has_day=one) for one in has_day]
+    waiting = [AheadKey(id="points:1", consumer="points", key=b"k", has_day=flag) for flag in has_day]
     finding = judge_clocks(apart=timedelta(seconds=apart), recorded_ahead=timedelta(seconds=ahead), waiting=waiting)
-    assert (finding.ok, found in finding.found, fix in finding.fix) == (ok, True, True)
+    assert (finding.ok, explanation in finding.found, fix in finding.fix) == (ok, True, True)

@@ -68,9 +68,9 @@ class Served:
 
     def memory_kb(self) -> int:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        found = re.search(r"VmHWM:\s+(\d+) kB", status)
-        assert found
-        return int(found[1])
+        peak = re.search(r"VmHWM:\s+(\d+) kB", status)
+        assert peak
+        return int(peak[1])
 
     def files(self) -> int:
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
@@ -267,7 +267,7 @@ def test_an_endless_body_is_cut_off_after_an_early_answer(served: Served) -> Non
 def test_an_address_has_its_share_and_its_newest_connections(served: Served) -> None:
     with many(OF_ONE + 30, lambda _: served.idle()) as held:
         eventually(lambda: sum(map(is_closed, held)) == 30, within_s=SOON_S, what="too many of one address")
-        assert [is_closed(one) for one in held] == [True] * 30 + [False] * OF_ONE
+        assert [is_closed(connection) for connection in held] == [True] * 30 + [False] * OF_ONE
         held[-1].sendall(ASK)
         assert answer(held[-1])[0] == 200
 
@@ -275,7 +275,7 @@ def test_an_address_has_its_share_and_its_newest_connections(served: Served) -> 
 def test_all_together_have_so_many_and_the_oldest_make_room(served: Served) -> None:
     with many(CONNECTIONS + 40, lambda number: served.idle(source=f"127.0.1.{number + 1}")) as held:
         assert served.healthy_s() < 2.0
-        closed = [is_closed(one) for one in held]
+        closed = [is_closed(connection) for connection in held]
         assert closed[:30] == [True] * 30
         assert closed[-10:] == [False] * 10
         assert served.files() < CONNECTIONS + 60
@@ -339,8 +339,8 @@ def test_every_error_has_the_same_body(
     served: Served, service: str, request_line: str, status: int, error: str
 ) -> None:
     line, _, header = request_line.partition("\r\n")
-    asked = f"{line} HTTP/1.1\r\nhost: x\r\n{header}\r\n\r\n" if header else f"{line} HTTP/1.1\r\nhost: x\r\n\r\n"
-    with served.connect(port=getattr(served, service), send=asked.encode()) as made:
+    request = f"{line} HTTP/1.1\r\nhost: x\r\n{header}\r\n\r\n" if header else f"{line} HTTP/1.1\r\nhost: x\r\n\r\n"
+    with served.connect(port=getattr(served, service), send=request.encode()) as made:
         given, body = answer(made)
     assert (given, body[:1]) == (status, b"{")
     content = json.loads(body)

@@ -97,10 +97,10 @@ def test_of_too_many_sessions_the_longest_unused_is_over(clock: Clock) -> None:
 
 
 def test_forms_are_of_one_session() -> None:
-    one, other = (Session(user=OLGA, began=0, seen=0) for _ in range(2))
-    assert one.takes(one.csrf)
-    assert not one.takes(other.csrf)
-    assert not one.takes("")
+    session, other = (Session(user=OLGA, began=0, seen=0) for _ in range(2))
+    assert session.takes(session.csrf)
+    assert not session.takes(other.csrf)
+    assert not session.takes("")
 
 
 def test_five_wrong_passwords_a_minute_by_name_and_by_address(clock: Clock) -> None:

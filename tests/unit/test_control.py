@@ -12,11 +12,11 @@ from ops.stack.state import PartState, StackFolder
 from outbox.errors import NotReady
 
 
-class Told(StackFolder):
+class ScriptedStack(StackFolder):
     """A stack whose one part is in these states, one look after the other; the last one stays."""
 
     def __init__(self, states: Sequence[str]) -> None:
-        super().__init__(name="told")
+        super().__init__(name="scripted")
         self._left = list(states)
 
     def states(self) -> list[PartState]:
@@ -53,9 +53,9 @@ def test_a_part_that_keeps_ending_is_not_waited_for_though_it_works_in_between()
     ],
 )
 def test_a_part_that_had_failed_can_be_stopped_and_started(states: Sequence[str], wanted: str) -> None:
-    control._wait_for(Told(states), ["worker:points"], wanted)
+    control._wait_for(ScriptedStack(states), ["worker:points"], wanted)
 
 
 def test_a_part_that_fails_while_it_is_waited_for_is_not_waited_for_any_longer() -> None:
     with pytest.raises(NotReady, match="worker:points is failed, not running: payrelay status"):
-        control._wait_for(Told(("starting", "failed")), ["worker:points"], "running")
+        control._wait_for(ScriptedStack(("starting", "failed")), ["worker:points"], "running")

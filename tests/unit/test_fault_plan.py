@@ -1,4 +1,4 @@
-"""A fault run is told by its seed; and what judges it finds each thing that can go wrong."""
+"""A fault run is reproducible from its seed, and its verdict finds each thing that can go wrong."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_records_are_told_by_the_seed_with_repeats_and_each_key_in_order() -> No
     assert 5_100 < len(records) < 5_400
     first_times = list(dict.fromkeys(records))
     for key in range(5_000 // VERSIONS):
-        assert [version for one, version in first_times if one == key] == list(range(1, VERSIONS + 1))
+        assert [version for owner, version in first_times if owner == key] == list(range(1, VERSIONS + 1))
     between = [first_times.index((key, 2)) - first_times.index((key, 1)) for key in range(OPEN_KEYS)]
     assert max(between) > OPEN_KEYS, "keys come in turns"
 
@@ -52,7 +52,7 @@ GOOD = [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
 
 
 @pytest.mark.parametrize(
-    ("rows", "found"),
+    ("rows", "verdict"),
     [
         (GOOD, Verdict(lost=0, doubled=0, unknown=0, order_breaks=0)),
         (GOOD[1:], Verdict(lost=1, doubled=0, unknown=0, order_breaks=0)),
@@ -63,6 +63,6 @@ GOOD = [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
     ],
     ids=["good", "one lost", "two lost", "doubled", "unknown", "order broken"],
 )
-def test_the_verdict_names_what_is_wrong(rows: list[tuple[str, int]], found: Verdict) -> None:
-    assert judge({"a": 2, "b": 2}, rows) == found
-    assert found.holds == (rows == GOOD)
+def test_the_verdict_names_what_is_wrong(rows: list[tuple[str, int]], verdict: Verdict) -> None:
+    assert judge({"a": 2, "b": 2}, rows) == verdict
+    assert verdict.holds == (rows == GOOD)

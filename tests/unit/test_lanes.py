@@ -63,34 +63,34 @@ class House:
             self.waiting.append(receiver)
 
     def holds(self, receiver: str) -> int:
-        return sum(one.receiver == receiver for one in self.under_way)
+        return sum(attempt.receiver == receiver for attempt in self.under_way)
 
     def turn(self) -> None:
         """What has ended is counted, what takes long moves, and what is due begins where there is room."""
         self.now += TICK
-        ended = [one for one in self.under_way if self._is_over(one)]
-        self.under_way = [one for one in self.under_way if not self._is_over(one)]
-        for one in ended:
-            took = self.now - one.began_at
+        ended = [attempt for attempt in self.under_way if self._is_over(attempt)]
+        self.under_way = [attempt for attempt in self.under_way if not self._is_over(attempt)]
+        for attempt in ended:
+            took = self.now - attempt.began_at
             answered = took < TIME_OUT
             evidence = Evidence(
-                started_at=one.began_at, ended_at=self.now, answered=answered,
+                started_at=attempt.began_at, ended_at=self.now, answered=answered,
                 result=Result.SUCCESS if answered else Result.HTTP_REQUEST_FAILED,
             )  # fmt: skip
-            self.lanes[one.receiver] = after(self.lanes[one.receiver], [evidence], self.queue, now=self.now)
-        for one in self.under_way:
-            if self.now - one.began_at > PROMPT_WITHIN:
-                one.has_slot = False
-                self.lanes[one.receiver] = hanging(self.lanes[one.receiver])
+            self.lanes[attempt.receiver] = after(self.lanes[attempt.receiver], [evidence], self.queue, now=self.now)
+        for attempt in self.under_way:
+            if self.now - attempt.began_at > PROMPT_WITHIN:
+                attempt.has_slot = False
+                self.lanes[attempt.receiver] = hanging(self.lanes[attempt.receiver])
         self._begin()
         self._check()
 
-    def _is_over(self, one: Attempt) -> bool:
-        takes = self.takes[one.receiver]
-        return self.now - one.began_at >= (TIME_OUT if takes is None else takes)
+    def _is_over(self, attempt: Attempt) -> bool:
+        takes = self.takes[attempt.receiver]
+        return self.now - attempt.began_at >= (TIME_OUT if takes is None else takes)
 
     def _begin(self) -> None:
-        in_slots = sum(one.has_slot for one in self.under_way)
+        in_slots = sum(attempt.has_slot for attempt in self.under_way)
         room = room_of(self.queue, prompt=in_slots, other=len(self.under_way) - in_slots)
         for kind, left, kept in ((True, room.prompt, room.prompt_kept), (False, room.other, room.other_kept)):
             mine = [name for name in self.waiting if (self.lanes[name].pace == Pace.PROMPT) is kind and self.due[name]]
@@ -110,10 +110,10 @@ class House:
 
     def _check(self) -> None:
         most = self.queue.in_flight_max
-        in_slots = [one for one in self.under_way if one.has_slot]
+        in_slots = [attempt for attempt in self.under_way if attempt.has_slot]
         assert len(in_slots) <= most
         assert len(self.under_way) <= (1 + OTHERS_PER_SLOT) * most
-        assert all(self.now - one.began_at <= PROMPT_WITHIN for one in in_slots), "nobody has a slot for longer"
+        assert all(self.now - attempt.began_at <= PROMPT_WITHIN for attempt in in_slots), "nobody has a slot for longer"
         for name in self.lanes:
             assert self.holds(name) <= self.queue.receiver_in_flight_max
 
@@ -124,7 +124,7 @@ def test_a_receiver_that_never_answered_holds_one_place_until_its_time_is_out() 
     for _ in range(int(TIME_OUT / TICK) - 1):
         house.turn()
         assert house.holds("silent") == 1
-        assert not any(one.has_slot for one in house.under_way)
+        assert not any(attempt.has_slot for attempt in house.under_way)
 
 
 def test_a_receiver_that_stops_answering_holds_ten_slots_for_a_second_and_then_begins_nothing() -> None:
@@ -132,10 +132,10 @@ def test_a_receiver_that_stops_answering_holds_ten_slots_for_a_second_and_then_b
     house.make_due("once", 30)
     house.lanes["once"] = Lane(pace=Pace.PROMPT)
     house.turn()
-    assert sum(one.has_slot for one in house.under_way) == 10
+    assert sum(attempt.has_slot for attempt in house.under_way) == 10
     for _ in range(int(PROMPT_WITHIN / TICK) + 1):
         house.turn()
-    assert not any(one.has_slot for one in house.under_way)
+    assert not any(attempt.has_slot for attempt in house.under_way)
     assert house.holds("once") == len(house.began["once"]) == 10
     while house.under_way[0].began_at == BEGIN + TICK and house.now < BEGIN + timedelta(seconds=14):
         house.turn()
@@ -180,7 +180,7 @@ def test_half_of_the_other_places_are_for_receivers_that_hold_none() -> None:
         assert len(house.under_way) == began * OTHERS_PER_TURN, "a turn begins no more of them"
     house.turn()
     assert len(house.under_way) == queue.in_flight_max
-    assert max(Counter(one.receiver for one in house.under_way).values()) == 2
+    assert max(Counter(attempt.receiver for attempt in house.under_way).values()) == 2
     house.make_due("new")
     house.turn()
     assert house.began["new"] == [house.now]
@@ -195,7 +195,9 @@ def test_half_of_the_other_places_are_for_receivers_that_hold_none() -> None:
 def test_whatever_receivers_do_slots_are_free_within_a_second_and_all_places_are_bounded(
     in_flight_max: int, most: int, takes: list[float | None], demand: list[tuple[int, int]], turns: int
 ) -> None:
-    names = {f"r{number}": None if one is None else timedelta(seconds=one) for number, one in enumerate(takes)}
+    names = {
+        f"r{number}": None if seconds is None else timedelta(seconds=seconds) for number, seconds in enumerate(takes)
+    }
     house = House(Queue(queue="q", in_flight_max=in_flight_max, receiver_in_flight_max=most), names)
     for number, count in demand:
         house.make_due(f"r{number % len(takes)}", count)
@@ -208,7 +210,7 @@ def test_whatever_receivers_do_slots_are_free_within_a_second_and_all_places_are
     st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=40), st.integers(0, 120), st.integers(0, 60)
 )
 def test_the_last_places_go_to_those_that_hold_none(lanes: list[tuple[int, int]], limit: int, kept: int) -> None:
-    free, holds = [one for one, _ in lanes], [other for _, other in lanes]
+    free, holds = [free_places for free_places, _ in lanes], [other for _, other in lanes]
     given_ = shares(free, limit, holds=holds, kept=kept)
     assert sum(given_) <= limit
     assert all(0 <= more <= most for more, most in zip(given_, free, strict=True))

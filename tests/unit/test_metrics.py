@@ -129,15 +129,15 @@ def test_a_monitor_counts_records_in_bulk_as_another_sensor_counts_them_one_by_o
 
 @pytest.mark.parametrize("at", [BEGIN, BEGIN + timedelta(seconds=1), BEGIN + timedelta(days=7), END])
 def test_the_turning_point_is_found_in_few_steps(at: datetime) -> None:
-    asked: list[datetime] = []
+    instants: list[datetime] = []
 
     def is_published(instant: datetime) -> bool:
-        asked.append(instant)
+        instants.append(instant)
         return instant <= at
 
-    found = turning_point(is_published, begin=BEGIN, end=END)
-    assert len(asked) <= 30
-    assert found is None if at == END else found is not None and at - NEAR <= found <= at
+    turn = turning_point(is_published, begin=BEGIN, end=END)
+    assert len(instants) <= 30
+    assert turn is None if at == END else turn is not None and at - NEAR <= turn <= at
 
 
 def test_what_was_never_published_begins_at_the_beginning() -> None:

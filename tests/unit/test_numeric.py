@@ -51,7 +51,9 @@ def read(command: Any, parameter: Any, text: str) -> Any:
         return None
 
 
-@pytest.mark.parametrize(("command", "parameter"), [one[1:] for one in EVERY], ids=[one[0] for one in EVERY])
+@pytest.mark.parametrize(
+    ("command", "parameter"), [option[1:] for option in EVERY], ids=[option[0] for option in EVERY]
+)
 def test_an_option_takes_no_other_spelling(command: Any, parameter: Any) -> None:
     spellings = [text for text in OTHER_SPELLINGS if text != "7.0"]
     taken = {text: read(command, parameter, text) for text in [*spellings, "nan", "inf", "-inf", "1e400"]}
@@ -74,7 +76,7 @@ def test_a_record_of_another_spelling_of_the_version_is_none_of_ours(text: str) 
         decode(headers, b"{}")
 
 
-@pytest.mark.parametrize("text", [one for one in OTHER_SPELLINGS if one])
+@pytest.mark.parametrize("text", [spelling for spelling in OTHER_SPELLINGS if spelling])
 def test_settings_take_no_other_spelling(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("PAYRELAY_OUTBOX_DAYS", text)
     with pytest.raises(ValidationError, match="outbox_days"):
@@ -110,5 +112,5 @@ def test_a_position_in_a_file_is_a_whole_number(lsn: Any) -> None:
 
 def test_a_receiver_that_asks_for_a_long_time_gets_a_day() -> None:
     for text, expected in (("0020", 20), ("9" * 30, 86_400), ("9" * 60, None), ("٧", None), ("+7", None)):
-        asked = retry_after(429, {"retry-after": text}, now=AT)
-        assert (None if asked is None else asked.total_seconds()) == expected
+        wait = retry_after(429, {"retry-after": text}, now=AT)
+        assert (None if wait is None else wait.total_seconds()) == expected

@@ -62,30 +62,32 @@ def wishes(draw: st.DrawFn) -> MoveRequest:
 
 
 @given(standings(), wishes())
-def test_a_target_lies_in_its_log_and_what_was_clamped_is_said(one: PartitionPosition, wish: MoveRequest) -> None:
+def test_a_target_lies_in_its_log_and_what_was_clamped_is_said(position: PartitionPosition, wish: MoveRequest) -> None:
     try:
-        found = target(wish, one)
+        destination = target(wish, position)
     except Refused:
-        assert (wish.mode, one.position, one.is_ours) == (Mode.SHIFT, None, False)
+        assert (wish.mode, position.position, position.is_ours) == (Mode.SHIFT, None, False)
         return
-    if found is None:
-        assert (wish.mode is Mode.PLACES and not wish.places) or (wish.mode is Mode.KAFKA and one.committed is None)
+    if destination is None:
+        assert (wish.mode is Mode.PLACES and not wish.places) or (
+            wish.mode is Mode.KAFKA and position.committed is None
+        )
         return
-    assert one.low <= found.offset <= one.high
+    assert position.low <= destination.offset <= position.high
     if wish.mode is Mode.OFFSET:
-        assert ("clamped" in found.note) == (found.offset != wish.number)
-    if wish.mode is Mode.SHIFT and "clamped" not in found.note and one.position is not None:
-        assert found.offset - one.position == wish.number
+        assert ("clamped" in destination.note) == (destination.offset != wish.number)
+    if wish.mode is Mode.SHIFT and "clamped" not in destination.note and position.position is not None:
+        assert destination.offset - position.position == wish.number
 
 
 @given(standings())
-def test_lag_is_what_lies_between_the_position_and_the_end(one: PartitionPosition) -> None:
-    if one.position is None and not one.is_ours:
-        assert one.behind is None
+def test_lag_is_what_lies_between_the_position_and_the_end(position: PartitionPosition) -> None:
+    if position.position is None and not position.is_ours:
+        assert position.behind is None
     else:
-        assert one.behind is not None
-        assert 0 <= one.behind <= one.high - one.low
-        assert one.begin + one.behind == max(one.high, one.begin)
+        assert position.behind is not None
+        assert 0 <= position.behind <= position.high - position.low
+        assert position.begin + position.behind == max(position.high, position.begin)
 
 
 @pytest.mark.parametrize(
@@ -104,22 +106,22 @@ def test_lag_is_what_lies_between_the_position_and_the_end(one: PartitionPositio
     ],
 )
 def test_each_mode(wish: MoveRequest, committed: int | None, progress: int | None, expected: int) -> None:
-    found = target(wish, PartitionPosition(place=PLACE, low=10, high=90, committed=committed, progress=progress))
-    assert found is not None
-    assert found.offset == expected
+    destination = target(wish, PartitionPosition(place=PLACE, low=10, high=90, committed=committed, progress=progress))
+    assert destination is not None
+    assert destination.offset == expected
 
 
 def test_of_ours_progress_counts_and_a_log_not_begun_begins_at_its_earliest() -> None:
-    one = PartitionPosition(place=PLACE, low=10, high=90, committed=70, progress=50, is_ours=True)
+    applied = PartitionPosition(place=PLACE, low=10, high=90, committed=70, progress=50, is_ours=True)
     fresh = PartitionPosition(place=PLACE, low=10, high=90, committed=70, is_ours=True)
     kafka, current, shift = (
         MoveRequest(mode=Mode.KAFKA),
         MoveRequest(mode=Mode.CURRENT),
         MoveRequest(mode=Mode.SHIFT, number=3),
     )
-    assert [target(wish, one).offset for wish in (kafka, current, shift)] == [70, 50, 53]  # type: ignore[union-attr]
+    assert [target(wish, applied).offset for wish in (kafka, current, shift)] == [70, 50, 53]  # type: ignore[union-attr]
     assert [target(wish, fresh).offset for wish in (kafka, current, shift)] == [70, 10, 13]  # type: ignore[union-attr]
-    assert (one.behind, fresh.behind) == (40, 80)
+    assert (applied.behind, fresh.behind) == (40, 80)
 
 
 # ---- what an operator types -------------------------------------------------------------------------------------------
@@ -288,14 +290,14 @@ def test_the_last_undo_file_is_the_last_by_its_instant_and_none_is_written_over(
 
 
 @pytest.mark.parametrize(
-    ("asked", "given_"),
+    ("options", "given_"),
     [
         (MoveOptions(), 0), (MoveOptions(to_offset=0), 1), (MoveOptions(shift_by=0), 1), (MoveOptions(to_offset=0, to_latest=True), 2),
         (MoveOptions(from_kafka=True), 1), (MoveOptions(at=EPOCH, to_event="e"), 2),
     ],
 )  # fmt: skip
-def test_nought_is_a_place_to_go_to_as_any_other(asked: MoveOptions, given_: int) -> None:
-    assert asked.given == given_
+def test_nought_is_a_place_to_go_to_as_any_other(options: MoveOptions, given_: int) -> None:
+    assert options.given == given_
 
 
 @given(st.binary(max_size=1000))

@@ -69,9 +69,9 @@ def test_each_event_calls_for_what_its_handlers_do() -> None:
         "settlement": "CNY bank_clearing D1000 merchant_payable:T-M1 C994 fee_income C6"
     }
     assert EXPECTED["funds"](balance, {}) == {}
-    asked = envelope(balance_requested(amount_fen=1_000, fee_fen=6))
-    assert EXPECTED["funds"](asked, {}) == {"decision": "paid", "payer:T-U1": "-1000", "T-M1": "994"}
-    assert EXPECTED["funds"](asked, {"decision": "refused"}) == {"decision": "refused"}
+    request = envelope(balance_requested(amount_fen=1_000, fee_fen=6))
+    assert EXPECTED["funds"](request, {}) == {"decision": "paid", "payer:T-U1": "-1000", "T-M1": "994"}
+    assert EXPECTED["funds"](request, {"decision": "refused"}) == {"decision": "refused"}
     assert EXPECTED["settlement"](envelope(balance_paid()), {}) == {"order": "SETTLED"}
     assert EXPECTED["notification"](envelope(failed()), {}) == {"merchant": ""}
     assert EXPECTED["points"](envelope(failed()), {}) == {}
@@ -116,9 +116,9 @@ def test_every_kind_says_what_mends_it() -> None:
 
 def test_a_span_of_time_is_read() -> None:
     assert (span_of("30s"), span_of("2h")) == (timedelta(seconds=30), timedelta(hours=2))
-    for told in ("", "10", "m", "-1m", "1w", "999999d", "9999999999999999999999s"):
+    for text in ("", "10", "m", "-1m", "1w", "999999d", "9999999999999999999999s"):
         with pytest.raises(typer.BadParameter):
-            span_of(told)
+            span_of(text)
 
 
 def test_records_come_in_the_order_of_ids_however_many(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,18 +130,18 @@ def test_records_come_in_the_order_of_ids_however_many(monkeypatch: pytest.Monke
             topic=lambda: "b",
             partition=lambda: 2,
             offset=lambda at=at: at,
-            headers=lambda one=one: [(ID, str(one).encode())],
+            headers=lambda identity=identity: [(ID, str(identity).encode())],
         )
-        for at, one in enumerate(ids)
+        for at, identity in enumerate(ids)
     ]
     monkeypatch.setattr(published, "RUN", 100)
     monkeypatch.setattr(published, "BUFFERED", 7)
     monkeypatch.setattr(published, "bounds", lambda *_: {("b", 2): (0, len(messages))})
     monkeypatch.setattr(published, "read", lambda *_: iter(messages))
-    with Published(["a", "b"]) as found:
-        found.look(Settings(), since=None, wanted={UUID(int=3)})
-        assert list(found.in_order()) == (given := list(found.in_order()))
+    with Published(["a", "b"]) as published_messages:
+        published_messages.look(Settings(), since=None, wanted={UUID(int=3)})
+        assert list(published_messages.in_order()) == (given := list(published_messages.in_order()))
     assert [identity for identity, _ in given] == [UUID(int=number) for number in range(1_000)]
     assert {len(spots) for identity, spots in given if identity.int < 50} == {2}
     assert all(ids[offset] == identity for identity, spots in given for _, _, offset in spots)
-    assert sorted(found.spots[UUID(int=3)]) == sorted(given[3][1])
+    assert sorted(published_messages.spots[UUID(int=3)]) == sorted(given[3][1])

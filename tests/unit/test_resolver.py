@@ -33,15 +33,15 @@ def test_names_whose_server_is_silent_hold_up_no_other(
         hanging = [asyncio.create_task(resolver.resolve(f"silent-{number}.example")) for number in range(silent)]
         try:
             await asyncio.sleep(0.1)
-            [found] = await asyncio.wait_for(resolver.resolve("prompt.example"), 3)
+            [address] = await asyncio.wait_for(resolver.resolve("prompt.example"), 3)
         except TimeoutError:
             return False
         finally:
             ended.set()
             await asyncio.gather(*hanging, return_exceptions=True)
             await resolver.close()
-        assert all(isinstance(one.exception(), OSError) for one in hanging)
-        return found["host"] == "93.184.216.34"
+        assert all(isinstance(lookup.exception(), OSError) for lookup in hanging)
+        return address["host"] == "93.184.216.34"
 
     monkeypatch.setattr(guard.socket, "getaddrinfo", looked_up)
     assert asyncio.run(main()), "it waits behind names that nobody resolves"

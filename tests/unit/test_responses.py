@@ -73,9 +73,9 @@ def test_receivers_that_flood_delay_nobody(receivers: Hostile) -> None:
     """Four that never stop sending 1xx, and one that is polite."""
     bad = [f"{receivers.url}/{name}" for name in ("continue", "early", "continue", "early")]
     good = [f"{receivers.url}/good"] * 20
-    *_, last = (one for one in send(*bad, *good))
+    *_, last = (outcome for outcome in send(*bad, *good))
     assert last.result is Result.SUCCESS
-    took_s = max((one.ended_at - one.started_at).total_seconds() for one in send(*bad, *good)[4:])
+    took_s = max((outcome.ended_at - outcome.started_at).total_seconds() for outcome in send(*bad, *good)[4:])
     assert took_s < 1.0, f"{took_s:.1f} s"
 
 

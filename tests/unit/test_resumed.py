@@ -1,4 +1,4 @@
-"""Whatever goes wrong while the connector is stopped, it is told to go on. No servers: a client that notes what it is told."""
+"""Whatever fails while the connector is stopped, it is resumed. No servers: a client that records the calls it gets."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from outbox.settings import Settings
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-class Noting:
-    """Notes what it is told, and fails at one thing, as often as it is said."""
+class RecordingClient:
+    """Records the calls it gets; one of them fails, as often as asked for."""
 
     def __init__(self, fails_at: str, times: int = 1) -> None:
-        self.told: list[str] = []
+        self.calls: list[str] = []
         self.left = {fails_at: times}
 
     def __getattr__(self, name: str) -> Any:
@@ -28,7 +28,7 @@ class Noting:
             if self.left.get(name, 0) > 0:
                 self.left[name] -= 1
                 raise Unreachable(f"no answer to {name}")
-            self.told.append(name)
+            self.calls.append(name)
 
         return tell
 
@@ -38,7 +38,7 @@ class Noting:
 def test_a_reset_that_fails_leaves_no_connector_stopped(
     fails_at: str, wanted: Exported | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = Noting(fails_at)
+    client = RecordingClient(fails_at)
     monkeypatch.setattr(source_offsets, "ConnectClient", lambda _: client)
     for name in ("require_harmless", "standing", "apply_connector"):
         monkeypatch.setattr(source_offsets, name, lambda *_, **__: None)
@@ -46,22 +46,22 @@ def test_a_reset_that_fails_leaves_no_connector_stopped(
     monkeypatch.setattr(repair, "apply_connector", lambda *_, **__: [])
     with pytest.raises(Unreachable, match=f"no answer to {fails_at}"):
         source_offsets.reset(Settings(), wanted, clock=lambda: NOW, say=lambda _: None)
-    assert client.told[-1] == "resume", "the connector stays stopped"
+    assert client.calls[-1] == "resume", "the connector stays stopped"
 
 
 def test_an_emission_that_fails_before_it_begins_leaves_no_connector_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any, **__: Any) -> None:
         raise Unreachable("no answer")
 
-    client, planned = Noting(""), repair.Repair(since={}, missing=set(), rows=0, minutes=0)
+    client, planned = RecordingClient(""), repair.Repair(since={}, missing=set(), rows=0, minutes=0)
     monkeypatch.setattr(repair, "apply_connector", fails)
     with pytest.raises(Unreachable):
         repair.emit_missing(client, Settings(), planned, say=lambda _: None)  # type: ignore[arg-type]
-    assert client.told == ["resume"], "the connector stays stopped"
+    assert client.calls == ["resume"], "the connector stays stopped"
 
 
 def test_where_the_connector_cannot_be_resumed_the_command_that_does_is_named() -> None:
-    client = Noting("resume", times=2)
+    client = RecordingClient("resume", times=2)
     with (
         pytest.raises(NotReady, match=r"no answer to stop.*payrelay connect resume"),
         repair.resumed_after_failure(

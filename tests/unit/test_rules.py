@@ -86,7 +86,7 @@ delays = st.lists(st.integers(0, int(DELAY_MAX.total_seconds() * 1_000)), min_si
 def test_each_attempt_is_planned_to_the_microsecond_from_the_start_of_the_one_before(
     milliseconds: list[int], durations: list[int]
 ) -> None:
-    rule = parse_rule(json.dumps({str(n): f"{one / 1_000:.3f}s" for n, one in enumerate(milliseconds, 1)}))
+    rule = parse_rule(json.dumps({str(n): f"{wait_ms / 1_000:.3f}s" for n, wait_ms in enumerate(milliseconds, 1)}))
     planned = rule.first_at(AT)
     assert planned == AT + timedelta(milliseconds=milliseconds[0])
     for attempt, (delay, took) in enumerate(zip(milliseconds[1:], durations, strict=False), 1):

@@ -1,4 +1,4 @@
-"""What a verified notification means for an order as it stands: every case, and money never dropped."""
+"""What a verified notification means for an order in each of its states: every case, and money is never dropped."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BOOKED = Booking(payment_no="P1", amount_fen=100, currency="CNY")
 SETTLED = replace(OPEN, status="SETTLED")
 
 
-@pytest.mark.parametrize(("order", "told", "booking", "act"), [
+@pytest.mark.parametrize(("order", "notification", "booking", "act"), [
     (OPEN, SUCCESS, None, "settle"),
     (OPEN, FAILED, None, "fail"),
     (OPEN, OTHER_AMOUNT, None, "suspend"),
@@ -55,8 +55,8 @@ SETTLED = replace(OPEN, status="SETTLED")
     (OPEN, FAILED, replace(BOOKED, payment_no="P2"), "refuse"),
     (SETTLED, FAILED, replace(BOOKED, payment_no="P2"), "refuse"),
 ])  # fmt: skip
-def test_decision(order: OrderState | None, told: BankNotification, booking: Booking | None, act: str) -> None:
-    assert decide(order, told, booking).act == act
+def test_decision(order: OrderState | None, notification: BankNotification, booking: Booking | None, act: str) -> None:
+    assert decide(order, notification, booking).act == act
 
 
 @given(

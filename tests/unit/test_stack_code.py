@@ -1,4 +1,4 @@
-"""Which code a stack runs: what is told from it when files change."""
+"""Which code a stack runs, and what is reported when files change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A story from rows: what waits, what is missing, and where what has not happened stands."""
+"""A timeline built from rows: what waits, what is missing, and at which place."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def story(*, slot_found: bool = True, confirmed: int = 200, next_offset: int = 0
     return story_of(facts, steps_of(facts, tables.pop("records", {}), standing, CONSUMERS))
 
 
-def at_end(told: Story) -> tuple[str, str, str]:
-    line = told.lines[-1]
+def at_end(payment_story: Story) -> tuple[str, str, str]:
+    line = payment_story.lines[-1]
     return line.where, line.what, line.mend.partition(str(ID))[0].strip()
 
 
@@ -69,14 +69,14 @@ def at_end(told: Story) -> tuple[str, str, str]:
     ],
 )
 def test_an_event_without_a_record_waits_or_is_missing(standing: dict[str, Any], what: str, mend: str) -> None:
-    told = story(outbox=[SETTLED], records={ID: Records()}, **standing)
-    assert at_end(told) == ("payment.order", what, mend)
-    assert told.is_whole == (what == "waiting")
+    payment_story = story(outbox=[SETTLED], records={ID: Records()}, **standing)
+    assert at_end(payment_story) == ("payment.order", what, mend)
+    assert payment_story.is_whole == (what == "waiting")
 
 
 def test_a_record_without_an_inbox_row_waits_or_was_passed_over() -> None:
-    found = MessagePlace(place=("payment.order", 0), offset=5, at=AT + 2 * S, type="payment.settled.v1")
-    records = {ID: Records(found=[found])}
+    message = MessagePlace(place=("payment.order", 0), offset=5, at=AT + 2 * S, type="payment.settled.v1")
+    records = {ID: Records(found=[message])}
     assert at_end(story(outbox=[SETTLED], records=records, next_offset=5))[:2] == ("accounting.inbox", "waiting")
     passed = story(outbox=[SETTLED], records=records, next_offset=6)
     assert at_end(passed)[1:] == ("missing", "payrelay replay redeliver --consumer accounting --event")
@@ -84,9 +84,9 @@ def test_a_record_without_an_inbox_row_waits_or_was_passed_over() -> None:
 
 
 def test_a_payment_that_nobody_was_told_of_says_so() -> None:
-    told = story()
-    assert at_end(told)[:2] == ("payments.outbox", "missing")
-    assert not told.is_whole
+    payment_story = story()
+    assert at_end(payment_story)[:2] == ("payments.outbox", "missing")
+    assert not payment_story.is_whole
 
 
 def test_each_attempt_to_tell_a_merchant_is_a_line() -> None:
