@@ -21,7 +21,7 @@ BUDGET_S = 900.0
 LIMIT_S = 1500.0
 LONGEST = ("test_recovery.py",)
 
-os.environ.setdefault("PAYRELAY_CONNECTOR_POLL_INTERVAL_MS", "50")
+os.environ.setdefault("PAYRELAY_CONNECTOR_POLL_INTERVAL_MS", "100")
 """Debezium looks for news this often, and two hundred times a second by default: too much for stacks that mostly idle on two cores."""
 
 _spent: dict[str, float] = defaultdict(float)

@@ -54,7 +54,7 @@ GATHER_S = 0.015
 """After an answer that brought little the next fetch waits this long: what comes in meanwhile shares its transaction."""
 LITTLE = 100
 """Messages; an answer that brought more shows a backlog, and the next fetch goes out at once."""
-FETCH_WAIT_MS = 100
+FETCH_WAIT_MS = 250
 """How long the broker may keep a fetch that it has nothing for. Faust's 1500 would hold up the look-ups of offsets behind it."""
 POLL_S = 1.0
 """How long one poll waits for messages: as often, a client whose own tasks have ended is noticed."""

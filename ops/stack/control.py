@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
+from ops.stack import class_archive
 from ops.stack.parts import PostgresPlace, tied
-from ops.stack.programs import postgres_bin
+from ops.stack.programs import installed_programs, postgres_bin
 from ops.stack.state import STATE, PartState, StackFolder, file_stem
 from outbox.errors import NotReady, Refused, UnknownName
 from outbox.quoting import quoted
@@ -99,6 +100,7 @@ def down(folder: StackFolder, *, wipe: bool = False) -> bool:
             time.sleep(POLL_S)
     if (supervisor := _started.pop(folder.path, None)) is not None:
         supervisor.wait()
+    class_archive.keep(installed_programs(folder.home), folder.path)
     if wipe:
         place = PostgresPlace.of(folder)
         if place.mode == "nobody":

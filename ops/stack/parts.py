@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from hashlib import sha256
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psycopg
 
-from ops.stack import tie
+from ops.stack import class_archive, tie
 from ops.stack.processes import Process, processes, require_gates
 from ops.stack.programs import (
     JVM_ENVIRONMENT,
@@ -251,21 +251,39 @@ def _postgres_answers(folder: StackFolder, port: int) -> bool:
 JVM_FLAGS = ["-XX:+UseSerialGC", "-Xms128m", "-Xmx512m", "-XX:TieredStopAtLevel=1", "-Xshare:auto"]
 
 
-def _java(folder: StackFolder, programs: Programs, main: str, properties: str, *arguments: str) -> list[str]:
-    """Return the command of a Java program, to be run in the stack's folder.
+def _java(
+    folder: StackFolder, programs: Programs, main: str, properties: str, *arguments: str, archive: Sequence[str]
+) -> list[str]:
+    """Return the command of a Java program, to be run in the stack's folder, with the options for its class archive.
 
     All paths are relative to it: a class path cannot hold a colon, nor a list of Kafka's a comma, nor a reference to a secret a colon or
     a brace, and where the checkout lies is not ours to say.
     """
     logging = f"-Dlog4j2.configurationFile={properties.partition('/')[0]}/log4j2.properties"
-    return [java(), *JVM_FLAGS, logging, "-cp", programs.class_path(folder.path), main, *arguments, properties]
+    return [
+        java(),
+        *JVM_FLAGS,
+        *archive,
+        logging,
+        "-cp",
+        programs.class_path(folder.path),
+        main,
+        *arguments,
+        properties,
+    ]
 
 
 def _kafka(folder: StackFolder, programs: Programs, ports: Mapping[str, int]) -> Part:
     return Part(
         name="kafka",
         version=KAFKA_VERSION,
-        command=_java(folder, programs, "kafka.Kafka", BROKER_PROPERTIES),
+        command=_java(
+            folder,
+            programs,
+            "kafka.Kafka",
+            BROKER_PROPERTIES,
+            archive=class_archive.reading_or_writing(programs, folder.path, "kafka"),
+        ),
         cwd=folder.path,
         environment=JVM_ENVIRONMENT,
         port=ports["kafka"],
@@ -321,7 +339,8 @@ def _prepare_kafka(folder: StackFolder, programs: Programs, ports: Mapping[str, 
     (home / "log4j2.properties").write_text(LOG4J)
     if not (home / "data" / "meta.properties").exists():
         tool = ["format", "-t", KAFKA_CLUSTER, "--ignore-formatted", "-c"]
-        command = _java(folder, programs, "kafka.tools.StorageTool", BROKER_PROPERTIES, *tool)
+        archive = class_archive.reading(programs, folder.path, "kafka")
+        command = _java(folder, programs, "kafka.tools.StorageTool", BROKER_PROPERTIES, *tool, archive=archive)
         made = subprocess.run(
             tied(command), cwd=folder.path, env={**os.environ, **JVM_ENVIRONMENT},
             capture_output=True, text=True, check=False,
@@ -382,7 +401,13 @@ def _connect(folder: StackFolder, programs: Programs, ports: Mapping[str, int]) 
     return Part(
         name="connect",
         version=KAFKA_VERSION,
-        command=_java(folder, programs, "org.apache.kafka.connect.cli.ConnectDistributed", CONNECT_PROPERTIES),
+        command=_java(
+            folder,
+            programs,
+            "org.apache.kafka.connect.cli.ConnectDistributed",
+            CONNECT_PROPERTIES,
+            archive=class_archive.reading_or_writing(programs, folder.path, "connect"),
+        ),
         cwd=folder.path,
         environment=JVM_ENVIRONMENT,
         port=ports["connect"],
