@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from connect.client import ConnectClient, ConnectorStatus
     from outbox.settings import Settings
 
-app = typer.Typer(help="The outbox connector on Kafka Connect.", no_args_is_help=True)
+app = typer.Typer(help="Operate the outbox connector on Kafka Connect.", no_args_is_help=True)
 
 Timeout = Annotated[float, typer.Option("--timeout", parser=decimal(0.1, DAY_S), help="seconds to wait")]
 
@@ -48,7 +48,7 @@ def apply(
     execute: Execute = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Bring the connector to its configuration: validate, show the difference, change it with --execute. Nothing happens if equal.
+    """Validate the connector's configuration, and apply it if it differs. Without --execute, only show the difference.
 
     Exit code 1 without --execute if something would change.
     """
@@ -69,7 +69,7 @@ def apply(
 
 @app.command()
 def status(output: Output = Format.TABLE) -> None:
-    """Show what Kafka Connect says. It says RUNNING of a dead pipeline too: `payrelay doctor` judges health."""
+    """Show the state that Kafka Connect reports. It can report RUNNING for a dead pipeline: `payrelay doctor` checks the flow."""
     client, settings = _client()
     state = client.status(settings.connector)
     _print(state, output)
@@ -79,14 +79,15 @@ def status(output: Output = Format.TABLE) -> None:
 
 @app.command()
 def wait(timeout: Timeout = 60.0, output: Output = Format.TABLE) -> None:
-    """Wait until connector and tasks run; exit code 1 with the first cause if a task fails or time is over."""
+    """Wait until the connector and its tasks run. Exit code 1, with the first cause, if a task fails or time runs out."""
     client, settings = _client()
     _print(client.wait_running(settings.connector, timeout_s=timeout), output)
 
 
 @app.command()
 def restart(
-    failed: Annotated[bool, typer.Option("--failed", help="only what failed")] = False, timeout: Timeout = 60.0
+    failed: Annotated[bool, typer.Option("--failed", help="restart only what has failed")] = False,
+    timeout: Timeout = 60.0,
 ) -> None:
     """Restart the connector and its tasks, and wait until they run."""
     client, settings = _client()
@@ -97,7 +98,7 @@ def restart(
 
 @app.command()
 def pause() -> None:
-    """Pause: the task stays and keeps its slot, and reads nothing. WAL is kept meanwhile."""
+    """Pause the connector: its task keeps the slot and reads nothing. PostgreSQL keeps its WAL meanwhile."""
     client, settings = _client()
     client.pause(settings.connector)
     say("paused: payrelay connect resume")
@@ -105,7 +106,7 @@ def pause() -> None:
 
 @app.command()
 def resume(timeout: Timeout = 60.0) -> None:
-    """Go on after pause or stop, and wait until connector and tasks run."""
+    """Resume a paused or stopped connector, and wait until it and its tasks run."""
     client, settings = _client()
     client.resume(settings.connector)
     client.wait_running(settings.connector, timeout_s=timeout)
@@ -114,20 +115,22 @@ def resume(timeout: Timeout = 60.0) -> None:
 
 @app.command()
 def stop(timeout: Timeout = 60.0) -> None:
-    """Stop: tasks end and let go of the slot, offsets stay. WAL is kept meanwhile."""
+    """Stop the connector: its tasks end and release the slot; offsets stay. PostgreSQL keeps its WAL meanwhile."""
     client, settings = _client()
     client.stop(settings.connector)
     client.wait_stopped(settings.connector, timeout_s=timeout)
     say("stopped: payrelay connect resume")
 
 
-offsets = typer.Typer(help="What Kafka Connect has noted of how far the connector has read.", no_args_is_help=True)
+offsets = typer.Typer(
+    help="Show or reset the offset that Kafka Connect stores for the connector.", no_args_is_help=True
+)
 app.add_typer(offsets, name="offsets")
 
 
 @offsets.command("get")
 def offsets_get() -> None:
-    """Print Connect's note as JSON, as `reset --from-file` takes it, and say where the slot stands, which is what counts."""
+    """Print the offset that Kafka Connect stores, as JSON for `reset --from-file`, and the slot's position, which is what counts."""
     from ops.pipeline.source import standing
 
     positions = standing(current_settings())
@@ -139,17 +142,27 @@ def offsets_get() -> None:
 def offsets_reset(
     from_file: Annotated[
         Path | None,
-        typer.Option("--from-file", exists=True, dir_okay=False, help="what `get` has printed; without it, forget"),
+        typer.Option(
+            "--from-file",
+            exists=True,
+            dir_okay=False,
+            help="set the offset from this file, printed by `get`; without it, delete the stored offset",
+        ),
     ] = None,
     export: Annotated[
-        Path | None, typer.Option("--export", dir_okay=False, help="where what is noted now is kept first")
+        Path | None,
+        typer.Option(
+            "--export",
+            dir_okay=False,
+            help="file that keeps the present offset; default: CONNECTOR-offsets-TIME.json here",
+        ),
     ] = None,
     execute: Execute = False,
     yes: Yes = False,
 ) -> None:
-    """Forget Connect's note, or set it: stop, change, resume. The connector then reads on from the replication slot's position.
+    """Delete the offset that Kafka Connect stores, or set it: stop the connector, change the offset, resume.
 
-    No way to read anything again: PostgreSQL's slot does not go back. For that: payrelay connect snapshot.
+    The connector then reads on from the replication slot's position. PostgreSQL's slot does not go back, so this reads nothing again. To publish rows again: payrelay connect snapshot.
     """
     from connect.source_offsets import exported_from
     from ops.pipeline.source import standing
@@ -191,28 +204,34 @@ def _text_of(path: Path) -> str:
 def snapshot(
     where: Annotated[
         str,
-        typer.Option("--where", metavar="SQL", help="on the outbox's columns, e.g. \"type = 'payment.settled.v1'\""),
+        typer.Option(
+            "--where", metavar="SQL", help="SQL condition on the outbox's columns, e.g. \"type = 'payment.settled.v1'\""
+        ),
     ] = "",
-    service: Annotated[list[str] | None, typer.Option("--service", help="whose outbox; all without it")] = None,
+    service: Annotated[
+        list[str] | None, typer.Option("--service", help="only this service's outbox; may be repeated; default: all")
+    ] = None,
     since: Annotated[
-        datetime | None, typer.Option("--since", formats=FORMATS, metavar="TIME", help="recorded from then on")
+        datetime | None,
+        typer.Option("--since", formats=FORMATS, metavar="TIME", help="events recorded from this time on"),
     ] = None,
     to: Annotated[
-        datetime | None, typer.Option("--to", formats=FORMATS, metavar="TIME", help="recorded before then")
+        datetime | None, typer.Option("--to", formats=FORMATS, metavar="TIME", help="events recorded before this time")
     ] = None,
     tz: Zone = "",
-    order: Annotated[str, typer.Option("--order", help="order number")] = "",
-    event: Annotated[list[UUID] | None, typer.Option("--event", help="event id; may be given several times")] = None,
+    order: Annotated[str, typer.Option("--order", help="events of this order number")] = "",
+    event: Annotated[list[UUID] | None, typer.Option("--event", help="event id; may be repeated")] = None,
     within: Annotated[
-        float, typer.Option("--within", parser=decimal(1, DAY_S), help="seconds to wait until all have come")
+        float,
+        typer.Option("--within", parser=decimal(1, DAY_S), help="seconds to wait until all rows are on their topics"),
     ] = 300.0,
     execute: Execute = False,
     yes: Yes = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Emit kept outbox rows again, under the same event ids: whoever has applied an event drops the repeat.
+    """Publish kept outbox rows again, under the same event ids: consumers drop the events that they have already applied.
 
-    By Debezium's incremental snapshot, in chunks between live events. Needs the owner's DSN.
+    Uses Debezium's incremental snapshot, in chunks between live events. Needs the owner's DSN.
     """
     from ops.pipeline.snapshot import Rows, emit_again, find_rows
     from outbox.settings import SERVICES

@@ -13,7 +13,7 @@ from ops.cli.output import say
 
 
 def migrate() -> None:
-    """Bring the database to this version: schemas, roles, days ahead, publication, slot. May be repeated."""
+    """Bring the database to this version: schemas, roles, partitions for the days ahead, publication, slot. Safe to repeat."""
     from outbox.migrate import migrate as bring
 
     bring(current_settings(), today=datetime.now(UTC).date())
@@ -24,13 +24,13 @@ def sql(
     as_: Annotated[
         str,
         typer.Option(
-            "--as", metavar="SERVICE", help="with a service's role, which may write its own schema; local stack only"
+            "--as", metavar="SERVICE", help="use this service's role, which can write its own schema; local stack only"
         ),
     ] = "",
-    command: Annotated[str, typer.Option("-c", "--command", metavar="SQL", help="run this, and end")] = "",
-    arguments: Annotated[list[str] | None, typer.Argument(help="psql's own, behind --")] = None,
+    command: Annotated[str, typer.Option("-c", "--command", metavar="SQL", help="run this SQL and exit")] = "",
+    arguments: Annotated[list[str] | None, typer.Argument(help="arguments for psql, after --")] = None,
 ) -> None:
-    """Open psql on the stack's database as the role `ops`: it reads every service's rows, and its transactions are read only.
+    """Open psql on the stack's database with the role `ops`: it can read every service's rows, in read-only transactions.
 
     Exit code 1 if psql fails.
     """
@@ -53,15 +53,13 @@ def sql(
 def tool(
     program: Annotated[
         str,
-        typer.Argument(
-            help="psql, pg_dump, pg_restore, pg_basebackup; kafka-topics, kafka-consumer-groups and the like"
-        ),
+        typer.Argument(help="psql, pg_dump, pg_restore, pg_basebackup, kafka-topics, kafka-consumer-groups and so on"),
     ],
-    arguments: Annotated[list[str] | None, typer.Argument(help="its own, as it takes them")] = None,
+    arguments: Annotated[list[str] | None, typer.Argument(help="the program's own arguments")] = None,
 ) -> None:
-    """Run a program of PostgreSQL's on the stack's database, as its owner, or of Kafka's on its broker, of the server's own version.
+    """Run a program of PostgreSQL or Kafka, of the server's own version, against the stack.
 
-    Exit code 1 if the program fails.
+    PostgreSQL's programs connect as the database's owner. Exit code 1 if the program fails.
     """
     from ops.stack.programs import installed_programs
     from ops.stack.tools import run_tool

@@ -23,30 +23,37 @@ STAGES = ("paid", "settled", "effects", "told")
 
 
 def demo(
-    orders: Annotated[int, typer.Option("--orders", parser=whole(1, 1_000_000), help="payments to drive")] = 300,
-    seed: Annotated[int, typer.Option("--seed", parser=whole(), help="the same seed, the same orders")] = 1,
+    orders: Annotated[
+        int, typer.Option("--orders", parser=whole(1, 1_000_000), help="number of payments to drive")
+    ] = 300,
+    seed: Annotated[
+        int,
+        typer.Option("--seed", parser=whole(), help="seed of the random orders: the same seed gives the same orders"),
+    ] = 1,
     rate: Annotated[
         float | None,
         typer.Option(
-            "--rate", parser=decimal(0.1, 10_000), help="payments a second, open-loop; as fast as it goes without it"
+            "--rate",
+            parser=decimal(0.1, 10_000),
+            help="payments per second, started on schedule; default: as fast as possible",
         ),
     ] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="leave running what the demo has started")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="leave the stack running if the demo started it")] = False,
     patience: Annotated[
         float,
         typer.Option(
             "--patience",
             parser=decimal(1, 86_400),
-            help="seconds without any progress before the proof is made",
+            help="seconds without progress after which the proof is made anyway",
         ),
     ] = 60.0,
     stack: Stack = "",
     output: Output = Format.TABLE,
 ) -> None:
-    """Drive payments through the real services and prove that nothing was lost and nothing doubled.
+    """Drive payments through the real services and prove that none was lost and none was doubled.
 
-    Starts the stack if it is down, and stops it at the end. Parts that were stopped are left so: then it refuses to run. Exit code 1 unless unsettled, lost, doubled and
-    parked are 0 and everything balances.
+    Starts the stack if it is down, and stops it at the end. Refuses to run while an operator has parts stopped. Exit code 1
+    unless unsettled, lost, doubled and parked are 0 and everything balances.
     """
     from ops.demo.run import as_json, run_demo
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 def doctor(
     repair: Annotated[
-        bool, typer.Option("--repair-slot", help="repair a lost slot or publication; shown, and done with --execute")
+        bool,
+        typer.Option("--repair-slot", help="repair a lost slot or publication; without --execute, only show the plan"),
     ] = False,
     since: Annotated[
         datetime | None,
@@ -30,15 +31,15 @@ def doctor(
             "--since",
             formats=FORMATS,
             metavar="TIME",
-            help="look for unpublished events from then on, e.g. 2026-11-23T08:00:00+0800",
+            help="with --repair-slot: look for unpublished events from this time on, e.g. 2026-11-23T08:00:00+0800",
         ),
     ] = None,
     tz: Zone = "",
-    execute: Annotated[bool, typer.Option("--execute", help="of --repair-slot: repair; else it is only shown")] = False,
+    execute: Annotated[bool, typer.Option("--execute", help="with --repair-slot: carry out the repair")] = False,
     yes: Yes = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Judge whether everything recorded arrives, and whether everything runs that should run. Exit code 1 if something is wrong.
+    """Check that every recorded event arrives, and that everything that should run does. Exit code 1 if something is wrong.
 
     Each finding names the command that fixes it.
     """
@@ -66,23 +67,29 @@ def upkeep(
     every: Annotated[
         int,
         typer.Option(
-            "--every", parser=whole(0, DAY_S), metavar="SECONDS", help="for ever, with so long between two rounds"
+            "--every",
+            parser=whole(0, DAY_S),
+            metavar="SECONDS",
+            help="run for ever, with this many seconds between rounds; 0 runs one round",
         ),
     ] = 0,
     catch_up: Annotated[
-        bool, typer.Option("--catch-up", help="drop every day that is due, not two of a table; shows them first")
+        bool,
+        typer.Option(
+            "--catch-up",
+            help="drop every day that is due, not just two of each table; without --execute, only show them",
+        ),
     ] = False,
-    execute: Annotated[
-        bool, typer.Option("--execute", help="of --catch-up: drop them; else they are only shown")
-    ] = False,
+    execute: Annotated[bool, typer.Option("--execute", help="with --catch-up: drop them")] = False,
     yes: Yes = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Make days ahead, drop days past their retention that nothing can need any more, purge old answers to the bank.
+    """Create partitions for the days ahead, drop days past their retention, and purge old answers to the bank.
 
-    One round, or for ever; needs the owner's DSN. The local stack does it by itself, every hour. Retention counts back from the
-    earliest of the host's clock, the database's, and the newest row; a round drops at most two days of a table. Exit code 1 if a
-    part of the round failed; the next round tries it again.
+    Runs one round, or one every --every seconds. Needs the owner's DSN. The local stack runs a round every hour by itself.
+    A day is dropped only when nothing can need it any more. Retention counts back from the earliest of three times: the
+    host's clock, the database's clock, the newest row. A round drops at most two days of each table. Exit code 1 if a part
+    of the round failed; the next round tries that part again.
     """
     from ops.pipeline.upkeep import upkeep as one_round
 

@@ -27,27 +27,41 @@ if TYPE_CHECKING:
     from outbox.settings import Settings
 
 app = typer.Typer(
-    help="Where consumer groups stand, and moving them: any group, on any Kafka; of ours, `progress` and Kafka together. "
-    "Moving a group back redelivers, and what its handler knows is skipped: to fill holes use `payrelay replay redeliver`, "
-    "to build its tables again `payrelay replay rebuild`. (`faust reset` is something else: it deletes Faust's local tables, "
-    "which payrelay has none of.)",
+    help="Show and move the positions of consumer groups, on any Kafka.\n\n"
+    "For payrelay's own consumers, `progress` and Kafka's offset move together. Moving a group back redelivers events, and "
+    "its consumer drops those already applied: to fill holes use `payrelay replay redeliver`, to rebuild tables use "
+    "`payrelay replay rebuild`. (`faust reset` is something else: it deletes Faust's local tables, and payrelay has none.)",
     no_args_is_help=True,
 )
 
-GroupName = Annotated[str, typer.Argument(metavar="GROUP")]
-Topics = Annotated[list[str] | None, typer.Option("--topic", help="topic, or topic:0,1; may be repeated")]
-Partitions = Annotated[str, typer.Option("-p", "--partitions", metavar="0,2", help="these partitions only")]
-Zone = Annotated[str, typer.Option("--tz", metavar="ZONE", help="of a time that names none, e.g. Asia/Shanghai")]
-Wait = Annotated[str, typer.Option("--wait", metavar="DURATION", help="for the group to become inactive, e.g. 60s")]
+GroupName = Annotated[str, typer.Argument(metavar="GROUP", help="name of the consumer group")]
+Topics = Annotated[
+    list[str] | None, typer.Option("--topic", help="only this topic, or topic:0,1 for some partitions; may be repeated")
+]
+Partitions = Annotated[str, typer.Option("-p", "--partitions", metavar="0,2", help="only these partitions")]
+Zone = Annotated[
+    str, typer.Option("--tz", metavar="ZONE", help="time zone of a time that names none, e.g. Asia/Shanghai")
+]
+Wait = Annotated[
+    str, typer.Option("--wait", metavar="DURATION", help="how long to wait for the group to become inactive, e.g. 60s")
+]
 StopWorkers = Annotated[
-    bool, typer.Option("--stop-workers", help="stop the local stack's workers of the group, and start them again")
+    bool,
+    typer.Option("--stop-workers", help="stop the local stack's workers of the group meanwhile, and start them again"),
 ]
 UndoFile = Annotated[
     Path | None,
-    typer.Option("--undo-file", help="where to; in the stack's folder, or below .payrelay/undo, without it"),
+    typer.Option(
+        "--undo-file", help="undo file to write; default: a new one in the stack's folder, or below .payrelay/undo"
+    ),
 ]
 CountLimit = Annotated[
-    int, typer.Option("--count-limit", parser=whole(0, 100_000_000), help="of a longer way, events are not counted")
+    int,
+    typer.Option(
+        "--count-limit",
+        parser=whole(0, 100_000_000),
+        help="if more messages than this lie between old and new, do not count which are applied",
+    ),
 ]
 COUNT_LIMIT = 200_000
 LESS = ("host", "client", "begin", "lag_s", "committed", "progress", "end")
@@ -57,7 +71,7 @@ WATCH_S = 2.0
 
 @app.command("list")
 def list_(output: Output = Format.TABLE) -> None:
-    """Show every group: state, type, members; also Kafka Connect's own and share groups, which are no groups of consumers."""
+    """Show every group: state, type and members. Kafka Connect's own group and share groups are listed too; they are no consumer groups."""
     from ops.delivery.registry import known_processors
     from ops.kafka.groups import UNKNOWN, groups
 
@@ -81,11 +95,11 @@ def describe(
     group: GroupName,
     topic: Topics = None,
     partitions: Partitions = "",
-    only_lagging: Annotated[bool, typer.Option("--only-lagging", help="partitions with lag only")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="again every 2 s, until Ctrl-C")] = False,
+    only_lagging: Annotated[bool, typer.Option("--only-lagging", help="only partitions with lag")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="repeat every 2 s until Ctrl-C")] = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Show where a group stands: per partition its position, the log's end, lag in messages and seconds, and who reads it."""
+    """Show a group's position in each partition, the log's end, the lag in messages and seconds, and who reads it."""
     from ops.offsets.plan import look
 
     settings = current_settings()
@@ -142,28 +156,56 @@ def _print_view(settings: Settings, view: View, output: Format, *, only_lagging:
 @app.command()
 def reset(
     group: GroupName,
-    to_earliest: Annotated[bool, typer.Option("--to-earliest")] = False,
-    to_latest: Annotated[bool, typer.Option("--to-latest")] = False,
-    to_current: Annotated[bool, typer.Option("--to-current", help="where it stands, brought into the log")] = False,
-    to_offset: Annotated[int | None, typer.Option("--to-offset", parser=whole())] = None,
+    to_earliest: Annotated[bool, typer.Option("--to-earliest", help="to the oldest message that is kept")] = False,
+    to_latest: Annotated[bool, typer.Option("--to-latest", help="to the end of the log")] = False,
+    to_current: Annotated[
+        bool, typer.Option("--to-current", help="to its present position, moved into the log if it lies outside")
+    ] = False,
+    to_offset: Annotated[int | None, typer.Option("--to-offset", parser=whole(), help="to this offset")] = None,
     to_datetime: Annotated[
-        str, typer.Option("--to-datetime", metavar="TIME", help="ISO 8601, or epoch in s or ms")
+        str,
+        typer.Option(
+            "--to-datetime",
+            metavar="TIME",
+            help="to the first message from this time on: ISO 8601, or epoch in s or ms",
+        ),
     ] = "",
-    by_duration: Annotated[str, typer.Option("--by-duration", metavar="AGO", help="90m, 6h, 2d, PT1H30M")] = "",
+    by_duration: Annotated[
+        str,
+        typer.Option(
+            "--by-duration", metavar="AGO", help="to the first message from this long ago on: 90m, 6h, 2d, PT1H30M"
+        ),
+    ] = "",
     shift_by: Annotated[
-        int | None, typer.Option("--shift-by", parser=whole(-WHOLE_MAX), metavar="N", help="on, or back where negative")
+        int | None,
+        typer.Option(
+            "--shift-by", parser=whole(-WHOLE_MAX), metavar="N", help="by this many offsets; back if negative"
+        ),
     ] = None,
     from_file: Annotated[
         Path | None,
-        typer.Option("--from-file", exists=True, dir_okay=False, help="CSV, as kafka-consumer-groups has it"),
+        typer.Option(
+            "--from-file",
+            exists=True,
+            dir_okay=False,
+            help="to the offsets in a CSV file, as kafka-consumer-groups writes it",
+        ),
     ] = None,
-    from_group: Annotated[str | None, typer.Option("--from-group", help="where another group stands")] = None,
-    map_: Annotated[str, typer.Option("--map", metavar="JSON", help='of one --topic: {"0": 123, "1": 456}')] = "",
+    from_group: Annotated[str | None, typer.Option("--from-group", help="to the position of this other group")] = None,
+    map_: Annotated[
+        str,
+        typer.Option("--map", metavar="JSON", help='to an offset per partition of one --topic: {"0": 123, "1": 456}'),
+    ] = "",
     to_order: Annotated[
-        str | None, typer.Option("--to-order", metavar="ORDER_NO", help="ours: its first event")
+        str | None,
+        typer.Option("--to-order", metavar="ORDER_NO", help="payrelay's consumers only: to the order's first event"),
     ] = None,
-    to_event: Annotated[str | None, typer.Option("--to-event", metavar="EVENT_ID", help="ours")] = None,
-    from_kafka: Annotated[bool, typer.Option("--from-kafka", help="ours: what another tool committed")] = False,
+    to_event: Annotated[
+        str | None, typer.Option("--to-event", metavar="EVENT_ID", help="payrelay's consumers only: to this event")
+    ] = None,
+    from_kafka: Annotated[
+        bool, typer.Option("--from-kafka", help="payrelay's consumers only: to the offset that another tool committed")
+    ] = False,
     topic: Topics = None,
     partitions: Partitions = "",
     tz: Zone = "",
@@ -175,9 +217,9 @@ def reset(
     count_limit: CountLimit = COUNT_LIMIT,
     output: Output = Format.TABLE,
 ) -> None:
-    """Move a group: shows old, new and what lies between; with --execute writes an undo file, commits, and reads back.
+    """Move a group to other offsets. Without --execute, only show the old and new offsets and what lies between.
 
-    Exit code 1 if what was read back differs. Without --topic: all that the group stands in. An active group is refused.
+    With --execute it writes an undo file, commits, and reads the offsets back; exit code 1 if they differ. Without --topic, it moves every partition in which the group has a position. An active group is refused.
     """
     from ops.offsets.wishes import MoveOptions
 
@@ -196,7 +238,7 @@ def reset(
 def undo(
     group: GroupName,
     file: Annotated[
-        Path | None, typer.Argument(exists=True, dir_okay=False, help="an undo file; the group's last one without it")
+        Path | None, typer.Argument(exists=True, dir_okay=False, help="undo file; default: the group's latest")
     ] = None,
     execute: Execute = False,
     yes: Yes = False,
@@ -206,7 +248,7 @@ def undo(
     count_limit: CountLimit = COUNT_LIMIT,
     output: Output = Format.TABLE,
 ) -> None:
-    """Move a group to where an undo file says: before its last reset, undo or delete. Undone twice, the move is made again."""
+    """Move a group back to where it was before its last reset, undo or delete, as its undo file says. A second undo makes the move again."""
     from ops.kafka.groups import cluster_id
     from ops.offsets.files import last_undo_file, undo_folder
     from ops.offsets.wishes import MoveOptions
@@ -220,10 +262,10 @@ def undo(
 
 @app.command()
 def export(
-    groups: Annotated[list[str], typer.Argument(metavar="GROUP...")],
-    file: Annotated[Path | None, typer.Option("--file", help="to standard output without it")] = None,
+    groups: Annotated[list[str], typer.Argument(metavar="GROUP...", help="names of consumer groups")],
+    file: Annotated[Path | None, typer.Option("--file", help="file to write; default: standard output")] = None,
 ) -> None:
-    """Write where groups stand as CSV: topic,partition,offset, with the group in front if several. kafka-consumer-groups reads it."""
+    """Write the positions of groups as CSV (topic,partition,offset; of several groups, with the group first). kafka-consumer-groups can read it."""
     from ops.offsets.files import as_csv
     from ops.offsets.plan import look
     from outbox.errors import Refused
@@ -258,14 +300,14 @@ def _shown_line(line: str) -> str:
 @app.command()
 def delete(
     group: GroupName,
-    topic: Annotated[str, typer.Option("--topic", help="only its offsets of this topic")] = "",
+    topic: Annotated[str, typer.Option("--topic", help="delete only the group's offsets of this topic")] = "",
     execute: Execute = False,
     yes: Yes = False,
     wait: Wait = "0s",
     undo_file: UndoFile = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Make Kafka forget a group, or its offsets of one topic; `undo` brings them back. Of a group of ours, `progress` stays."""
+    """Delete a group from Kafka, or only its offsets of one topic. `undo` restores them. The `progress` of a payrelay consumer stays."""
     from ops.kafka.groups import committed
     from ops.kafka.groups import group as find_group
     from ops.offsets.delete import delete_group, delete_topic
@@ -302,13 +344,13 @@ def delete(
 @app.command()
 def peek(
     group: GroupName,
-    before: Annotated[int, typer.Option("--before", parser=whole(0, 1_000))] = 2,
-    after: Annotated[int, typer.Option("--after", parser=whole(0, 1_000), help="from its position on")] = 3,
+    before: Annotated[int, typer.Option("--before", parser=whole(0, 1_000), help="messages before its position")] = 2,
+    after: Annotated[int, typer.Option("--after", parser=whole(0, 1_000), help="messages from its position on")] = 3,
     topic: Topics = None,
     partitions: Partitions = "",
     output: Output = Format.TABLE,
 ) -> None:
-    """Show the messages around a group's position with their bodies, in each partition; of ours, what has become of each event."""
+    """Show the messages around a group's position in each partition, with bodies; for payrelay's consumers, also each event's fate."""
     from ops.offsets.peek import COLUMNS, peek_rows
     from ops.offsets.plan import look
 

@@ -25,21 +25,30 @@ SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 def reconcile(
-    full: Annotated[bool, typer.Option("--full", help="everything that is kept, not only what is new")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="look at everything that is kept, not only at what is new")
+    ] = False,
     grace: Annotated[
-        str, typer.Option("--grace", metavar="SPAN", help="what is younger may be on its way: 30s, 10m, 2h, 1d")
+        str,
+        typer.Option(
+            "--grace",
+            metavar="SPAN",
+            help="ignore events younger than this, which may be on their way: 30s, 10m, 2h, 1d",
+        ),
     ] = "10m",
-    fix: Annotated[bool, typer.Option("--fix", help="show what would fix it; done with --execute")] = False,
-    execute: Annotated[bool, typer.Option("--execute", help="of --fix: fix it; else it is only shown")] = False,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="show what would fix the findings; with --execute, fix them")
+    ] = False,
+    execute: Annotated[bool, typer.Option("--execute", help="with --fix: carry out the fixes")] = False,
     yes: Yes = False,
     limit: Annotated[
-        int, typer.Option("--limit", parser=whole(1, 100_000), help="findings of a kind that a table names")
+        int, typer.Option("--limit", parser=whole(1, 100_000), help="findings of each kind that the table names")
     ] = 20,
     output: Output = Format.TABLE,
 ) -> None:
-    """Hold orders, outbox, topics, inboxes, vouchers, funds, points and notifications against each other; name every hole.
+    """Compare orders, outbox, topics, inboxes, vouchers, funds, points and notifications, and name every difference.
 
-    Looks at what is new since the last run, and again at what is open. Exit code 1 if something is wrong, or waits longer than the grace.
+    Looks at what is new since the last run, and at findings that are still open. Exit code 1 if something is wrong, or has waited longer than the grace.
     """
     from ops.reconcile.run import reconcile as run
 

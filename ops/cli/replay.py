@@ -26,11 +26,9 @@ if TYPE_CHECKING:
     from ops.rebuild.rebuild import Rebuilt
     from outbox.settings import Settings
 
-app = typer.Typer(
-    help="Events handed to a consumer once more, and its rows made again from them.", no_args_is_help=True
-)
+app = typer.Typer(help="Hand events to a consumer again, or rebuild its rows from its topics.", no_args_is_help=True)
 
-Consumer = Annotated[str, typer.Argument(help="its group, e.g. accounting")]
+Consumer = Annotated[str, typer.Argument(help="consumer, e.g. accounting")]
 
 LINES_EACH = 25_000
 """Records between two lines of progress, where standard error is no terminal."""
@@ -41,35 +39,48 @@ COUNTS = ("applied", "superseded", "known", "resent", "parked", "waiting", "refu
 
 @app.command("redeliver")
 def redeliver(
-    consumer: Annotated[str, typer.Option("--consumer", help="e.g. accounting")],
-    topic: Annotated[str, typer.Option("--topic", help="one of the consumer's; all of them without it")] = "",
+    consumer: Annotated[str, typer.Option("--consumer", help="consumer, e.g. accounting")],
+    topic: Annotated[str, typer.Option("--topic", help="one of the consumer's topics; default: all")] = "",
     begin: Annotated[
         datetime | None,
-        typer.Option("--from", formats=FORMATS, metavar="TIME", help="appended, or recorded, from then on"),
+        typer.Option(
+            "--from",
+            formats=FORMATS,
+            metavar="TIME",
+            help="appended to the topic from this time on; with --from-outbox, recorded",
+        ),
     ] = None,
     end: Annotated[
         datetime | None,
-        typer.Option("--to", formats=FORMATS, metavar="TIME", help="appended, or recorded, before then"),
+        typer.Option(
+            "--to",
+            formats=FORMATS,
+            metavar="TIME",
+            help="appended to the topic before this time; with --from-outbox, recorded",
+        ),
     ] = None,
     tz: Zone = "",
-    key: Annotated[str, typer.Option("--key", help="record key, e.g. a payment number")] = "",
-    type_: Annotated[str, typer.Option("--type", help="e.g. payment.settled.v1")] = "",
-    order: Annotated[str, typer.Option("--order", help="order number")] = "",
-    event: Annotated[list[UUID] | None, typer.Option("--event", help="event id; may be given several times")] = None,
+    key: Annotated[str, typer.Option("--key", help="message key, e.g. a payment number")] = "",
+    type_: Annotated[str, typer.Option("--type", help="event type, e.g. payment.settled.v1")] = "",
+    order: Annotated[str, typer.Option("--order", help="events of this order number")] = "",
+    event: Annotated[list[UUID] | None, typer.Option("--event", help="event id; may be repeated")] = None,
     from_outbox: Annotated[
-        bool, typer.Option("--from-outbox", help="what never reached the topic, or is there no longer")
+        bool,
+        typer.Option(
+            "--from-outbox", help="read the outbox: events that never reached the topic, or are no longer there"
+        ),
     ] = False,
     resend_external: Annotated[
         bool,
-        typer.Option("--resend-external", help="also tell the outside again of what was applied, under the same ids"),
+        typer.Option("--resend-external", help="also notify again about events already applied, under the same ids"),
     ] = False,
     execute: Execute = False,
     yes: Yes = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Hand events to a consumer once more: what it has not applied is applied, what it has is dropped.
+    """Hand events to a consumer again: new ones are applied, events already applied are dropped.
 
-    Beside its running worker, whose position stays. Exit code 1 if something failed, was refused or was not found.
+    Runs beside the consumer's worker, whose position stays. Exit code 1 if an event failed, was refused or was not found.
     """
     from ops.delivery.redeliver import carry_out, plan
     from ops.delivery.search import Window
@@ -121,21 +132,27 @@ def _tell(outcome: Redelivered) -> None:
 @app.command()
 def rebuild(
     consumer: Consumer,
-    anew: Annotated[bool, typer.Option("--anew", help="begin anew, whatever an earlier call has left")] = False,
-    checkpoint: Annotated[str, typer.Option("--checkpoint", help="begin at this one")] = "",
-    correct: Annotated[bool, typer.Option("--correct", help="ledger: vouchers that mend what differs")] = False,
-    switch: Annotated[bool, typer.Option("--switch", help="projections: the rebuilt tables take their place")] = False,
+    anew: Annotated[bool, typer.Option("--anew", help="start over, whatever an earlier call has left")] = False,
+    checkpoint: Annotated[str, typer.Option("--checkpoint", help="start from this checkpoint")] = "",
+    correct: Annotated[
+        bool, typer.Option("--correct", help="ledger only: show vouchers that correct the differences")
+    ] = False,
+    switch: Annotated[
+        bool, typer.Option("--switch", help="projections only: put the rebuilt tables in place of the live ones")
+    ] = False,
     reason: Annotated[str, typer.Option("--reason", help="with --correct: why; kept on the vouchers")] = "",
-    actor: Annotated[str, typer.Option("--actor", help="with --correct: who; you, if not given")] = "",
-    execute: Annotated[bool, typer.Option("--execute", help="correct or switch; else it is only shown")] = False,
+    actor: Annotated[str, typer.Option("--actor", help="with --correct: who does it; default: your user name")] = "",
+    execute: Annotated[
+        bool, typer.Option("--execute", help="with --correct or --switch: carry it out; without it, only show it")
+    ] = False,
     yes: Yes = False,
-    limit: Annotated[int, typer.Option("--limit", parser=whole(1, 100_000), help="findings shown")] = 100,
+    limit: Annotated[int, typer.Option("--limit", parser=whole(1, 100_000), help="findings shown at most")] = 100,
     output: Output = Format.TABLE,
 ) -> None:
-    """Make a consumer's rows again from its topics, in a shadow schema, and show how the live ones differ.
+    """Rebuild a consumer's rows from its topics in a shadow schema, and show how the live rows differ.
 
-    Live goes on meanwhile: both are compared at the same position in every partition. Killed, the next call goes on.
-    Exit code 1 if they differ.
+    The consumer runs on meanwhile: both sides are compared at the same position in every partition. If it is killed, the next call resumes.
+    Exit code 1 if the rows differ.
     """
     from ops.rebuild.rebuild import rebuild as rebuild_consumer
 
@@ -214,9 +231,9 @@ def _switch(settings: Settings, rebuilt: Rebuilt, *, execute: bool, yes: bool) -
 
 @app.command()
 def checkpoint(consumer: Consumer) -> None:
-    """Keep a consumer's rows with its position in every partition: a later rebuild can begin there. Reads only of live.
+    """Save a consumer's rows with its position in every partition, so that a later rebuild can start there.
 
-    Needed where the topics do not keep their history for ever. Exit code 1 if balances are not what entries add up to.
+    Needed where the topics do not keep their whole history. Only reads the live rows. Exit code 1 if a balance is not the sum of its entries.
     """
     from ops.rebuild.checkpoint import take_checkpoint
 
@@ -226,12 +243,12 @@ def checkpoint(consumer: Consumer) -> None:
 
 @app.command()
 def drop(
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help="as this command without it shows")] = "",
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="name, as this command shows it without one")] = "",
     execute: Execute = False,
     yes: Yes = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Remove a shadow, a checkpoint, or tables that a switch has put aside; without a name, show what there is."""
+    """Remove a shadow, a checkpoint, or tables that a switch has put aside. Without a name, list them."""
     from ops.pipeline.health import reader_engine
     from ops.rebuild.schemas import drop_schema, find_schemas
     from outbox.errors import UnknownName

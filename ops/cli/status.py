@@ -22,10 +22,10 @@ LESS = ("metrics_port", "version", "since", "restarts", "pid", "port", "last_exi
 
 
 def status(stack: Stack = "", output: Output = Format.TABLE) -> None:
-    """Show each part: state, pid, ports, version, since when, restarts, last exit, condition; and the last round of upkeep.
+    """Show each part of the stack (state, pid, ports, version, start, restarts, last exit, condition), and the last round of upkeep.
 
-    A worker that waits for its database or its broker is `waiting`; the condition of a part that is `starting` says how it gets on.
-    Exit code 1 unless all run and upkeep is done.
+    A worker that waits for its database or its broker is `waiting`. The condition of a `starting` part says how far it is.
+    Exit code 1 unless every part runs and the last upkeep succeeded.
     """
     folder = this_stack(stack)
     stopped = folder.stopped_parts()
@@ -70,11 +70,11 @@ def _row(folder: StackFolder, state: PartState, stopped: str) -> dict[str, Any]:
 def logs(
     part: Annotated[
         str,
-        typer.Argument(help="a part's name as status shows it, or supervisor; the parts and the supervisor without it"),
+        typer.Argument(help="name of a part as `payrelay status` shows it, or supervisor; default: all of them"),
     ] = "",
     stack: Stack = "",
-    lines: Annotated[int, typer.Option("-n", "--lines", parser=whole(1, 1_000_000))] = 50,
-    follow: Annotated[bool, typer.Option("-f", "--follow")] = False,
+    lines: Annotated[int, typer.Option("-n", "--lines", parser=whole(1, 1_000_000), help="lines of each log")] = 50,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="keep printing new lines until Ctrl-C")] = False,
 ) -> None:
     """Print the end of a part's log, or of every part's."""
     folder = this_stack(stack)

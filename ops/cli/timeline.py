@@ -14,16 +14,16 @@ from outbox.errors import UnknownName
 
 
 def timeline(
-    number: Annotated[str, typer.Argument(metavar="ORDER_NO", help="an order's number, or a payment's")],
+    number: Annotated[str, typer.Argument(metavar="ORDER_NO", help="number of an order or a payment")],
     merchant: Annotated[
-        str, typer.Option("--merchant", help="this merchant's only: others may use the number too")
+        str, typer.Option("--merchant", help="only this merchant's order: other merchants may use the same number")
     ] = "",
     output: Output = Format.TABLE,
 ) -> None:
-    """Show an order's whole story over every table and topic, in time order with latencies.
+    """Show an order's whole story across every table and topic, in time order, with latencies.
 
-    Each thing that should be there and is not has a line `missing` with the command that mends it. Exit code 1 if there is
-    one.
+    Whatever should be there but is not has a line `missing`, with the command that fixes it. Exit code 1 if something is
+    missing.
     """
     from ops.timeline.story import StoryLine, timeline
 

@@ -20,7 +20,9 @@ FORMATS = [
 ]
 """How commands take a time."""
 
-Zone = Annotated[str, typer.Option("--tz", metavar="ZONE", help="of times that name none, e.g. Asia/Shanghai")]
+Zone = Annotated[
+    str, typer.Option("--tz", metavar="ZONE", help="time zone of times that name none, e.g. Asia/Shanghai")
+]
 
 
 def instant(at: datetime | None, tz: str) -> datetime | None:
