@@ -23,7 +23,7 @@ def bench(
     from benchmarks import report
 
     if name not in report.NAMES:
-        raise typer.BadParameter(f"{name!r}; there are: {', '.join(report.NAMES)}")
+        raise typer.BadParameter(f"there is no benchmark {name!r}; there are: {', '.join(report.NAMES)}")
     outcome = report.run(name)
     if output is Format.JSON:
         print_json(outcome)

@@ -31,7 +31,7 @@ NO_OP_RECORDS = 400_000
 ACCOUNTING_RECORDS = 30_000
 BACKLOG_RECORDS = 5_000_000
 WARM_RECORDS = 250_000
-"""After so many a process has grown to its size; from then on its memory is to stay flat."""
+"""A process has grown to its full size after this many messages; its memory must stay flat from then on."""
 RUN_S = 600.0
 SAMPLE_S = 0.25
 

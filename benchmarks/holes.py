@@ -298,7 +298,7 @@ class Field:
             self.planted |= {(kind, "settlement", row.key) for row in rows}
 
     def finish(self) -> None:
-        """What only the tables' owner can do is done: inbox rows taken away, amounts changed, a fault mended, merchants told."""
+        """What only the tables' owner can do is done: inbox rows taken away, amounts changed, a fault fixed, merchants notified."""
         with self.engine("owner").begin() as connection:
             for name, ids in self._inbox:
                 connection.execute(
@@ -313,7 +313,7 @@ class Field:
         self.answer_all(but="untold")
 
     def answer_all(self, *, but: str = "nothing") -> None:
-        """Notifications count as answered, but for some payments'; no merchant was told."""
+        """Notifications count as answered, except for some payments; no merchant was notified."""
         with self.engine("owner").begin() as connection:
             connection.execute(
                 text("""UPDATE notification.notify_record
@@ -328,8 +328,8 @@ class Field:
             {"amount": amount_fen, "like": f"{self.run}-contradicted-%"},
         )
 
-    def mend_by_hand(self) -> None:
-        """What nobody mends from a command is mended, as an operator would: the order's amount, and the record that was none."""
+    def fix_by_hand(self) -> None:
+        """What no command fixes is fixed as an operator would: the order's amount, and the record that was none."""
         with self.engine("owner").begin() as connection:
             self._contradict(connection, -1)
             connection.execute(

@@ -260,7 +260,7 @@ class Bench:
         deadline = time.monotonic() + PATIENCE_S
         while self._told(queue) < count:
             if time.monotonic() > deadline:
-                raise RuntimeError(f"{self._told(queue)} of {count} told in {PATIENCE_S:.0f} s")
+                raise RuntimeError(f"{self._told(queue)} of {count} notified in {PATIENCE_S:.0f} s")
             time.sleep(SAMPLE_S)
 
     def _told(self, queue: str) -> int:
@@ -303,7 +303,7 @@ def silent_targets(p99s: dict[tuple[int, str], list[float]]) -> list[dict[str, A
 
 
 def seconds_of(printed: bytes) -> float:
-    """Return the seconds that a bare loop has told."""
+    """Return the seconds that a bare loop has reported."""
     return float(json.loads(printed)["seconds"])
 
 

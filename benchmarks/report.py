@@ -1,4 +1,4 @@
-"""Run every benchmark and write docs/performance.md: make bench. With names, only those parts are measured anew."""
+"""Run every benchmark and write docs/performance.md: make bench. With names, only those parts are measured again."""
 
 from __future__ import annotations
 

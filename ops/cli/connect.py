@@ -14,7 +14,7 @@ from ops.cli.context import current_settings
 from ops.cli.intent import is_meant
 from ops.cli.options import DAY_S, Execute, Output, Yes, decimal
 from ops.cli.output import Format, print_rows, say
-from ops.cli.times import FORMATS, Zone, span
+from ops.cli.times import Zone, span, time_option
 from outbox.clock import utc_now
 from outbox.errors import Refused, UnknownName
 
@@ -48,7 +48,7 @@ def apply(
     execute: Execute = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Validate the connector's configuration, and apply it if it differs. Without --execute, only show the difference.
+    """Validate the connector's configuration and show what differs; with --execute, change it.
 
     Exit code 1 without --execute if something would change.
     """
@@ -93,7 +93,7 @@ def restart(
     client, settings = _client()
     client.restart(settings.connector, only_failed=failed)
     client.wait_running(settings.connector, timeout_s=timeout)
-    say("restarted")
+    say("the connector and its tasks run again")
 
 
 @app.command()
@@ -101,7 +101,7 @@ def pause() -> None:
     """Pause the connector: its task keeps the slot and reads nothing. PostgreSQL keeps its WAL meanwhile."""
     client, settings = _client()
     client.pause(settings.connector)
-    say("paused: payrelay connect resume")
+    say("the connector is paused. To go on: payrelay connect resume")
 
 
 @app.command()
@@ -110,7 +110,7 @@ def resume(timeout: Timeout = 60.0) -> None:
     client, settings = _client()
     client.resume(settings.connector)
     client.wait_running(settings.connector, timeout_s=timeout)
-    say("running")
+    say("the connector and its tasks run")
 
 
 @app.command()
@@ -119,7 +119,7 @@ def stop(timeout: Timeout = 60.0) -> None:
     client, settings = _client()
     client.stop(settings.connector)
     client.wait_stopped(settings.connector, timeout_s=timeout)
-    say("stopped: payrelay connect resume")
+    say("the connector is stopped. To go on: payrelay connect resume")
 
 
 offsets = typer.Typer(
@@ -143,19 +143,12 @@ def offsets_reset(
     from_file: Annotated[
         Path | None,
         typer.Option(
-            "--from-file",
-            exists=True,
-            dir_okay=False,
-            help="set the offset from this file, printed by `get`; without it, delete the stored offset",
+            "--from-file", exists=True, dir_okay=False, help="file printed by `get`; without it, delete the offset"
         ),
     ] = None,
     export: Annotated[
         Path | None,
-        typer.Option(
-            "--export",
-            dir_okay=False,
-            help="file that keeps the present offset; default: CONNECTOR-offsets-TIME.json here",
-        ),
+        typer.Option("--export", dir_okay=False, help="file that keeps the present offset; default: a new one"),
     ] = None,
     execute: Execute = False,
     yes: Yes = False,
@@ -175,11 +168,11 @@ def offsets_reset(
     wanted = exported_from(_text_of(from_file), connector=settings.connector) if from_file else None
     if wanted is not None:
         require_harmless(settings, positions, wanted, at=utc_now())
-        say("the connector would be stopped, would read on from the file's position, and lose nothing")
+        say("the connector would be stopped, and would then read on from the file's position; nothing is lost")
     else:
         repair = plan_reset(settings, at=utc_now())
-        say(f"the connector would be stopped and would emit {repair.rows} rows of the last {repair.minutes:.0f} minutes again, "
-            f"{len(repair.missing)} of them for the first time; those known already are dropped")  # fmt: skip
+        say(f"the connector would be stopped, and would then publish {repair.rows} rows of the last {repair.minutes:.0f} minutes again, "
+            f"{len(repair.missing)} of them for the first time; consumers drop events that are already applied")  # fmt: skip
     if not is_meant(execute=execute, yes=yes, question="stop, change and resume the connector?"):
         return
     target = export or Path(f"{settings.connector}-offsets-{utc_now():%Y%m%dT%H%M%SZ}.json")
@@ -187,8 +180,8 @@ def offsets_reset(
         with target.open("x") as file:  # never over an earlier one
             file.write(positions.noted.as_text())
     except OSError as error:
-        raise Refused(f"what is noted cannot be kept, nothing was done: {error}; another --export") from error
-    say(f"what was noted is kept in {target}")
+        raise Refused(f"the present offset cannot be kept, nothing was done: {error}. Name another --export") from error
+    say(f"the offset from before is kept in {target}")
     reset_offsets(settings, wanted, clock=utc_now, say=say)
     say(standing(settings).described())
 
@@ -197,7 +190,7 @@ def _text_of(path: Path) -> str:
     try:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise Refused(f"{path} cannot be read: {error}") from error
+        raise Refused(f"{path} cannot be read, so nothing was done: {error}") from error
 
 
 @app.command()
@@ -208,22 +201,14 @@ def snapshot(
             "--where", metavar="SQL", help="SQL condition on the outbox's columns, e.g. \"type = 'payment.settled.v1'\""
         ),
     ] = "",
-    service: Annotated[
-        list[str] | None, typer.Option("--service", help="only this service's outbox; may be repeated; default: all")
-    ] = None,
-    since: Annotated[
-        datetime | None,
-        typer.Option("--since", formats=FORMATS, metavar="TIME", help="events recorded from this time on"),
-    ] = None,
-    to: Annotated[
-        datetime | None, typer.Option("--to", formats=FORMATS, metavar="TIME", help="events recorded before this time")
-    ] = None,
+    service: Annotated[list[str] | None, typer.Option("--service", help="only its outbox; may be repeated")] = None,
+    since: Annotated[datetime | None, time_option("--since", "recorded from this time on")] = None,
+    to: Annotated[datetime | None, time_option("--to", "recorded before this time")] = None,
     tz: Zone = "",
     order: Annotated[str, typer.Option("--order", help="events of this order number")] = "",
     event: Annotated[list[UUID] | None, typer.Option("--event", help="event id; may be repeated")] = None,
     within: Annotated[
-        float,
-        typer.Option("--within", parser=decimal(1, DAY_S), help="seconds to wait until all rows are on their topics"),
+        float, typer.Option("--within", parser=decimal(1, DAY_S), help="seconds to wait until all are on their topics")
     ] = 300.0,
     execute: Execute = False,
     yes: Yes = False,
@@ -239,12 +224,12 @@ def snapshot(
     since, to = span(since, to, tz)
     wanted = Rows(where=where, begin=since, end=to, order=order, events=frozenset(event or ()))
     if wanted == Rows():
-        raise typer.BadParameter("say which rows: --where, --since, --to, --order or --event")
+        raise typer.BadParameter("say which rows to publish: --where, --since, --to, --order or --event")
     settings = current_settings()
     ids_by_service = find_rows(settings, service or SERVICES, wanted)
     if missing := sorted(wanted.events.difference(*ids_by_service.values())):
         raise UnknownName(
-            f"{len(missing)} of these events are in no outbox that is looked at, the first is {missing[0]}"
+            f"{len(missing)} of these events are in none of the outboxes searched, the first is {missing[0]}: check the ids, and --service"
         )
     rows = [
         {"outbox": f"{name}.outbox", "rows": len(ids), "first": ids[0], "last": ids[-1]}
@@ -252,8 +237,8 @@ def snapshot(
     ]
     print_rows(rows, output, columns=("outbox", "rows", "first", "last"))
     total = sum(map(len, ids_by_service.values()))
-    ahead, question = f"{total} rows would be emitted again", f"emit {total} rows again?" if total else ""
-    if not is_meant(ahead, execute=execute, yes=yes, does="emits them", question=question):
+    ahead, question = f"{total} rows would be published again", f"publish {total} rows again?" if total else ""
+    if not is_meant(ahead, execute=execute, yes=yes, does="publishes them", question=question):
         return
     emit_again(settings, ids_by_service, within_s=within)
     say(f"{total} events are on their topics again")

@@ -51,7 +51,7 @@ def user(
     else:
         password = sys.stdin.readline().rstrip("\n")
     if len(password) < LENGTH_MIN:
-        raise typer.BadParameter(f"a password has {LENGTH_MIN} characters or more")
+        raise typer.BadParameter(f"the password is too short: it must have {LENGTH_MIN} characters or more")
     said = f"{role.value}:{hashed(password)}"
     parse_users({name: said})
     sys.stdout.write(f"PAYRELAY_CONSOLE_USERS__{name.upper()}='{said}'\n")

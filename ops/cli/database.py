@@ -17,7 +17,7 @@ def migrate() -> None:
     from outbox.migrate import migrate as bring
 
     bring(current_settings(), today=datetime.now(UTC).date())
-    say("the database is as this version needs it")
+    say("the database has the schemas, roles, days, publication and slot of this version")
 
 
 def sql(
@@ -39,10 +39,10 @@ def sql(
     from outbox.settings import READER, SERVICES
 
     if as_ and as_ not in SERVICES:
-        raise UnknownName(f"no service {as_!r}; there are: {', '.join(SERVICES)}")
+        raise UnknownName(f"there is no service {as_!r}; there are: {', '.join(SERVICES)}")
     if as_ and local_folder() is None:
         raise Refused(
-            "--as is for the local stack: PAYRELAY_KAFKA_BOOTSTRAP names another, whose rows only its services write"
+            "--as works on the local stack only, and PAYRELAY_KAFKA_BOOTSTRAP names another stack, whose rows only its services write"
         )
     settings = current_settings()
     sys.stdout.flush()

@@ -19,24 +19,15 @@ from outbox.errors import Refused
 if TYPE_CHECKING:
     from outbox.settings import Settings
 
-STAGES = ("paid", "settled", "effects", "told")
+STAGES = ("paid", "settled", "effects", "notified")
 
 
 def demo(
-    orders: Annotated[
-        int, typer.Option("--orders", parser=whole(1, 1_000_000), help="number of payments to drive")
-    ] = 300,
-    seed: Annotated[
-        int,
-        typer.Option("--seed", parser=whole(), help="seed of the random orders: the same seed gives the same orders"),
-    ] = 1,
+    orders: Annotated[int, typer.Option("--orders", parser=whole(1, 1_000_000), help="payments to drive")] = 300,
+    seed: Annotated[int, typer.Option("--seed", parser=whole(), help="the same seed gives the same orders")] = 1,
     rate: Annotated[
         float | None,
-        typer.Option(
-            "--rate",
-            parser=decimal(0.1, 10_000),
-            help="payments per second, started on schedule; default: as fast as possible",
-        ),
+        typer.Option("--rate", parser=decimal(0.1, 10_000), help="payments per second; default: as fast as possible"),
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="leave the stack running if the demo started it")] = False,
     patience: Annotated[
@@ -70,7 +61,7 @@ def demo(
     for finding in proof.findings[:50]:
         say(f"  {finding}")
     if not proof.holds:
-        say("the proof does not hold")
+        say("the proof does not hold: the lines above say what is wrong; for details: payrelay reconcile")
         raise typer.Exit(1)
     if output is Format.TABLE:
         print_line("")
@@ -107,7 +98,7 @@ def _require_all_wanted(folder: StackFolder, *, was_up: bool) -> None:
     if held := folder.stopped_parts():
         command = f"payrelay start {' '.join(sorted(held))}" if was_up else "payrelay up"
         why = ", ".join(f"{part} ({reason})" for part, reason in sorted(held.items()))
-        raise Refused(f"the demo needs every part, and some were stopped: {why}. Start them first: {command}")
+        raise Refused(f"the demo needs every part, but some were stopped: {why}. Start them first: {command}")
 
 
 def _interrupt(_signum: int, _frame: object) -> NoReturn:

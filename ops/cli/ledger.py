@@ -15,7 +15,7 @@ from ops.cli.context import current_settings
 from ops.cli.intent import is_meant
 from ops.cli.options import DAY_S, Output, Yes, decimal, whole
 from ops.cli.output import Format, print_rows, say
-from ops.cli.times import FORMATS, Zone, instant, span
+from ops.cli.times import Zone, instant, span, time_option
 from outbox.clock import utc_now
 from schemas.money import AMOUNT_FEN_MAX, CNY
 from schemas.numeric import parse_whole
@@ -43,13 +43,8 @@ def statement(
     account: Annotated[
         str, typer.Argument(help="account code, e.g. bank_clearing, fee_income, suspense, merchant_payable:M1")
     ],
-    begin: Annotated[
-        datetime | None,
-        typer.Option("--from", formats=FORMATS, metavar="TIME", help="facts from this time on"),
-    ] = None,
-    end: Annotated[
-        datetime | None, typer.Option("--to", formats=FORMATS, metavar="TIME", help="facts before this time")
-    ] = None,
+    begin: Annotated[datetime | None, time_option("--from", "facts from this time on")] = None,
+    end: Annotated[datetime | None, time_option("--to", "facts before this time")] = None,
     tz: Zone = "",
     currency: Annotated[str, typer.Option("--currency", help="currency code")] = CNY,
     output: Output = Format.TABLE,
@@ -64,14 +59,14 @@ def statement(
         lines = lines_of(connection, account, currency=currency, begin=begin, end=end)
     print_rows([asdict(line) for line in lines], output)
     if len(lines) == 2 and not lines[0].balance_fen:
-        say(f"no entry of {account!r} in {currency} until then: payrelay ledger trial-balance lists the accounts")
+        say(
+            f"account {account!r} has no entry in {currency} until then. Accounts with entries: payrelay ledger trial-balance"
+        )
 
 
 @app.command("trial-balance")
 def trial_balance(
-    at: Annotated[
-        datetime | None, typer.Option("--at", formats=FORMATS, metavar="TIME", help="count only facts before this time")
-    ] = None,
+    at: Annotated[datetime | None, time_option("--at", "count only facts before this time")] = None,
     tz: Zone = "",
     output: Output = Format.TABLE,
 ) -> None:
@@ -96,7 +91,11 @@ def trial_balance(
             )
         )
     }
-    say(f"debits less credits: {off}" if off else "debits equal credits")
+    say(
+        f"debits do not equal credits, the difference is {off}: payrelay ledger check"
+        if off
+        else "debits equal credits"
+    )
     if off:
         raise typer.Exit(1)
 
@@ -143,7 +142,10 @@ def suspense(
     with reader_engine(current_settings()).connect() as connection:
         items = suspense_of(connection, payment_no=payment, reason=reason, also_resolved=also_resolved, limit=limit)
     print_rows([asdict(item) for item in items], output, columns=tuple(SuspenseItem.__dataclass_fields__))
-    say(f"{len(items)} in suspense" + (f", the {limit} oldest at most" if len(items) == limit else ""))
+    say(
+        f"{len(items)} in suspense"
+        + (f", the {limit} oldest at most: --limit shows more" if len(items) == limit else "")
+    )
 
 
 Reason = Annotated[str, typer.Option("--reason", help="why; kept on the voucher")]
@@ -215,7 +217,7 @@ def _accounting() -> AbstractContextManager[Connection]:
 
 def _told(option: str, value: str) -> str:
     if not value.strip():
-        raise typer.BadParameter(f"{option} is empty: the voucher keeps it")
+        raise typer.BadParameter(f"{option} is empty: give it, because the voucher keeps it")
     return value.strip()
 
 
@@ -239,11 +241,11 @@ def _require_account(account: str) -> None:
     try:
         general_account(account)
     except ValueError as error:
-        raise typer.BadParameter(f"{error}: payrelay ledger accounts lists it") from error
+        raise typer.BadParameter(f"{error}. The chart is shown by: payrelay ledger accounts") from error
     code, _, party = account.partition(":")
     if (code in (MERCHANT_PAYABLE, PAYER_BALANCE)) != bool(party):
         raise typer.BadParameter(
-            f"account {account!r}: {code} {'has no parties' if party else 'is one account a party'}"
+            f"account {account!r}: {code} {'is one account: leave out the party' if party else 'has an account for each party: write ' + code + ':PARTY'}"
         )
 
 

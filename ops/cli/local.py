@@ -78,7 +78,7 @@ def up(
         changes += renew(folder)
     for change in changes:
         say(change)
-    say("the stack is up" if started else f"the stack was up already{', and is now of this code' if changes else ''}")
+    say("the stack is up" if started else f"the stack was up already{', and now runs this code' if changes else ''}")
     for line in _guide(folder):
         say(line)
 

@@ -14,7 +14,7 @@ from ops.cli.context import current_settings
 from ops.cli.intent import is_meant
 from ops.cli.options import Execute, Output, Yes, whole
 from ops.cli.output import Format, print_json, print_rows, say
-from ops.cli.times import FORMATS, Zone, instant, span
+from ops.cli.times import Zone, instant, span, time_option
 from outbox.errors import UnknownName
 
 app = typer.Typer(help="Show notifications, send them again, pause receivers, set rules.", no_args_is_help=True)
@@ -31,10 +31,8 @@ Merchant = Annotated[str, typer.Option("--merchant", help="merchant number")]
 Order = Annotated[str, typer.Option("--order", help="order number")]
 Payment = Annotated[str, typer.Option("--payment", help="payment number")]
 HttpStatus = Annotated[str, typer.Option("--http-status", help="HTTP status of the last attempt: 503, 5xx or none")]
-Begin = Annotated[
-    datetime | None, typer.Option("--from", formats=FORMATS, metavar="TIME", help="made from this time on")
-]
-End = Annotated[datetime | None, typer.Option("--to", formats=FORMATS, metavar="TIME", help="made before this time")]
+Begin = Annotated[datetime | None, time_option("--from", "made from this time on")]
+End = Annotated[datetime | None, time_option("--to", "made before this time")]
 LESS = (
     "service",
     "queue",
@@ -125,13 +123,13 @@ def resend(
     settings = current_settings()
     wanted = _filter(queue, status, merchant, order, payment, http_status, *span(begin, end, tz), identity=identity)
     if wanted == NotificationFilter():
-        raise typer.BadParameter("name an ID, or choose with --status, --merchant, --order, --from and so on")
+        raise typer.BadParameter("choose some: name an ID, or give --status, --merchant, --order, --from and so on")
     _require(reason)
     with reader_engine(settings).connect() as connection:
         chosen = records(connection, wanted, limit=limit)
         total = sum(state.records for state in counts(connection, wanted))
     if identity and not chosen:
-        raise UnknownName(f"no notification {identity} of these: payrelay notify list")
+        raise UnknownName(f"no notification {identity} matches. Notifications are shown by: payrelay notify list")
     if not execute:
         print_rows([asdict(row) for row in chosen], output, columns=tuple(RecordRow.__dataclass_fields__), less=LESS)
     count = f"{len(chosen)} of {total} notifications"
@@ -192,7 +190,7 @@ def _turn(merchant: str, reason: str, queue: str, *, execute: bool, yes: bool, p
         held = waiting(connection, merchant)
     word = "paused" if pauses else "resumed"
     ahead = f"{merchant} would be {word} in {queue}; {held} notifications wait"
-    question = f"{merchant}, for whom {held} notifications wait, is to be {word}?"
+    question = f"{'pause' if pauses else 'resume'} {merchant}, for whom {held} notifications wait?"
     if not is_meant(ahead, execute=execute, yes=yes, question=question):
         return
     act = pause_receiver if pauses else resume_receiver
@@ -234,15 +232,9 @@ def rule_list(output: Output = Format.TABLE) -> None:
 @rule.command("explain")
 def rule_explain(
     text: Annotated[
-        str,
-        typer.Argument(metavar="RULE", help='rule as JSON, e.g. {"1": 0, "2": 1, "3": "30m"}, or the name of a queue'),
+        str, typer.Argument(metavar="RULE", help='JSON such as {"1": 0, "2": 1, "3": "30m"}, or a queue\'s name')
     ],
-    at: Annotated[
-        datetime | None,
-        typer.Option(
-            "--at", formats=FORMATS, metavar="TIME", help="when the notification is made; adds the time of each attempt"
-        ),
-    ] = None,
+    at: Annotated[datetime | None, time_option("--at", "when it is made: adds each attempt's time")] = None,
     tz: Zone = "",
     output: Output = Format.TABLE,
 ) -> None:
@@ -268,9 +260,7 @@ def rule_explain(
 @rule.command("set")
 def rule_set(
     queue: Annotated[str, typer.Argument(metavar="QUEUE", help="merchant or bank")],
-    text: Annotated[
-        str, typer.Argument(metavar="RULE", help="rule as JSON: `payrelay notify rule explain` shows its timetable")
-    ],
+    text: Annotated[str, typer.Argument(metavar="RULE", help="JSON, as `rule explain` takes it")],
     reason: Reason,
     execute: Execute = False,
     yes: Yes = False,
@@ -292,7 +282,7 @@ def rule_set(
 
 def _require(reason: str) -> None:
     if not reason.strip():
-        raise typer.BadParameter("--reason is empty")
+        raise typer.BadParameter("--reason is empty: give it, because the audit table keeps it")
 
 
 def _filter(

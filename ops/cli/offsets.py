@@ -15,11 +15,33 @@ import typer
 
 from ops.cli.context import current_settings, local_folder
 from ops.cli.intent import is_meant
+from ops.cli.move_options import (
+    ByDuration,
+    CountLimit,
+    FromFile,
+    FromGroup,
+    FromKafka,
+    GroupName,
+    OffsetMap,
+    Partitions,
+    ShiftBy,
+    StopWorkers,
+    ToCurrent,
+    ToDatetime,
+    ToEarliest,
+    ToEvent,
+    ToLatest,
+    ToOffset,
+    ToOrder,
+    Topics,
+    UndoFile,
+    Wait,
+)
 from ops.cli.options import Execute, Output, Yes, whole
 from ops.cli.output import Format, legible, print_json, print_rows, reader_has_gone, say
+from ops.cli.times import Zone
 from outbox.clock import utc_now, zone_of
 from outbox.quoting import positional, quoted
-from schemas.numeric import WHOLE_MAX
 
 if TYPE_CHECKING:
     from ops.offsets.plan import MovePlan, Scope, View
@@ -34,35 +56,6 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-GroupName = Annotated[str, typer.Argument(metavar="GROUP", help="name of the consumer group")]
-Topics = Annotated[
-    list[str] | None, typer.Option("--topic", help="only this topic, or topic:0,1 for some partitions; may be repeated")
-]
-Partitions = Annotated[str, typer.Option("-p", "--partitions", metavar="0,2", help="only these partitions")]
-Zone = Annotated[
-    str, typer.Option("--tz", metavar="ZONE", help="time zone of a time that names none, e.g. Asia/Shanghai")
-]
-Wait = Annotated[
-    str, typer.Option("--wait", metavar="DURATION", help="how long to wait for the group to become inactive, e.g. 60s")
-]
-StopWorkers = Annotated[
-    bool,
-    typer.Option("--stop-workers", help="stop the local stack's workers of the group meanwhile, and start them again"),
-]
-UndoFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--undo-file", help="undo file to write; default: a new one in the stack's folder, or below .payrelay/undo"
-    ),
-]
-CountLimit = Annotated[
-    int,
-    typer.Option(
-        "--count-limit",
-        parser=whole(0, 100_000_000),
-        help="if more messages than this lie between old and new, do not count which are applied",
-    ),
-]
 COUNT_LIMIT = 200_000
 LESS = ("host", "client", "begin", "lag_s", "committed", "progress", "end")
 """Columns of `describe` that a narrow terminal does without, in this order."""
@@ -122,11 +115,11 @@ def _clear_screen() -> None:
 
 
 def _require_known(view: View) -> None:
-    """The group is there, or stands somewhere. Raises UnknownName: a name that was mistyped must not pass for an empty group."""
+    """The group exists, or has a position. Raises UnknownName otherwise: a mistyped name must not pass for an empty group."""
     from outbox.errors import UnknownName
 
     if not view.group.exists and not any(standing.position is not None for standing in view.standings):
-        raise UnknownName(f"there is no group {view.group.name!r}: payrelay offsets list")
+        raise UnknownName(f"there is no group {view.group.name!r}. Groups are shown by: payrelay offsets list")
 
 
 def _print_view(settings: Settings, view: View, output: Format, *, only_lagging: bool) -> None:
@@ -156,56 +149,19 @@ def _print_view(settings: Settings, view: View, output: Format, *, only_lagging:
 @app.command()
 def reset(
     group: GroupName,
-    to_earliest: Annotated[bool, typer.Option("--to-earliest", help="to the oldest message that is kept")] = False,
-    to_latest: Annotated[bool, typer.Option("--to-latest", help="to the end of the log")] = False,
-    to_current: Annotated[
-        bool, typer.Option("--to-current", help="to its present position, moved into the log if it lies outside")
-    ] = False,
-    to_offset: Annotated[int | None, typer.Option("--to-offset", parser=whole(), help="to this offset")] = None,
-    to_datetime: Annotated[
-        str,
-        typer.Option(
-            "--to-datetime",
-            metavar="TIME",
-            help="to the first message from this time on: ISO 8601, or epoch in s or ms",
-        ),
-    ] = "",
-    by_duration: Annotated[
-        str,
-        typer.Option(
-            "--by-duration", metavar="AGO", help="to the first message from this long ago on: 90m, 6h, 2d, PT1H30M"
-        ),
-    ] = "",
-    shift_by: Annotated[
-        int | None,
-        typer.Option(
-            "--shift-by", parser=whole(-WHOLE_MAX), metavar="N", help="by this many offsets; back if negative"
-        ),
-    ] = None,
-    from_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--from-file",
-            exists=True,
-            dir_okay=False,
-            help="to the offsets in a CSV file, as kafka-consumer-groups writes it",
-        ),
-    ] = None,
-    from_group: Annotated[str | None, typer.Option("--from-group", help="to the position of this other group")] = None,
-    map_: Annotated[
-        str,
-        typer.Option("--map", metavar="JSON", help='to an offset per partition of one --topic: {"0": 123, "1": 456}'),
-    ] = "",
-    to_order: Annotated[
-        str | None,
-        typer.Option("--to-order", metavar="ORDER_NO", help="payrelay's consumers only: to the order's first event"),
-    ] = None,
-    to_event: Annotated[
-        str | None, typer.Option("--to-event", metavar="EVENT_ID", help="payrelay's consumers only: to this event")
-    ] = None,
-    from_kafka: Annotated[
-        bool, typer.Option("--from-kafka", help="payrelay's consumers only: to the offset that another tool committed")
-    ] = False,
+    to_earliest: ToEarliest = False,
+    to_latest: ToLatest = False,
+    to_current: ToCurrent = False,
+    to_offset: ToOffset = None,
+    to_datetime: ToDatetime = "",
+    by_duration: ByDuration = "",
+    shift_by: ShiftBy = None,
+    from_file: FromFile = None,
+    from_group: FromGroup = None,
+    map_: OffsetMap = "",
+    to_order: ToOrder = None,
+    to_event: ToEvent = None,
+    from_kafka: FromKafka = False,
     topic: Topics = None,
     partitions: Partitions = "",
     tz: Zone = "",
@@ -229,7 +185,7 @@ def reset(
         map=_map(map_, topic), to_order=to_order, to_event=to_event,
     )  # fmt: skip
     if options.given != 1 or (to_datetime and by_duration):
-        raise typer.BadParameter("say once where to: --to-…, --by-duration, --shift-by, --from-… or --map")
+        raise typer.BadParameter("say once where to move the group: --to-…, --by-duration, --shift-by, --from-…, --map")
     how = Carrying(execute, yes, stop_workers, _duration(wait), undo_file, count_limit, output)
     _move(group, options, topic, partitions, how)
 
@@ -238,7 +194,7 @@ def reset(
 def undo(
     group: GroupName,
     file: Annotated[
-        Path | None, typer.Argument(exists=True, dir_okay=False, help="undo file; default: the group's latest")
+        Path | None, typer.Argument(exists=True, dir_okay=False, help="undo file; default: the latest")
     ] = None,
     execute: Execute = False,
     yes: Yes = False,
@@ -288,8 +244,8 @@ def export(
         try:
             file.write_text(content)
         except OSError as error:
-            raise Refused(f"{file} cannot be written, nothing was exported: {error.strerror}") from error
-    say(f"{content.count(chr(10))} offsets")
+            raise Refused(f"{file} cannot be written, so nothing was exported: {error.strerror}") from error
+    say(f"{content.count(chr(10))} offsets exported")
 
 
 def _shown_line(line: str) -> str:
@@ -307,7 +263,7 @@ def delete(
     undo_file: UndoFile = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Delete a group from Kafka, or only its offsets of one topic. `undo` restores them. The `progress` of a payrelay consumer stays."""
+    """Delete a group from Kafka, or only its offsets of one topic. `undo` restores them. For payrelay's consumers, `progress` stays."""
     from ops.kafka.groups import committed
     from ops.kafka.groups import group as find_group
     from ops.offsets.delete import delete_group, delete_topic
@@ -318,13 +274,15 @@ def delete(
 
     settings = current_settings()
     if ours(settings, group) is not None:
-        say(f"{group} is ours: its progress stays, and the next start of its worker commits it to Kafka again")
+        say(
+            f"{group} is a consumer of payrelay: its progress stays, and the next start of its worker commits it to Kafka again"
+        )
     offsets = committed(settings, group)
     if not offsets and not find_group(settings, group).exists:
-        raise UnknownName(f"there is no group {group!r}: payrelay offsets list")
+        raise UnknownName(f"there is no group {group!r}. Groups are shown by: payrelay offsets list")
     doomed = {place: offset for place, offset in offsets.items() if not topic or place[0] == topic}
     if topic and not doomed:
-        raise UnknownName(f"{group} has no offset of {topic!r}")
+        raise UnknownName(f"{group} has no offset of {topic!r}: payrelay offsets describe {positional(group)}")
     rows = [{"topic": place[0], "partition": place[1], "offset": offset} for place, offset in sorted(doomed.items())]
     print_rows(rows, output, columns=("topic", "partition", "offset"))
     if execute:
@@ -337,8 +295,8 @@ def delete(
         say(delete_topic(settings, group, topic, programs=installed_programs(_home()), undo=path))
     else:
         delete_group(settings, group, undo=path)
-        say(f"{group} is no more")
-    say(f"payrelay offsets undo {positional(group)} brings the offsets back ({path})")
+        say(f"{group} is deleted")
+    say(f"to bring the offsets back: payrelay offsets undo {positional(group)} ({path})")
 
 
 @app.command()
@@ -378,7 +336,7 @@ class Carrying:
 
 
 def _move(group: str, options: MoveOptions, topics: list[str] | None, partitions: str, how: Carrying) -> None:
-    """The group stands where it was asked to, or it was only shown. What is confirmed is what is done: workers are stopped first."""
+    """The group is where the options say, or the plan was only shown. Workers are stopped first, so that what is confirmed is what is done."""
     settings = current_settings()
     stopped: AbstractContextManager[None] = nullcontext()
     if how.execute and how.stop_workers:
@@ -417,17 +375,17 @@ def _plan_and_move(settings: Settings, group: str, options: MoveOptions, scope: 
 def _tell_outcome(group: str, made: MovePlan, undo_path: Path, differences: list[Any]) -> None:
     if without := len(made.moves) - len(made.seen):
         say(
-            f"{without} partitions had no position, and undo leaves them: payrelay offsets delete {positional(group)} forgets them"
+            f"{without} partitions had no position before, and undo does not take theirs away. To do that: payrelay offsets delete {positional(group)}"
         )
     if made.seen:
-        say(f"payrelay offsets undo {positional(group)} moves it back ({undo_path})")
+        say(f"to move it back: payrelay offsets undo {positional(group)} ({undo_path})")
     if differences:
         for difference in differences:
             say(
                 f"{difference.place[0]}/{difference.place[1]}: {difference.where} was to be {difference.wanted}, and is {difference.found}"
             )
         raise typer.Exit(1)
-    say(f"{group} stands there in {len(made.moves)} partitions, read back")
+    say(f"{group} is at the new offsets in {len(made.moves)} partitions, as read back")
 
 
 @contextmanager
@@ -472,7 +430,7 @@ def _how_to_stop(settings: Settings, group: str) -> str:
 
 
 def _scope(settings: Settings, group: str, topics: list[str] | None, partitions: str) -> Scope | None:
-    """Return the topics and partitions meant; None: those that the group stands in."""
+    """Return the topics and partitions meant; None means those that the group has a position in."""
     from ops.offsets import targets
     from ops.offsets.plan import look
 
@@ -484,7 +442,7 @@ def _scope(settings: Settings, group: str, topics: list[str] | None, partitions:
     if only is None:
         return scope or None
     if any(named is not None for named in scope.values()):
-        raise typer.BadParameter("partitions are named twice: in --topic and by -p")
+        raise typer.BadParameter("partitions are named both in --topic and by -p: name them once")
     names = scope or {standing.place[0] for standing in look(settings, group).standings}
     return dict.fromkeys(names, only)
 
@@ -500,7 +458,7 @@ def _instant(to_datetime: str, by_duration: str, tz: str) -> datetime | None:
             return None
         zone = zone_of(tz) if tz else None
         at = instant(to_datetime, zone)
-        at.astimezone(UTC)  # as it is told and looked up
+        at.astimezone(UTC)  # as it is shown and looked up
         return at.astimezone(zone) if zone is not None else at
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
@@ -523,7 +481,7 @@ def _map(text: str, topics: list[str] | None) -> dict[tuple[str, int], int] | No
     if not text:
         return None
     if not topics or len(topics) != 1 or ":" in topics[0]:
-        raise typer.BadParameter("--map is of one --topic")
+        raise typer.BadParameter("--map needs exactly one --topic, without partitions")
     try:
         return {(topics[0], partition): offset for partition, offset in offset_map(text).items()}
     except ValueError as error:

@@ -13,7 +13,7 @@ from ops.cli.context import current_settings
 from ops.cli.intent import is_meant
 from ops.cli.options import Execute, Output, Yes, whole
 from ops.cli.output import Format, print_json, print_rows, say
-from ops.cli.times import FORMATS, Zone, span
+from ops.cli.times import Zone, span, time_option
 from outbox.errors import UnknownName
 
 app = typer.Typer(help="Show, retry and skip parked events, which a consumer could not apply.", no_args_is_help=True)
@@ -25,10 +25,8 @@ Consumer = Annotated[str, typer.Option("--consumer", help="consumer, e.g. accoun
 Key = Annotated[str, typer.Option("--key", help="message key, e.g. a payment number")]
 Type = Annotated[str, typer.Option("--type", help="event type, e.g. payment.settled.v1")]
 CauseOption = Annotated[str, typer.Option("--cause", help="why it is parked, e.g. REJECTED, UNDECODABLE")]
-Begin = Annotated[
-    datetime | None, typer.Option("--from", formats=FORMATS, metavar="TIME", help="parked from this time on")
-]
-End = Annotated[datetime | None, typer.Option("--to", formats=FORMATS, metavar="TIME", help="parked before this time")]
+Begin = Annotated[datetime | None, time_option("--from", "parked from this time on")]
+End = Annotated[datetime | None, time_option("--to", "parked before this time")]
 LESS = ("parked_at", "attempts", "consumer", "type", "place")
 """Columns of events that a narrow terminal does without, in this order."""
 
@@ -161,20 +159,20 @@ def skip(
         identity=identity, consumer=consumer, key=key, type=type_, cause=cause, between=span(begin, end, tz)
     )
     if wanted == ParkedFilter():
-        raise typer.BadParameter("name an ID, or choose with --consumer, --key, --type, --cause, --from, --to")
+        raise typer.BadParameter("choose events: name an ID, or give --consumer, --key, --type, --cause, --from, --to")
     if not reason.strip():
-        raise typer.BadParameter("--reason is empty")
+        raise typer.BadParameter("--reason is empty: give it, because the audit table keeps it")
     with reader_engine(settings).connect() as connection:
         chosen = parked_events(connection, wanted, limit=limit)
         behind = sum(queue.events for queue in queues(connection, wanted, limit=limit)) - len(chosen)
     _require_there(identity, chosen)
     print_rows([asdict(row) for row in chosen], output, columns=tuple(ParkedRow.__dataclass_fields__), less=LESS)
     ahead = f"{len(chosen)} parked events would be skipped"
-    question = f"skip {len(chosen)} events, which will then not be applied?" if chosen else ""
+    question = f"skip {len(chosen)} events? They will not be applied" if chosen else ""
     if not is_meant(ahead, execute=execute, yes=yes, does="skips them", question=question):
         return
     skipped = skip_events(settings, chosen, Act(action=Action.SKIP, actor=operator(), reason=reason))
-    say(f"{skipped} skipped, kept in parked_audit")
+    say(f"{skipped} skipped and kept in parked_audit")
     if behind > 0:
         say(f"{behind} other events of the same keys are parked: payrelay parked retry")
 
@@ -182,7 +180,9 @@ def skip(
 def _require_there(identity: str, chosen: Sequence[object]) -> None:
     """An id that was typed is an event's. Raises UnknownName: a filter may match nothing, a name may not."""
     if identity and not chosen:
-        raise UnknownName(f"no event {identity} of these is parked: payrelay parked list --events")
+        raise UnknownName(
+            f"no parked event {identity} matches. Parked events are shown by: payrelay parked list --events"
+        )
 
 
 def _filter(*, between: tuple[datetime | None, datetime | None], **given: str) -> Any:

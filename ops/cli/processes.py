@@ -41,7 +41,7 @@ def serve(
     """Run HTTP services in one process until SIGTERM or Ctrl-C."""
     wanted = names or list(HTTP_SERVICES)
     if unknown := [name for name in wanted if name not in HTTP_SERVICES]:
-        raise typer.BadParameter(f"{', '.join(unknown)}; there are: {', '.join(HTTP_SERVICES)}")
+        raise typer.BadParameter(f"there is no service {', '.join(unknown)}; there are: {', '.join(HTTP_SERVICES)}")
     from outbox.http.app import serve as serve_apps
 
     settings = current_settings()

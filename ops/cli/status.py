@@ -34,7 +34,7 @@ def status(stack: Stack = "", output: Output = Format.TABLE) -> None:
         rows.append(_upkeep(folder))
     print_rows(rows, output, less=LESS)
     if not rows:
-        say("no stack here: payrelay up")
+        say("no stack runs here. To start it: payrelay up")
     if not rows or any(row["state"] not in ("running", "done") for row in rows):
         raise typer.Exit(1)
 
@@ -69,8 +69,7 @@ def _row(folder: StackFolder, state: PartState, stopped: str) -> dict[str, Any]:
 
 def logs(
     part: Annotated[
-        str,
-        typer.Argument(help="name of a part as `payrelay status` shows it, or supervisor; default: all of them"),
+        str, typer.Argument(help="name of a part as `payrelay status` shows it, or supervisor; default: all of them")
     ] = "",
     stack: Stack = "",
     lines: Annotated[int, typer.Option("-n", "--lines", parser=whole(1, 1_000_000), help="lines of each log")] = 50,
@@ -80,10 +79,12 @@ def logs(
     folder = this_stack(stack)
     known = {part_of(path.stem): path for path in sorted(folder.logs.glob("*.log"))}
     if part and part not in known:
-        raise UnknownName(f"no log of {part!r}; there are: {', '.join(known) or 'none, the stack was never up'}")
+        raise UnknownName(
+            f"there is no log of {part!r}; there are: {', '.join(known) or 'none, the stack was never up: payrelay up'}"
+        )
     wanted = {part: known[part]} if part else known
     if not wanted:
-        raise Refused("no logs: the stack was never up")
+        raise Refused("there are no logs, because the stack was never up: payrelay up")
     tail = ["/usr/bin/env", "tail", f"-n{lines}"]
     try:
         if follow:

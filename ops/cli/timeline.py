@@ -29,7 +29,9 @@ def timeline(
 
     stories = timeline(current_settings(), number, merchant_no=merchant)
     if not stories:
-        raise UnknownName(f"no order and no payment has the number {number!r}")
+        raise UnknownName(
+            f"no order and no payment has the number {number!r}: check it, and --merchant if you gave one"
+        )
     if output is Format.JSON:
         print_json([asdict(story) for story in stories])
     elif output is Format.CSV:
@@ -44,9 +46,9 @@ def timeline(
             columns = [
                 name
                 for name in StoryLine.__dataclass_fields__
-                if name != "mend" or any(line.mend for line in story.lines)
+                if name != "fix" or any(line.fix for line in story.lines)
             ]
             print_rows([asdict(line) for line in story.lines], output, columns=columns)
     if holes := sum(not story.is_whole for story in stories):
-        say(f"{holes} of {len(stories)} payments have something missing")
+        say(f"{holes} of {len(stories)} payments have something missing: column fix names the command")
         raise typer.Exit(1)

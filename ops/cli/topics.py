@@ -31,7 +31,7 @@ def topics_apply(
     execute: Execute = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Create missing topics and set their declared configuration. Without --execute, only show the changes.
+    """Show missing topics and differences of configuration; with --execute, create and change them.
 
     Partitions are never added, because keys would move. Exit code 1 without --execute if something would change.
     """
@@ -44,7 +44,7 @@ def topics_apply(
     else:
         print_rows([{"change": line} for line in done], output, columns=("change",))
     if not done:
-        say("nothing changed")
+        say("every topic is as declared: nothing to do")
     elif is_meant(f"{len(done)} topics would change", execute=execute, yes=True, does="changes them"):
         say(f"{len(done)} topics changed")
     else:
@@ -74,9 +74,9 @@ def tail(
     from ops.kafka.tail import tail as messages_of
 
     if output is Format.CSV:
-        raise typer.BadParameter("messages are no rows: -o table or -o json")
+        raise typer.BadParameter("messages cannot be printed as CSV: use -o table or -o json")
     if no_follow and not from_beginning:
-        raise typer.BadParameter("--no-follow goes with --from-beginning")
+        raise typer.BadParameter("--no-follow needs --from-beginning: without both there is nothing to print")
     shown = 0
     try:
         for message in messages_of(current_settings(), topic, from_beginning=from_beginning, live=not no_follow):

@@ -83,7 +83,7 @@ class Foreseen:
     parked: int = 0
     unreadable: int = 0
     outside: int = 0
-    """Of those that would be applied, those that would make somebody outside be told."""
+    """Of those that would be applied, those that would notify a receiver."""
 
     def add(self, processor: Processor, met: MessageFate) -> None:
         """One record more is counted."""

@@ -1,4 +1,4 @@
-"""Events of the past handed to a consumer once more: what that would do, and it done.
+"""Hands past events to a consumer again: the plan, and carrying it out.
 
 `ops` looks with its own role; what is applied is applied by the consumer's own functions, with its service's DSN.
 """
@@ -90,7 +90,7 @@ def carry_out(
     """Each of the window's events that the consumer had not applied is applied, unless the outcome says why not.
 
     Own transactions, as the service, beside its live worker, whose position stays. May be repeated and cut off anywhere.
-    Without `resends_external` nobody outside is told again of what was applied before. Raises what `plan` raises.
+    Without `resends_external` no receiver is notified again about events applied before. Raises what `plan` raises.
     """
     with searching(settings, consumer, window) as search:
         passed = Redelivered()
@@ -137,7 +137,7 @@ def redeliver_events(settings: Settings, consumer: str, ids: Collection[UUID], *
     """Each of the events that the consumer had not applied is applied, if executed, unless the outcome says why not.
 
     They are read from the outbox; `missing` are in none that the consumer follows. Own transactions, as the service. May be
-    repeated, and run beside the live worker. Nobody outside is told again of what was applied before. Raises Refused, Unreachable.
+    repeated, and run beside the live worker. No receiver is notified again about events applied before. Raises Refused, Unreachable.
     """
     if not ids:
         return Redelivered()

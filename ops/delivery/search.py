@@ -1,4 +1,4 @@
-"""Events of the past, found again: on a consumer's topics, or in the outbox of those who told them. Read only."""
+"""Searches past events on a consumer's topics, or in the outbox of the services that recorded them. Read only."""
 
 from __future__ import annotations
 

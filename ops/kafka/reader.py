@@ -32,7 +32,7 @@ LEADERLESS = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILAB
 
 FEW = {"queued.min.messages": 1, "fetch.message.max.bytes": 64 * 1024, "fetch.queue.backoff.ms": 10}
 """How to look at single records of long logs: without fetching megabytes ahead. The queue is one record long, so that it is full at
-each of a hundred partitions, which then wait for a second each unless they are told to wait less.
+each of a hundred partitions, which then wait for a second each unless they are set to wait less.
 """
 
 _HEADERS = methodcaller("headers")
@@ -54,7 +54,9 @@ def read(settings: Settings, spans: Mapping[Place, range], **how: object) -> Gen
         while left:
             messages = consumer.consume(5_000, timeout=0.1)  # waits for all 5,000 or the time-out
             if not messages and time.monotonic() - moved > TIMEOUT_S:
-                raise Unreachable(f"no record in {TIMEOUT_S:.0f} s, though {len(left)} partitions have more")
+                raise Unreachable(
+                    f"no message in {TIMEOUT_S:.0f} s, though {len(left)} partitions have more: try again"
+                )
             for message in messages:
                 is_end = message.error() is not None and message.error().code() == KafkaError._PARTITION_EOF
                 if message.error() and not is_end:
@@ -165,7 +167,9 @@ def wait_published(
                 times.setdefault(identity, at)
         left = len(wanted) - len(times)
         if left and time.monotonic() > deadline:
-            raise NotReady(f"{left} events are still on no topic after {within_s:.0f} s: payrelay doctor")
+            raise NotReady(
+                f"{left} events are still on no topic after {within_s:.0f} s. What holds them up: payrelay doctor"
+            )
     return times
 
 
@@ -183,7 +187,7 @@ def wait_appended(
         at = {place: ends.get(place, begin) for place, begin in at.items()}
         if left and time.monotonic() > deadline:
             raise NotReady(
-                f"{len(left)} of {len(wanted)} events have not come to their topics in time: payrelay doctor"
+                f"{len(left)} of {len(wanted)} events have not come to their topics in time. What holds them up: payrelay doctor"
             )
         if left:
             time.sleep(POLL_S)
@@ -274,7 +278,7 @@ def append_times(settings: Settings, offsets: Collection[tuple[Place, int]]) -> 
             answered = time.monotonic()
             while ordered:
                 if time.monotonic() - answered > TIMEOUT_S:
-                    raise Unreachable(f"no record in {TIMEOUT_S:.0f} s of {len(ordered)} partitions")
+                    raise Unreachable(f"no message in {TIMEOUT_S:.0f} s of {len(ordered)} partitions: try again")
                 record = consumer.poll(0.1)
                 if record is None:
                     continue

@@ -71,7 +71,7 @@ def act(connection: Connection, identity: UUID) -> ActRow:
     """Return an act; raises Refused for none."""
     if actions := acts(connection, identity=identity):
         return actions[0]
-    raise UnknownName(f"there is no act {identity}")
+    raise UnknownName(f"there is no bulk action {identity}")
 
 
 def statuses(connection: Connection, identity: UUID) -> dict[str, int]:

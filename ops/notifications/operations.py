@@ -149,7 +149,7 @@ def record(connection: Connection, identity: UUID) -> dict[str, Any]:
             "lane": lane[0] if lane else None,
             "held_up": held_up(connection, [identity]).get(identity),
         }
-    raise UnknownName(f"no notification {identity}: payrelay notify list")
+    raise UnknownName(f"there is no notification {identity}. Notifications are shown by: payrelay notify list")
 
 
 def resend(
@@ -157,7 +157,7 @@ def resend(
 ) -> Iterator[tuple[RecordRow, bool]]:
     """Give each record, and whether it is due now: what is just being sent is not. Own transactions, of at most 500 records.
 
-    May be repeated: each call sends once more. Cut off, what was given is done.
+    May be repeated: each call sends again. If it is cut off, what was given is done.
     """
     for service in NOTIFYING_SERVICES:
         mine = [row for row in chosen if row.service == service]
@@ -232,7 +232,9 @@ def require_receiver(connection: Connection, queue: str, merchant_no: str) -> No
             OR EXISTS (SELECT FROM {service}.notify_lane WHERE queue = :queue AND merchant_no = :merchant_no)
             OR EXISTS (SELECT FROM {service}.notify_record WHERE queue = :queue AND merchant_no = :merchant_no)"""  # noqa: S608
     if not connection.execute(text(statement), {"queue": queue, "merchant_no": merchant_no}).scalar_one():
-        raise UnknownName(f"no merchant {merchant_no!r} in queue {queue}: payrelay notify list shows some")
+        raise UnknownName(
+            f"there is no merchant {merchant_no!r} in queue {queue}. Merchants are shown by: payrelay notify list"
+        )
 
 
 BOUNDS_MS = (10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0, 5_000.0, 30_000.0)
@@ -253,7 +255,7 @@ def lateness(connection: Connection, *, begin: datetime | None = None, queue: st
 def service_of(queue: str) -> str:
     """Return the service that a queue lives in; raises Refused for one that is none."""
     if queue not in QUEUES:
-        raise UnknownName(f"no queue {queue!r}; there are: {', '.join(QUEUES)}")
+        raise UnknownName(f"there is no queue {queue!r}; there are: {', '.join(QUEUES)}")
     return QUEUES[queue]
 
 

@@ -50,7 +50,7 @@ def look(settings: Settings, name: str, scope: Scope | None = None) -> View:
         wanted = [place for place in ends if known or place in offsets or place in assigned]
     else:
         if known and (others := topics - set(known.topics)):
-            raise UnknownName(f"{name} does not read {', '.join(sorted(others))}, but {', '.join(known.topics)}")
+            raise UnknownName(f"{name} does not read {', '.join(sorted(others))}; it reads {', '.join(known.topics)}")
         wanted = _scoped(scope, ends)
     return View(
         group=described,
@@ -75,7 +75,7 @@ def _scoped(scope: Scope, ends: Collection[Place]) -> list[Place]:
     for topic, partitions in scope.items():
         there = {place for place in ends if place[0] == topic}
         if not there:
-            raise UnknownName(f"there is no topic {topic!r}")
+            raise UnknownName(f"there is no topic {topic!r}. The topics are shown by: payrelay topics list")
         meant = there if partitions is None else {(topic, number) for number in partitions}
         if missing := meant - there:
             raise UnknownName(f"{topic} has no partition {', '.join(str(number) for _, number in sorted(missing))}")
@@ -168,10 +168,12 @@ def plan(settings: Settings, view: View, wish: MoveRequest, *, count_limit: int)
     """
     targets = [(standing, new) for standing in view.standings if (new := target(wish, standing)) is not None]
     if not targets and not view.group.exists:
-        raise UnknownName(f"there is no group {view.group.name!r}, and no --topic is named: payrelay offsets list")
+        raise UnknownName(
+            f"there is no group {view.group.name!r}, and no --topic is named to make it. Groups are shown by: payrelay offsets list"
+        )
     if not targets:
         raise Refused(
-            f"nothing to move: {view.group.name} has no partition that this says something of; name a --topic"
+            f"nothing to move: {view.group.name} has a position in none of the partitions that you named; name a --topic"
         )
     inside = {(standing.place, new.offset) for standing, new in targets if new.offset < standing.high}
     times = append_times(settings, inside)

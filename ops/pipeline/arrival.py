@@ -164,7 +164,7 @@ def check_positions(settings: Settings) -> Verdict:
     except NoConnector:
         return Verdict(False, NO_CONNECTOR, "payrelay connect apply --execute")
     if beyond := now.beyond():
-        return Verdict(False, f"{beyond}: the database went back, and new events are passed over", REPAIR)
+        return Verdict(False, f"{beyond}: the database went back, so the connector passes over new events", REPAIR)
     return Verdict(True, "within the log")
 
 
@@ -178,7 +178,7 @@ def check_arrivals(settings: Settings, *, grace: timedelta = GRACE) -> Verdict:
     with reader_engine(settings).connect() as connection:
         repairing = is_repairing(connection)
     if repairing:
-        return Verdict(False, f"{message}; a repair is under way", "wait for the repair's end, then: payrelay doctor")
+        return Verdict(False, f"{message}; a repair is under way", "wait until the repair ends, then: payrelay doctor")
     return Verdict(False, message, _fix(settings, checked))
 
 

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, text
 from outbox.clock import first_id_at
 
 PENDING_MAX = 100_000
-"""Rows that are counted; a larger backlog is told as this many."""
+"""Rows that are counted; a larger backlog is reported as this many."""
 NEAR = timedelta(milliseconds=50)
 """How exactly the oldest row's time is known."""
 

@@ -31,7 +31,7 @@ class SourcePositions:
     def described(self) -> str:
         """Return it in one line."""
         return (
-            f"Kafka Connect has noted {shown(self.noted_lsn)}; the slot has confirmed {shown(self.confirmed_lsn)} and does not "
+            f"Kafka Connect stores {shown(self.noted_lsn)}; the slot has confirmed {shown(self.confirmed_lsn)} and does not "
             f"go back; the log ends at {shown(self.written_lsn)}"
         )
 
@@ -39,11 +39,11 @@ class SourcePositions:
         """Return which positions lie beyond the log's end, and so are another history's; empty where none does.
 
         >>> SourcePositions(noted=Exported(connector="c", offsets=[]), noted_lsn=7, confirmed_lsn=3, written_lsn=5).beyond()
-        "Kafka Connect's note, 0/7, lies beyond the end of the log, 0/5"
+        "Kafka Connect's offset, 0/7, lies beyond the end of the log, 0/5"
         """
         ahead = [
             f"{name}, {shown(position)},"
-            for name, position in (("Kafka Connect's note", self.noted_lsn), ("the slot", self.confirmed_lsn))
+            for name, position in (("Kafka Connect's offset", self.noted_lsn), ("the slot", self.confirmed_lsn))
             if position is not None and position > self.written_lsn
         ]
         return f"{' and '.join(ahead)} lies beyond the end of the log, {shown(self.written_lsn)}" if ahead else ""

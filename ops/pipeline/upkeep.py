@@ -178,7 +178,7 @@ def _purge(settings: Settings, clocks: Callable[[Connection], Clocks]) -> int:
 
 @contextmanager
 def _noted(report: Upkeep, place: str) -> Iterator[None]:
-    """What goes wrong inside stands in the report, and the round goes on."""
+    """An error inside is noted in the report, and the round goes on."""
     try:
         yield
     except (PayrelayError, SQLAlchemyError, KafkaException, OSError) as error:

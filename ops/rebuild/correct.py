@@ -39,7 +39,9 @@ def corrections_of(rebuilt: Rebuilt) -> list[Correction]:
     A voucher whose event is on no topic is left alone: nothing is known against it. Raises Refused for what has no vouchers.
     """
     if not rebuilt.subject.corrects:
-        raise Refused(f"{rebuilt.consumer} has no vouchers to correct by: --correct is for the ledger")
+        raise Refused(
+            f"{rebuilt.consumer} has no vouchers to correct: --correct is for the ledger, --switch for projections"
+        )
     actions = {What.MISSING: "post", What.EXTRA: "reverse", What.DIFFERENT: "reverse and correct"}
     return [
         Correction(action="correct" if finding.live == REVERSED else actions[finding.what], finding=finding)

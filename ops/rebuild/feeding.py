@@ -44,7 +44,7 @@ NEVER = UUID(int=0), UUID(int=(1 << 128) - 1)
 """A shadow's inbox has no days, and forgets nothing: no event is behind its horizon."""
 
 Told = Callable[[int, int], None]
-"""Is told, now and then, how many records are done, of how many."""
+"""Is called now and then with how many messages are done, of how many."""
 
 
 @dataclass(slots=True)
@@ -159,13 +159,17 @@ class Feeder:
         if slices:
             for outcome in self._delivered(slices).values():
                 if not isinstance(outcome, Delivered):
-                    raise Refused(f"the shadow is not where it was left, somebody else feeds it: {outcome}")
+                    raise Refused(
+                        f"the shadow is not where it was left, so another rebuild feeds it: wait for it, then repeat ({outcome})"
+                    )
                 self.parked += outcome.parked
         for log, stop in stops.items():
             self.records += len(waiting[log])
             at[log], waiting[log] = stop, []
         if self.parked > PARKED_MAX:
-            raise Refused(f"the handler rejects {self.parked} of {self.records} events: mend it first")
+            raise Refused(
+                f"the handler rejects {self.parked} of {self.records} events, too many for a rebuild to say anything: fix the handler first"
+            )
 
     def _delivered(self, slices: Sequence[Slice]) -> Mapping[Log, Any]:
         for attempt in range(1, TRIES_MAX):

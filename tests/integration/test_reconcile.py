@@ -23,7 +23,7 @@ from ops.ledger.reads import check
 from ops.pipeline.health import reader_engine
 from ops.reconcile import state
 from ops.reconcile.findings import Finding, Kind
-from ops.reconcile.mend import FixStep, carry_out, plan
+from ops.reconcile.fix import FixStep, carry_out, plan
 from ops.reconcile.run import Report, reconcile
 from ops.stack.control import down, up
 from ops.stack.state import StackFolder
@@ -49,7 +49,7 @@ def killed(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[1] == "remember":
     state.remember = killed
 else:
-    import ops.reconcile.mend as mend
+    import ops.reconcile.fix as mend
     note, left = mend._note, [int(sys.argv[1])]
     def counted(*given):
         left[0] -= 1
@@ -263,7 +263,7 @@ def test_beside_live_payments_nothing_false_is_named(field: Field) -> None:
 def test_the_command_counts_names_and_plans(field: Field, command: Any) -> None:
     code, told, said = command("-o", "json")
     assert (code, len(told["findings"])) == (1, len(field.planted))
-    mends = {one["kind"]: one["mend"] for one in told["findings"]}
+    mends = {one["kind"]: one["fix"] for one in told["findings"]}
     assert mends["undelivered"].startswith("payrelay replay redeliver --consumer ")
     assert mends["unpublished"].startswith("payrelay connect snapshot --event ")
     assert mends["parked"].startswith("payrelay parked retry funds:")
@@ -299,7 +299,7 @@ def test_fix_mends_all_that_can_be_and_says_what_cannot_killed_or_not(field: Fie
         assert left == {("contradicted", ""), ("stray_effect", "notification"), ("untold", "notification")}, said
         assert code == 1
         field.drained()
-        field.mend_by_hand()
+        field.fix_by_hand()
         field.answer_all()
         end = settled(field, full=True)
     assert of(end) == []

@@ -42,7 +42,7 @@ def begin_resend(
     Where nothing does there is no act. May be repeated: an act begun before is left as it is. Raises Refused without a reason.
     """
     if not reason.strip():
-        raise Refused("say why: the reason is kept in the audit table")
+        raise Refused("the reason is empty: say why, because the audit table keeps it")
     matched = count_matching(connection, wanted, newest=newest)
     if matched:
         parameters = {"id": identity, "wanted": json.dumps(wanted.given()), "matched": matched, "newest": newest}
@@ -72,7 +72,7 @@ def step(connection: Connection, identity: UUID, *, limit: int = STEP) -> BulkPr
     """
     act = connection.execute(_ACT, {"id": identity}).first()
     if act is None:
-        raise Refused(f"there is no act {identity}")
+        raise Refused(f"there is no bulk action {identity}")
     if act.ended_at is not None:
         return _progress(act)
     ids = _next(connection, act, limit)
@@ -90,7 +90,7 @@ _ADVANCE = text("""
 
 
 def stop(connection: Connection, identity: UUID, *, actor: str) -> bool:
-    """The act goes no further; what it did stands. Returns whether it had not ended before. May be repeated."""
+    """The bulk action goes no further; what it did stays. Returns whether it had not ended before. May be repeated."""
     return bool(connection.execute(_STOP, {"id": identity, "actor": actor}).rowcount)
 
 

@@ -95,10 +95,10 @@ class NextState:
 
 
 def queue_of(connection: Connection, queue: str) -> Queue:
-    """Return a queue's limits; raises Refused for one that is none."""
+    """Return a queue's limits; raises Refused for an unknown queue."""
     row = connection.execute(text("SELECT * FROM notify_queue WHERE queue = :queue"), {"queue": queue}).first()
     if row is None:
-        raise UnknownName(f"no queue {queue!r}: payrelay notify rule list")
+        raise UnknownName(f"there is no queue {queue!r}. The queues are shown by: payrelay notify rule list")
     return Queue(**{field.name: getattr(row, field.name) for field in fields(Queue)})
 
 
@@ -246,7 +246,7 @@ def _given(rows: Sequence[Any], lanes: Mapping[str, Lane], free: Mapping[str, in
 
 def _order(merchant_no: str, lane: Lane, share: int, queue: Queue) -> dict[str, Any]:
     until, cause = held_back(lane) or (None, None)
-    # The bound is looked at once more: another sender may have claimed of the lane while it was being locked here.
+    # The bound is checked again: another sender may have claimed of the lane while it was being locked here.
     return {
         "merchant_no": merchant_no,
         "share": share,
@@ -412,7 +412,7 @@ _FINISH = text("""
            error, false
     FROM ended WHERE ((id, lease) IN (SELECT id, lease FROM counted)) IS NOT TRUE""")
 # IN as a value is looked up in a hash table: a join of what just ended would compare each with each.
-# A SUCCESS counts whoever has the record by now: as the next attempt, once, unless it was sent again since, which begins a rule anew.
+# A SUCCESS counts whoever has the record by now: as the next attempt, once, unless it was sent again since, which starts a rule again.
 # Anything else counts only as the attempt that it was, and while nobody else has claimed it.
 
 
@@ -436,7 +436,7 @@ _HAND_BACK = text("""
 
 
 def release_expired(connection: Connection, queue: str, *, now: datetime | None = None) -> int:
-    """Records whose senders have not told in time what came of them are due again, the same attempt once more; returns how many.
+    """Notifications whose senders did not report an outcome in time are due again, for the same attempt; returns how many.
 
     The time is the database's, or `now`. Each has a row with the cause. May be repeated, and run beside itself.
     """

@@ -43,14 +43,14 @@ class NotificationFilter:
         if self.status and self.status not in STATUSES:
             raise Misused(f"{self.status!r} is no status; there are: {', '.join(STATUSES)}")
         if self.http_status and not _HTTP.fullmatch(self.http_status):
-            raise Misused(
-                f"{self.http_status!r} is no HTTP status: such as 503, 5xx, or none where nothing was answered"
-            )
+            raise Misused(f"{self.http_status!r} is no HTTP status: give e.g. 503, 5xx, or none for no answer")
         for moment in (self.begin, self.end):
             if moment is not None and moment.tzinfo is None:
-                raise Misused(f"{moment.isoformat()} has no zone")
+                raise Misused(f"{moment.isoformat()} names no zone: add one, e.g. +08:00")
             if moment is not None and moment < EPOCH:
-                raise Misused(f"{moment.isoformat()} is before 1970: nothing was made then")
+                raise Misused(
+                    f"{moment.isoformat()} is before 1970, when there were no notifications: give a later time"
+                )
 
     def given(self) -> dict[str, str]:
         """Return what is not empty, as text that `parsed` takes."""

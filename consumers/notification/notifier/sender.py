@@ -71,7 +71,7 @@ log = logging.getLogger(__name__)
 
 
 class Sender:
-    """Sends a queue's due records until told to end."""
+    """Sends a queue's due notifications until it is asked to end."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class Sender:
         self._released_at = -RELEASE_S
 
     async def run(self) -> None:
-        """Due records are claimed, sent and written down, a bounded number at a time; told to end, what is under way is finished."""
+        """Due notifications are claimed, sent and noted, a bounded number at a time; when asked to end, what is under way is finished."""
         attempt, most, slots, more = 0, 0, asyncio.Semaphore(0), False
         session: aiohttp.ClientSession | None = None
         while not self._is_over():
@@ -389,7 +389,9 @@ def platform_as_receiver(settings: Settings) -> Callable[[Connection], None]:
     """Return what makes the platform the bank's receiver, at the address and with the secret that the settings name."""
     secret = settings.bank_notify_secret.get_secret_value()
     if not is_secret(secret):
-        raise Misused(f"PAYRELAY_BANK_NOTIFY_SECRET must be set to {SECRET_FORM}")
+        raise Misused(
+            f"PAYRELAY_BANK_NOTIFY_SECRET is not set as the notifier of the bank's queue needs it: set it to {SECRET_FORM}"
+        )
     url = f"{settings.payments_url}/bank/notifications"
     return lambda connection: register_receiver(connection, PLATFORM, url=url, secret=secret)
 
