@@ -1,7 +1,7 @@
 """The offset that Kafka Connect stores for the connector. The replication slot has its own position, and that is what counts.
 
-Measured with Debezium 3.7.0 and PostgreSQL 18, snapshot mode `when_needed`: a note older than the slot's confirmed position replays
-nothing from there; the connector finds it gone and emits every kept row again. Without a note it does the same. With a note beyond
+Measured with Debezium 3.7.0 and PostgreSQL 18, snapshot mode `when_needed`: a stored offset before the slot's confirmed position replays
+nothing from there; the connector finds it gone and emits every kept row again. Without a stored offset it does the same. With one beyond
 what is published it passes over what lies between, for ever.
 """
 
@@ -56,7 +56,7 @@ def exported_from(text: str, *, connector: str) -> Exported:
 
 
 def position_of(offsets: Offsets) -> int | None:
-    """Return the log position that the offsets name; None where nothing is noted.
+    """Return the log position that the offsets name; None where none is stored.
 
     >>> position_of([{"partition": {"server": "p"}, "offset": {"lsn": 17, "txId": 4}}]), position_of([])
     (17, None)

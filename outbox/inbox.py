@@ -140,7 +140,7 @@ def lock_position(connection: Connection, consumer: str, log: Log) -> int:
 def begin_log(connection: Connection, consumer: str, log: Log, *, next_offset: int) -> None:
     """The consumer has a position in the log; one that it had is kept. Transaction: the caller's.
 
-    Of a topic made again, a sibling may be parking the old one's last records right now. It holds the old log's row from its
+    Of a topic made again, a sibling may be parking the old one's last messages right now. It holds the old log's row from its
     claim to its commit: waited for, its rows are seen here; and if it claims later, it sees the new log and notes there too.
     """
     connection.execute(_LOCK_NAMESAKES, _keys(consumer, log))
@@ -171,7 +171,7 @@ def behind_horizons(connection: Connection, consumer: str, *, schema: str = "") 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """A span of a log whose records from `begin` on are the caller's to apply, until its transaction ends."""
+    """A span of a log whose messages from `begin` on are the caller's to apply, until its transaction ends."""
 
     begin: int
     """Below it everything was done before."""

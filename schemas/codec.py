@@ -21,7 +21,7 @@ TRACEPARENT = "traceparent"
 SPECVERSION = "ce_specversion"
 LSN = "lsn"
 UNREADABLE = "payrelay_unreadable"
-"""Added by whoever reads a record whose headers cannot be read as they are: why. Such a record is no event."""
+"""Added by whoever reads a message whose headers cannot be read as they are: why. Such a message is no event."""
 
 PAYLOAD_BYTES_MAX = 256 * 1024
 VERSION_MAX = 2**63 - 1
@@ -56,7 +56,7 @@ def encode(event: Event) -> str:
 
 
 def decode(headers: Mapping[str, bytes], value: bytes | None) -> Envelope:
-    """Return the event of a record; raises Undecodable or UnknownType, and nothing else."""
+    """Return the event of a message; raises Undecodable or UnknownType, and nothing else."""
     if UNREADABLE in headers:
         raise Undecodable(headers[UNREADABLE].decode(errors="replace"))
     try:

@@ -66,7 +66,7 @@ _RESEND = text("""
 def pause(
     connection: Connection, queue: str, merchant_no: str, *, reason: str, actor: str, now: datetime | None = None
 ) -> bool:
-    """Nothing of the queue is sent to the merchant until it is resumed; its records wait. Returns whether that was news.
+    """Nothing of the queue is sent to the merchant until it is resumed; its notifications wait. Returns whether that was news.
 
     What is under way is finished. Transaction: the caller's. May be repeated. Raises Refused for an unknown merchant or queue. The
     time is the database's, or `now`.
@@ -133,7 +133,7 @@ _RULE = text("SELECT rule FROM notify_queue WHERE queue = :queue")
 
 
 def set_rule(connection: Connection, queue: str, rule: str, *, reason: str, actor: str) -> None:
-    """Records made from now on have this rule; those made before keep theirs. Raises Refused for what is no rule.
+    """Notifications made from now on have this rule; those made before keep theirs. Raises Refused for what is no rule.
 
     Transaction: the caller's. May be repeated.
     """

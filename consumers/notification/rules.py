@@ -1,7 +1,7 @@
-"""When a record is sent again: a rule per queue, attempt by attempt, copied to each record when it is made. Pure.
+"""When a notification is sent again: a rule per queue, attempt by attempt, copied to each notification when it is made. Pure.
 
 A rule is JSON, `{"1": 0, "2": 1, "3": "30s"}`: attempt -> time since the *start* of the attempt before it (of the first:
-since the record was made). Numbers are minutes, fractions allowed; text has a unit, s, m, h or d.
+since the notification was made). Numbers are minutes, fractions allowed; text has a unit, s, m, h or d.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Rule:
         return len(self.delays)
 
     def first_at(self, made_at: datetime) -> datetime:
-        """Return when the first attempt of a record made then is due."""
+        """Return when the first attempt of a notification made then is due."""
         return made_at + self.delays[0]
 
     def next_at(self, attempt: int, *, started_at: datetime, ended_at: datetime) -> datetime | None:

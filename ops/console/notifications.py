@@ -102,7 +102,7 @@ async def show_one(request: Request, identity: UUID) -> Response:
 
 
 def timeline(whole: dict[str, Any]) -> Sequence[dict[str, Any]]:
-    """Return a record's history in order: attempts as they went, postponements, acts."""
+    """Return a notification's history in order: attempts as they went, postponements, acts."""
     lines = [{"kind": "attempt", "when": attempt["started_at"], **attempt} for attempt in whole["log"]]
     lines += [
         {"kind": "postponed", "when": postponement["made_at"], **postponement}

@@ -1,4 +1,4 @@
-"""Carries acts out, step by step. They are rows: what one console began, it or another goes on with after a restart."""
+"""Carries out bulk actions, step by step. They are rows: after a restart, this console or another goes on with them."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ def retry(settings: Settings, chosen: Sequence[ParkedQueue], act: Act) -> Iterat
 
 
 def skip(settings: Settings, chosen: Sequence[ParkedRow], act: Act) -> int:
-    """The events are parked no more, will not be applied, and stand whole in the audit table; returns how many were parked.
+    """The events are no longer parked, will not be applied, and are kept whole in the audit table; returns how many were parked.
 
     Own transactions, one an event, as the service. May be repeated and cut off anywhere.
     """

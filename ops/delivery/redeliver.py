@@ -18,7 +18,7 @@ from outbox.database import engine_for
 from outbox.settings import Settings
 
 CHUNK = 2_000
-"""Records looked up together."""
+"""Messages looked up together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ def plan(
 
 
 def _foresee(search: Search, records: list[PastMessage], counted: set[UUID]) -> Redelivered:
-    """Return what would become of the records; `counted` are the events met so far that would be applied."""
+    """Return what would become of the messages; `counted` are the events met so far that would be applied."""
     outcome, chosen = sort_out(search.connection, search.delivery, records)
     processor = search.delivery.processor
     envelopes = [member.envelope for member in chosen if member.envelope is not None]
@@ -119,7 +119,7 @@ def _to_hand_over(
     *,
     with_known: bool,
 ) -> Iterator[PastMessage]:
-    """Give the records that neither wait nor are known as applied; the others are counted as passed."""
+    """Give the messages that neither wait nor are known as applied; the others are counted as passed."""
     for part in batched(records, CHUNK):
         ids = {identity for message in part if (identity := id_of(message)) is not None}
         known_fates = fates(search.connection, search.delivery.processor.service, search.delivery.consumer, ids)
@@ -148,7 +148,7 @@ def redeliver_events(settings: Settings, consumer: str, ids: Collection[UUID], *
 
 
 def _source(search: Search, *, from_outbox: bool) -> tuple[Iterator[PastMessage], Callable[[PastMessage], bool]]:
-    """Return the window's records, and what tells which of them the live stream has yet to come to, beyond its own position."""
+    """Return the window's messages, and what tells which of them the live stream has yet to come to, beyond its own position."""
     if from_outbox:
         return search.in_outbox(), search.waiting()
     return search.on_topics(), lambda _: False

@@ -1,4 +1,4 @@
-"""Groups of ours: their position is `progress` in a service's database, of which Kafka's committed offset is the mirror."""
+"""Payrelay's consumers as groups: their position is `progress` in a service's database, and Kafka's committed offset is its mirror."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class OurConsumer:
 
 
 def ours(settings: Settings, group: str) -> OurConsumer | None:
-    """Return what is known of a group if it is ours; None if it is somebody else's.
+    """Return what is known of a group if it is a consumer of payrelay; None if it is somebody else's.
 
     Raises Refused where it is ours and its progress cannot be reached, or where it has progress and is none of this version's.
     """
@@ -120,7 +120,7 @@ def note_mirror(settings: Settings, group: str, consumer: OurConsumer, moves: Ma
 
 
 def places_of_event(settings: Settings, consumer: OurConsumer, identity: str) -> dict[Place, int]:
-    """Return where an event first lies on the consumer's topics. Reads from when the event was made. Raises Refused where it is none."""
+    """Return the first place of an event on the consumer's topics. Reads from when the event was made. Raises Refused for an unknown event."""
     try:
         wanted = UUID(identity)
     except ValueError as error:
@@ -154,7 +154,7 @@ def _first(
     *,
     at_most: int = 0,
 ) -> dict[Place, int]:
-    """Return the first offset of each partition whose record is wanted, reading on until there are so many of them."""
+    """Return the first offset of each partition whose message is wanted, reading on until there are so many of them."""
     ends = bounds(settings, consumer.topics)
     places: dict[Place, int] = {}
     spans = {place: range(begins.get(place, low), high) for place, (low, high) in ends.items()}

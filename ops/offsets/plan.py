@@ -25,7 +25,7 @@ Scope = Mapping[str, frozenset[int] | None]
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """A group and where it stands."""
+    """A group and its positions."""
 
     group: Group
     ours: OurConsumer | None
@@ -100,12 +100,12 @@ def _outside(position: int | None, low: int, high: int) -> str:
     """Return that a position lies outside its log, where it does: the lag alone shows neither.
 
     >>> _outside(99, 0, 40), _outside(3, 10, 40), _outside(None, 0, 40)
-    ("59 beyond the log's end: the log was truncated or made again", "7 before the log's beginning: these records are gone", '')
+    ("59 beyond the log's end: the log was truncated or made again", "7 before the log's beginning: these messages are gone", '')
     """
     if position is not None and position > high:
         return f"{position - high} beyond the log's end: the log was truncated or made again"
     if position is not None and position < low:
-        return f"{low - position} before the log's beginning: these records are gone"
+        return f"{low - position} before the log's beginning: these messages are gone"
     return ""
 
 
@@ -126,7 +126,7 @@ class PositionMove:
     old: int | None
     new: int
     lands_at: datetime | None
-    """When the record at the new position was appended; None at the log's end."""
+    """When the message at the new position was appended; None at the log's end."""
     lag: int
     note: str
     span: range
@@ -149,7 +149,7 @@ class MovePlan:
     view: View
     moves: Sequence[PositionMove]
     uncounted: int = 0
-    """Records moved over, where they are more than were to be counted."""
+    """Messages moved over, where they are more than were to be counted."""
 
     @property
     def targets(self) -> dict[Place, int]:
@@ -212,7 +212,7 @@ def count(
 ) -> dict[Place, Counted]:
     """Return what became of the events of each span at a consumer of ours.
 
-    Of spans that lead `back`, a later record of an event that would be applied counts as applied, since it is by then, and
+    Of spans that lead `back`, a later message of an event that would be applied counts as applied, since it is by then, and
     what would park behind its key as parked.
     """
     counts = {place: Counted() for place in spans}

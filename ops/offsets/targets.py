@@ -18,7 +18,7 @@ from schemas.numeric import LENGTH_MAX, WHOLE_MAX, parse_decimal, parse_whole
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionPosition:
-    """How a group stands in a partition."""
+    """A group's position in a partition."""
 
     place: Place
     low: int
@@ -66,7 +66,7 @@ class Mode(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class MoveRequest:
-    """Where a group is to go on, as it was asked for."""
+    """Where a group should go on, as the operator gave it."""
 
     mode: Mode
     number: int = 0

@@ -121,7 +121,7 @@ def _oldest(connection: Connection, topic: Topic) -> datetime | None:
 
 
 def repair_slot(settings: Settings, repair: Repair, *, say: Callable[[str], None]) -> None:
-    """Slot and publication are new, Kafka Connect's note is gone, what was missing is on its topic, and the connector streams.
+    """Slot and publication are new, Kafka Connect's offset is deleted, missing events are on their topics, and the connector streams.
 
     Own transactions, as the owner. May be repeated. The new slot is made first, while the connector goes on: that waits for open
     transactions, for `slot_wait_s` at most. Then the connector is stopped, given the new slot, and resumed with the snapshot

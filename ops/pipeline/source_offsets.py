@@ -1,4 +1,4 @@
-"""Connect's note of how far the connector has read: what a change of it would do, and it done. connect/source_offsets.py says what counts."""
+"""Plans and makes changes of the offset that Kafka Connect stores. connect/source_offsets.py says what counts."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def require_harmless(settings: Settings, now: SourcePositions, wanted: Exported,
 
 
 def plan_reset(settings: Settings, *, at: datetime) -> Repair:
-    """Return what the connector emits once its note is forgotten: a bounded stretch, with all that is on no topic. Reads only.
+    """Return what the connector publishes once its stored offset is deleted: a bounded stretch, with all that is on no topic. Reads only.
 
-    Raises Refused where the slot itself lies beyond the log's end: without a note the connector would read on from there.
+    Raises Refused where the slot itself lies beyond the log's end: without a stored offset the connector would read on from there.
     """
     now = standing(settings)
     if now.confirmed_lsn is not None and now.confirmed_lsn > now.written_lsn:

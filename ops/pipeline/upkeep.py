@@ -43,7 +43,7 @@ PURGE_BATCHES_MAX = 200
 """Batches purged in a round, each in a transaction of its own."""
 
 SEGMENT = timedelta(days=7)
-"""Kafka drops whole segments, of up to a week: a record may outlive its topic's retention by as much."""
+"""Kafka drops whole segments, of up to a week: a message may outlive its topic's retention by as much."""
 
 NOTIFICATIONS = "payments.bank_notification"
 

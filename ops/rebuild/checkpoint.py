@@ -1,4 +1,4 @@
-"""Where a rebuild may begin: at the logs' beginning where they are whole, else at a checkpoint that their records follow on.
+"""Where a rebuild may begin: at the logs' beginning where they are whole, else at a checkpoint that their messages follow on.
 
 A checkpoint is the consumer's rows and positions, copied in one snapshot; its balances are held against its entries when it is
 taken and whenever it is used.

@@ -53,7 +53,7 @@ def corrections_of(rebuilt: Rebuilt) -> list[Correction]:
 def correct(
     settings: Settings, rebuilt: Rebuilt, chosen: Sequence[Correction], *, reason: str, actor: str, at: datetime
 ) -> Iterator[tuple[Correction, str]]:
-    """Each correction is posted; gives what was posted, or why it was not: somebody has seen to it meanwhile.
+    """Each correction is posted; gives what was posted, or why not: somebody else has posted it meanwhile.
 
     Own transactions, one a correction, as the service. May be repeated and cut off anywhere: what was posted is not posted again.
     Raises Refused where the shadow is no longer the one that the corrections were made from.

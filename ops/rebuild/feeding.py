@@ -29,7 +29,7 @@ from outbox.retry import backoff_s
 from outbox.settings import Settings
 
 BATCH = 1_000
-"""Records in a transaction, over all partitions."""
+"""Messages in a transaction, over all partitions."""
 
 TRIES_MAX = 8
 """Attempts at a batch whose failure may pass: about half a minute."""
@@ -49,7 +49,7 @@ Told = Callable[[int, int], None]
 
 @dataclass(slots=True)
 class FedMessage:
-    """A record for delivery."""
+    """A message for delivery."""
 
     offset: int
     key: bytes | None
@@ -63,7 +63,7 @@ class Skipped:
 
     count: int
     places: Collection[tuple[str, int, int]]
-    """Topic id, partition and offset of records that did not read as events; the others are known to the shadow's inbox."""
+    """Topic id, partition and offset of messages that did not read as events; the others are known to the shadow's inbox."""
 
 
 def logs_of(settings: Settings, processor: Processor) -> dict[Log, range]:
@@ -126,7 +126,7 @@ class Feeder:
                 begin_log(connection, self.consumer, log, next_offset=position)
 
     def feed(self, begin: Mapping[Log, int], end: Mapping[Log, int]) -> None:
-        """What lies between is applied or parked, and progress stands at the end of each log that is named there.
+        """What lies between is applied or parked, and progress is at the end of each log that is named there.
 
         Own transactions; may be repeated and cut off anywhere. Raises Refused where the handler rejects nearly everything, or
         somebody else feeds the same schema.

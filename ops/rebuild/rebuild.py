@@ -69,7 +69,7 @@ def rebuild(
     checkpoint: str = "",
     progress: Told = lambda _done, _total: None,
 ) -> Rebuilt:
-    """The shadow holds what the consumer's handler makes of its topics up to live's positions; returns how live differs.
+    """The shadow holds the rows that the consumer's handler makes from its topics, up to the live positions; returns how live differs.
 
     Own transactions, as the owner and the service; live is only read, and may go on. May be repeated and cut off anywhere. Raises
     Refused where the logs are not whole and no checkpoint reaches them, or where live's rows do not belong to its positions.

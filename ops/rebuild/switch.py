@@ -1,4 +1,4 @@
-"""Rebuilt tables in the place of the live ones, in one transaction that nobody sees a part of.
+"""Puts rebuilt tables in place of the live ones, in one transaction.
 
 It locks live `progress`, brings the shadow to just there, and only then locks what is moved: inbox, then the handler's tables,
 then the parking lot, in the order in which whoever applies an event takes them. Whoever waited goes on with the new tables, from the

@@ -19,7 +19,7 @@ class Observed:
     """Id and cause."""
     on_topic: bool = True
     passed: bool = True
-    """Its progress is beyond every record of the event."""
+    """Its progress is beyond every message of the event."""
     present: Mapping[str, str] = field(default_factory=dict)
     """The effects under the event's business number, each with its value."""
     status: str = ANSWERED

@@ -1,4 +1,4 @@
-"""A payment's rows and records as steps of a story, causes before what they cause. Pure."""
+"""A payment's rows and messages as steps of a story, causes before what they cause. Pure."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def steps_of(
     progress: ReadProgress,
     consumers: Mapping[str, Sequence[Consumer]],
 ) -> list[StoryStep]:
-    """Return every step of a payment that its rows and records tell, and those that are missing or waited for."""
+    """Return every step of a payment that its rows and messages tell, and those that are missing or waited for."""
     steps = [*_bank(facts), *_payment(facts)]
     steps += [step for row in facts.outbox for step in _outbox(facts, row)]
     event_ids = sorted(records, key=lambda event_id: event_id.int)
@@ -161,7 +161,7 @@ def _outbox(facts: PaymentFacts, row: Any) -> Iterator[StoryStep]:
 
 
 def _records(facts: PaymentFacts, event_id: UUID, records: Records, progress: ReadProgress) -> Iterator[StoryStep]:
-    """The event's records; or that it waits to be published, or has been lost on the way."""
+    """The event's messages; or that it waits to be published, or has been lost on the way."""
     for number, message in enumerate(records.found):
         yield StoryStep(
             key=("record", event_id, number) if number else ("record", event_id),

@@ -1,4 +1,4 @@
-"""Whose records are sent next, and what becomes of those that were: receiver by receiver, in order of due time, under a lease.
+"""Whose notifications are sent next, and what becomes of those that were: receiver by receiver, in order of due time, under a lease.
 
 A turn looks at lanes that are worth a look, never at what is blocked or not yet due. Time is the caller's `now`, by the
 database's clock: `look` reads it.
@@ -34,7 +34,7 @@ from outbox.errors import UnknownName
 from outbox.rows import as_json
 
 LEASE_S = 30.0
-"""How long a claimed record is its sender's: longer than an attempt may take, and than it takes to write down."""
+"""How long a claimed notification is its sender's: longer than an attempt may take, and than it takes to write down."""
 LANES_MAX = 200
 """Lanes of each kind looked at in a claim."""
 LOOK_AGAIN = timedelta(seconds=1)
@@ -49,7 +49,7 @@ IS_PROMPT, IS_OTHER = "pace = 'PROMPT'", "pace IS DISTINCT FROM 'PROMPT'"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claimed:
-    """A record that the caller may send until its lease ends."""
+    """A notification that the caller may send until its lease ends."""
 
     id: UUID
     queue: str
@@ -84,12 +84,12 @@ class Ended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NextState:
-    """What becomes of a record after an attempt."""
+    """What becomes of a notification after an attempt."""
 
     status: str
     finished_at: datetime | None
     planned_at: datetime
-    """By the rule; of a finished record as it was."""
+    """By the rule; of a finished notification as it was."""
     postponed_to: datetime | None = None
     cause: str | None = None
 
@@ -103,7 +103,7 @@ def queue_of(connection: Connection, queue: str) -> Queue:
 
 
 def verdict(ended: Ended, lane: Lane) -> NextState:
-    """Return what becomes of a record, by its rule and the lane as it is after the attempt. Pure."""
+    """Return what becomes of a notification, by its rule and the lane as it is after the attempt. Pure."""
     if ended.result is Result.SUCCESS:
         return NextState(status="SUCCESS", finished_at=ended.ended_at, planned_at=ended.claimed.planned_at)
     attempt = ended.claimed.attempt - ended.claimed.rule_begin
@@ -166,11 +166,11 @@ def turn(
     slow: Collection[str] = (),
     newly_slow: Collection[str] = (),
 ) -> list[Claimed]:
-    """Finish what has ended, and return as many due records, now the caller's until their lease ends.
+    """Finish what has ended, and return as many due notifications, now the caller's until their lease ends.
 
-    Each attempt that ended is in the log. Its record is finished, or due by its rule, unless somebody else has claimed it since;
+    Each attempt that ended is in the log. Its notification is finished, or due by its rule, unless somebody else has claimed it since;
     a SUCCESS counts even then. `slow` names the receivers with an attempt under way for more than a second, `newly_slow` those of
-    them that no turn knows of yet: they are prompt no more. Claimed are the longest waiting receivers' records first, of each
+    them that no turn knows of yet: they are prompt no more. Claimed are the longest waiting receivers' notifications first, of each
     the longest due, shared out evenly: into the room of their kind, or `limit` of each. What a lane had held back is noted with
     its cause. Several senders may take turns side by side. Not repeatable: the log would have the attempts twice.
     """
@@ -334,9 +334,9 @@ def _finish(
 
 
 def _apart(ended: Sequence[Ended]) -> list[list[Ended]]:
-    """Return the attempts in parts, none with a record twice: what was claimed again after its lease may end in one turn.
+    """Return the attempts in parts, none with a notification twice: what was claimed again after its lease may end in one turn.
 
-    A record's SUCCESS comes first: nothing else may count before it.
+    A notification's SUCCESS comes first: nothing else may count before it.
     """
     parts: list[dict[UUID, Ended]] = []
     for finished in sorted(ended, key=lambda attempt: attempt.result is not Result.SUCCESS):
@@ -417,7 +417,7 @@ _FINISH = text("""
 
 
 def hand_back(connection: Connection, queue: str, unbegun: Sequence[Claimed]) -> None:
-    """Records that were claimed and are not sent are due as they were, unless their lease was somebody else's by then.
+    """Notifications that were claimed and are not sent are due as they were, unless their lease was somebody else's by then.
 
     May be repeated, and run beside itself.
     """

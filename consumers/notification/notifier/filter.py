@@ -1,4 +1,4 @@
-"""Which records are meant: the one filter of the command line, the console and what acts on everything that matches. Pure."""
+"""Which notifications are meant: the one filter of the command line, the console and what acts on everything that matches. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HTTP = re.compile(r"[1-5]\d\d|[1-5]xx|none", re.ASCII)
 
 @dataclass(frozen=True, kw_only=True)
 class NotificationFilter:
-    """Which records are meant; what is empty leaves all in. Raises Misused for what can match nothing."""
+    """Which notifications are meant; what is empty leaves all in. Raises Misused for what can match nothing."""
 
     id: UUID | None = None
     queue: str = ""
@@ -74,7 +74,7 @@ def parsed(given: dict[str, str]) -> NotificationFilter:
 
 
 def conditions(wanted: NotificationFilter) -> tuple[str, dict[str, Any]]:
-    """Return the filter as conditions on `notify_record`, and their parameters. A record's id tells when it was made.
+    """Return the filter as conditions on `notify_record`, and their parameters. A notification's id tells when it was made.
 
     >>> conditions(NotificationFilter(status="WAITING", http_status="5xx"))
     ('(leased_until IS NOT NULL OR leased_until IS NULL AND finished_at IS NULL) AND http_status BETWEEN :http_low AND :http_high', {'http_low': 500, 'http_high': 599})

@@ -1,4 +1,4 @@
-"""The notifier: claims due records after their commit, posts them signed, writes down what came of it. At least once, same id
+"""The notifier: claims due notifications after their commit, posts them signed, writes down what came of it. At least once, same id
 each time.
 
 One turn is one transaction: what has ended is finished, and what is due is claimed into the room that is left. Times are the
@@ -272,7 +272,7 @@ async def attempt(
     allow_private: bool,
     clock: Callable[[], datetime] = utc_now,
 ) -> Ended:
-    """Return what came of sending a record, within the total time-out. Whatever is wrong with its receiver, nothing is raised."""
+    """Return what came of sending a notification, within the total time-out. Whatever is wrong with its receiver, nothing is raised."""
     started_at, began = clock(), time.monotonic()
 
     def ended(result: Result, error: str = "", **more: object) -> Ended:
