@@ -14,16 +14,16 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            help="startup, latency, throughput, repair, delivery, ledger, poison, rebuild, reconcile or notifier"
+            help="benchmark: startup, latency, throughput, repair, delivery, ledger, poison, rebuild, reconcile or notifier"
         ),
     ],
     output: Output = Format.TABLE,
 ) -> None:
-    """Run a benchmark on a stack of its own. Exit code 1 if a target is not met or the run is not valid."""
+    """Run a benchmark on a stack of its own. Exit code 1 if a target is missed or the run is not valid."""
     from benchmarks import report
 
     if name not in report.NAMES:
-        raise typer.BadParameter(f"{name!r}; there are: {', '.join(report.NAMES)}")
+        raise typer.BadParameter(f"there is no benchmark {name!r}; there are: {', '.join(report.NAMES)}")
     outcome = report.run(name)
     if output is Format.JSON:
         print_json(outcome)

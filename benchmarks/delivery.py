@@ -33,7 +33,7 @@ ACCOUNTING_ROUNDS = 9
 ACCOUNTING_RECORDS = 60_000
 BACKLOG_RECORDS = 5_000_000
 WARM_RECORDS = 250_000
-"""After so many a process has grown to its size; from then on its memory is to stay flat."""
+"""A process has grown to its full size after this many messages; its memory must stay flat from then on."""
 RUN_S = 600.0
 SAMPLE_S = 0.25
 

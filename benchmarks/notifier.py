@@ -260,7 +260,7 @@ class Bench:
         deadline = time.monotonic() + PATIENCE_S
         while self._delivered(queue) < count:
             if time.monotonic() > deadline:
-                raise RuntimeError(f"{self._delivered(queue)} of {count} delivered in {PATIENCE_S:.0f} s")
+                raise RuntimeError(f"{self._delivered(queue)} of {count} notified in {PATIENCE_S:.0f} s")
             time.sleep(SAMPLE_S)
 
     def _delivered(self, queue: str) -> int:

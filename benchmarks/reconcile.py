@@ -16,7 +16,7 @@ from benchmarks.machine import result, target
 from consumers.notification.receivers import register_receiver
 from ops.delivery.parked import operator
 from ops.reconcile.findings import Kind
-from ops.reconcile.mend import carry_out, plan, settle
+from ops.reconcile.fix import carry_out, plan, settle
 from ops.reconcile.run import Report, reconcile
 from ops.stack.control import down, up
 from ops.stack.state import StackFolder
@@ -45,12 +45,12 @@ def run(payments: int = PAYMENTS, holes: int = HOLES) -> dict[str, Any]:
                 begun = time.monotonic()
                 steps = plan(field.settings, first.findings)
                 failed = sum(
-                    len(mended.failed)
-                    for mended in carry_out(field.settings, steps, actor=operator(), within_s=WITHIN_S)
+                    len(outcome.failed)
+                    for outcome in carry_out(field.settings, steps, actor=operator(), within_s=WITHIN_S)
                 )
-                mended = settle(field.settings, steps, grace=GRACE, within_s=WITHIN_S)
-                mended_s = time.monotonic() - begun
-                left = _all_answered(field, mended)
+                after = settle(field.settings, steps, grace=GRACE, within_s=WITHIN_S)
+                fixed_s = time.monotonic() - begun
+                left = _all_answered(field, after)
                 field.fix_by_hand()
                 end = _settled(field, full=True)
         _settled(field, full=False)  # what the fixes wrote last was younger than the grace, and so is new
@@ -71,8 +71,8 @@ def run(payments: int = PAYMENTS, holes: int = HOLES) -> dict[str, Any]:
             target("full_run_s", first.seconds, at_most=30),
             target("named_again_by_the_next_run", len(wanted & set(named(again.findings))), at_least=len(wanted)),
             target("next_run_s", again.seconds),
-            target("mended_s", mended_s),
-            target("mends_that_failed", failed, at_most=0),
+            target("fixed_s", fixed_s),
+            target("fixes_that_failed", failed, at_most=0),
             target("left_to_an_operator", len(left.findings), at_most=by_hand),
             target("left_at_the_end", len(end.findings), at_most=0),
             target("full_run_at_the_end_s", end.seconds, at_most=30),

@@ -52,11 +52,11 @@ def run() -> dict[str, Any]:
         recorded = {_record_one(engine): time.time()}
         begun = utc_now()
         with ThreadPoolExecutor(1) as pool:
-            mending = pool.submit(_mend, settings)
-            while not mending.done():  # payments go on
+            repairing = pool.submit(_repair, settings)
+            while not repairing.done():  # payments go on
                 recorded[_record_one(engine)] = time.time()
                 time.sleep(LIVE_S)
-            plan, planned_s, mended_s = mending.result()
+            plan, planned_s, repaired_s = repairing.result()
         published = wait_published(settings, [PAYMENT_ORDER.name], recorded, since=begun, within_s=PUBLISHED_S)
         waited = [published[identity] - at for identity, at in recorded.items()]
         engine.dispose()
@@ -70,7 +70,7 @@ def run() -> dict[str, Any]:
             target("emitted_again_rows", plan.rows),
             target("plan_s", planned_s),
             target("longest_wait_of_a_live_event_s", max(waited), at_most=FLOWING_S),
-            target("whole_repair_s", mended_s),
+            target("whole_repair_s", repaired_s),
         ],
         live_events=len(recorded),
         missing=len(plan.missing),
@@ -107,7 +107,7 @@ def _record_one(engine: Engine) -> UUID:
     return identity
 
 
-def _mend(settings: Settings) -> tuple[Repair, float, float]:
+def _repair(settings: Settings) -> tuple[Repair, float, float]:
     """Return the plan, and the seconds until it was made and carried out."""
     begun = time.monotonic()
     plan = plan_repair(settings, now=utc_now())

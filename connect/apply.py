@@ -35,7 +35,10 @@ def apply_connector(
     if not changes:
         return []
     if problems := client.validate({**wanted, "name": settings.connector}):
-        raise ConnectError("the configuration does not hold:", details=problems)
+        raise ConnectError(
+            "Kafka Connect refuses this configuration, so nothing was changed. Correct these settings and repeat:",
+            details=problems,
+        )
     if execute:
         client.put_config(settings.connector, wanted)
     return changes

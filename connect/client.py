@@ -115,36 +115,36 @@ class ConnectClient:
         self._call("DELETE", _path(name), take=_nothing)
 
     def status(self, name: str) -> ConnectorStatus:
-        """Return what Kafka Connect says of a connector; raises NoConnector where there is none."""
+        """Return the status that Kafka Connect reports for a connector; raises NoConnector where there is none."""
         return self._call("GET", _path(name, "status"), take=_status)
 
     def restart(self, name: str, *, only_failed: bool = False) -> None:
-        """Connector and tasks are being restarted, or only those of them that failed."""
+        """The connector and its tasks are being restarted, or only those that failed."""
         flags = f"includeTasks=true&onlyFailed={str(only_failed).lower()}"
         self._call("POST", _path(name, f"restart?{flags}"), take=lambda content: content and content["connector"])
 
     def pause(self, name: str) -> None:
-        """The connector is told to pause: tasks stay, and read nothing."""
+        """The connector is asked to pause: its tasks stay and read nothing."""
         self._call("PUT", _path(name, "pause"), take=_nothing)
 
     def stop(self, name: str) -> None:
-        """The connector is told to stop: its tasks end and let go of their slot."""
+        """The connector is asked to stop: its tasks end and release their slot."""
         self._call("PUT", _path(name, "stop"), take=_nothing)
 
     def resume(self, name: str) -> None:
-        """A paused or stopped connector is told to go on."""
+        """A paused or stopped connector is asked to resume."""
         self._call("PUT", _path(name, "resume"), take=_nothing)
 
     def offsets(self, name: str) -> list[dict[str, Any]]:
-        """Return what Kafka Connect has noted of how far a connector has read: partition and offset, as `put_offsets` takes them."""
+        """Return the offsets that Kafka Connect stores for a connector: partition and offset, as `put_offsets` takes them."""
         return self._call("GET", _path(name, "offsets"), take=_offsets)
 
     def put_offsets(self, name: str, offsets: Sequence[Mapping[str, Any]]) -> None:
-        """Kafka Connect has noted these offsets of a stopped connector; a partition without an offset is forgotten."""
+        """Kafka Connect stores these offsets for a stopped connector; a partition without an offset has none any more."""
         self._call("PATCH", _path(name, "offsets"), {"offsets": list(offsets)}, take=lambda content: content["message"])
 
     def delete_offsets(self, name: str) -> None:
-        """Kafka Connect has nothing noted of how far a stopped connector has read."""
+        """Kafka Connect stores no offset for a stopped connector any more."""
         self._call("DELETE", _path(name, "offsets"), take=lambda content: content["message"])
 
     def wait_running(self, name: str, *, timeout_s: float = 60.0) -> ConnectorStatus:
@@ -153,13 +153,13 @@ class ConnectClient:
         begun = time.monotonic()
 
         def fails_for_good(status: ConnectorStatus) -> bool:
-            # A restarted task is told as FAILED for a while yet.
+            # A restarted task is reported as FAILED for a while yet.
             return time.monotonic() - begun > FAILED_S and any(task.state == "FAILED" for task in status.tasks)
 
         status = self._wait(name, lambda status: status.is_running or fails_for_good(status), timeout_s=timeout_s)
         if fails_for_good(status):
             causes = "; ".join(f"task {task.id}: {task.cause}" for task in status.tasks if task.state == "FAILED")
-            raise NotReady(f"{name}: {causes}. Mend the cause, then: payrelay connect restart")
+            raise NotReady(f"connector {name} has failed: {causes}. Fix the cause, then: payrelay connect restart")
         return status
 
     def wait_stopped(self, name: str, *, timeout_s: float = 60.0) -> ConnectorStatus:
@@ -179,10 +179,10 @@ class ConnectClient:
                     return status
                 seen = f"connector {status.state}, tasks {[task.state for task in status.tasks]}"
             time.sleep(0.05)
-        raise NotReady(f"{name}: after {timeout_s:.0f} s: {seen}. See: payrelay logs connect")
+        raise NotReady(f"{name} is not ready after {timeout_s:.0f} s: {seen}. Its log says why: payrelay logs connect")
 
     def _call(self, method: str, path: str, body: object = None, *, take: Callable[[Any], Taken]) -> Taken:
-        """Return what `take` makes of the answer's content. Raises Unreachable where that is none of Kafka Connect's."""
+        """Return what `take` makes of the answer's content. Raises Unreachable where the answer is not Kafka Connect's."""
         deadline = time.monotonic() + self.patience_s
         for attempt in range(1, 1_000):
             problem: Exception
@@ -207,7 +207,7 @@ class ConnectClient:
             else:
                 if answer.status_code != requests.codes.conflict:
                     return self._taken(f"{method} {path}", answer, content, take)
-                problem = NotReady(f"Kafka Connect is rebalancing: {_message(content)}")
+                problem = NotReady(f"Kafka Connect is rebalancing, try again: {_message(content)}")
             if time.monotonic() > deadline:
                 raise problem
             time.sleep(backoff_s(attempt, first_s=0.1, cap_s=2.0, jitter=random.random()))  # noqa: S311 - no secret
@@ -215,7 +215,7 @@ class ConnectClient:
 
     def _taken(self, request: str, answer: requests.Response, content: bytes, take: Callable[[Any], Taken]) -> Taken:
         code, kind = answer.status_code, answer.headers.get("content-type", "no type").partition(";")[0]
-        stranger = f"what answers at {self.url} is no Kafka Connect ({request}: {code} {kind}): PAYRELAY_CONNECT_URL"
+        stranger = f"{self.url} is not Kafka Connect ({request}: {code} {kind}): correct PAYRELAY_CONNECT_URL"
         if answer.is_redirect:
             to = answer.headers.get("location", "")
             raise Unreachable(f"{stranger}; it redirects to {to[:200]!r}")
@@ -235,7 +235,7 @@ def _path(name: str, rest: str = "") -> str:
 
 
 def _read(answer: requests.Response) -> bytes:
-    """Return an answer's content. Raises what requests raises, also for an answer that comes in drops."""
+    """Return an answer's content. Raises as requests does, also for an answer that arrives too slowly."""
     content = b""
     try:
         while piece := answer.raw.read1(64 * 1024, decode_content=True):
@@ -251,14 +251,14 @@ def _read(answer: requests.Response) -> bytes:
 
 
 def _refuse(code: int, message: str, request: str, stranger: str) -> None:
-    """Raises what an answer means that is no success: no such connector only where Kafka Connect names it."""
+    """Raises the error that an unsuccessful answer means: NoConnector only where Kafka Connect names the connector."""
     method, path = request.split(" ", 1)
     name = unquote(path.removeprefix("/connectors/").partition("/")[0])
     if code == requests.codes.not_found and path.startswith("/connectors/") and name in message:
         raise NoConnector(f"there is no connector {name}: payrelay connect apply --execute")
     if code == requests.codes.not_found:
         raise Unreachable(f"{stranger}; it says: {message[:200]}")
-    raise ConnectError(f"Kafka Connect: {method} {path}: {code} {message[:1000]}")
+    raise ConnectError(f"Kafka Connect refuses {method} {path}: {code} {message[:1000]}")
 
 
 def _nothing(content: Any) -> None:

@@ -134,7 +134,7 @@ def connector_config(
 
 
 def _router(settings: Settings) -> dict[str, str]:
-    """Return what makes a record of an outbox row."""
+    """Return what makes a message of an outbox row."""
     return {
         "transforms.outbox.type": "io.debezium.transforms.outbox.EventRouter",
         "transforms.outbox.predicate": "isOutbox",
@@ -155,7 +155,7 @@ def _router(settings: Settings) -> dict[str, str]:
 
 
 def headers_of_row(row: Mapping[str, Any]) -> list[tuple[str, bytes | None]]:
-    """Return the headers of the record that the connector makes of an outbox row.
+    """Return the headers of the message that the connector makes of an outbox row.
 
     >>> row = dict.fromkeys(_HEADERS) | {"id": 7, "created_at": datetime(2026, 1, 1, tzinfo=UTC), "specversion": "1.0"}
     >>> [(name, value) for name, value in headers_of_row(row) if value]

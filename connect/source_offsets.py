@@ -1,7 +1,7 @@
-"""What Kafka Connect has noted of how far the connector has read. The replication slot has its own position, and that is what counts.
+"""The offset that Kafka Connect stores for the connector. The replication slot has its own position, and that is what counts.
 
-Measured with Debezium 3.7.0 and PostgreSQL 18, snapshot mode `when_needed`: a note older than the slot's confirmed position replays
-nothing from there; the connector finds it gone and emits every kept row again. Without a note it does the same. With a note beyond
+Measured with Debezium 3.7.0 and PostgreSQL 18, snapshot mode `when_needed`: a stored offset before the slot's confirmed position replays
+nothing from there; the connector finds it gone and emits every kept row again. Without a stored offset it does the same. With one beyond
 what is published it passes over what lies between, for ever.
 """
 
@@ -33,7 +33,7 @@ class Exported:
 
 
 def exported_from(text: str, *, connector: str) -> Exported:
-    """Return the offsets of a document; raises Refused for what is none, or is another connector's.
+    """Return the offsets of a document; raises Refused for another document, or another connector's.
 
     >>> exported_from(Exported(connector="c", offsets=[{"partition": {}, "offset": {"lsn": 1}}]).as_text(), connector="c").offsets
     [{'partition': {}, 'offset': {'lsn': 1}}]
@@ -45,14 +45,18 @@ def exported_from(text: str, *, connector: str) -> Exported:
             _position(entry["offset"][LSN])
             dict(entry["partition"])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise Refused("the file holds no offsets as `payrelay connect offsets get` prints them") from error
+        raise Refused(
+            "the file holds no offsets as `payrelay connect offsets get` prints them: give a file that it printed"
+        ) from error
     if name != connector:
-        raise Refused(f"the file's offsets are those of connector {name}, not of {connector}")
+        raise Refused(
+            f"the file's offsets belong to connector {name}, not to {connector}: give a file of this connector"
+        )
     return Exported(connector=name, offsets=offsets)
 
 
 def position_of(offsets: Offsets) -> int | None:
-    """Return the log position that the offsets name; None where nothing is noted.
+    """Return the log position that the offsets name; None where none is stored.
 
     >>> position_of([{"partition": {"server": "p"}, "offset": {"lsn": 17, "txId": 4}}]), position_of([])
     (17, None)
@@ -64,7 +68,7 @@ def position_of(offsets: Offsets) -> int | None:
 def _position(lsn: object) -> int:
     """Return a log position of a JSON document, whole and within what PostgreSQL has; raises ValueError."""
     if isinstance(lsn, bool) or not isinstance(lsn, int) or not 0 <= lsn < 2**64:
-        raise ValueError(f"{str(lsn)[:40]} is no position of a log")
+        raise ValueError(f"{str(lsn)[:40]} is not a position in a log")
     return lsn
 
 

@@ -78,7 +78,7 @@ def zone_of(name: str) -> ZoneInfo:
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-        raise ValueError(f"there is no zone {name[:60]!r}: one is e.g. Asia/Shanghai") from error
+        raise ValueError(f"there is no zone {name[:60]!r}: write e.g. Asia/Shanghai") from error
 
 
 def in_zone(at: datetime, zone: ZoneInfo) -> datetime:
@@ -90,7 +90,7 @@ def in_zone(at: datetime, zone: ZoneInfo) -> datetime:
     earlier, other = (at.replace(tzinfo=zone, fold=fold) for fold in (0, 1))
     if earlier.utcoffset() != other.utcoffset():
         raise ValueError(
-            f"{at.isoformat()} is there twice or never in {zone.key}, where clocks are changed: write the offset"
+            f"{at.isoformat()} occurs twice or never in {zone.key}, where clocks are changed: write its offset, e.g. +02:00"
         )
     return earlier
 

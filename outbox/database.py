@@ -25,9 +25,13 @@ def driver_url(dsn: str) -> URL:
     try:
         url = make_url(dsn)
     except (ArgumentError, ValueError) as error:  # its text may hold the password
-        raise Misused(f"a DSN of the settings is not of the form {FORM}: docs/reference/settings.md") from error
+        raise Misused(
+            f"a DSN of the settings is not of the form {FORM}: correct it as docs/reference/settings.md says"
+        ) from error
     if url.get_backend_name() not in ("postgresql", "postgres"):
-        raise Misused(f"a DSN of the settings is not PostgreSQL's, of the form {FORM}: docs/reference/settings.md")
+        raise Misused(
+            f"a DSN of the settings does not name PostgreSQL, in the form {FORM}: correct it as docs/reference/settings.md says"
+        )
     return url.set(drivername="postgresql+psycopg")
 
 

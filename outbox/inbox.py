@@ -140,7 +140,7 @@ def lock_position(connection: Connection, consumer: str, log: Log) -> int:
 def begin_log(connection: Connection, consumer: str, log: Log, *, next_offset: int) -> None:
     """The consumer has a position in the log; one that it had is kept. Transaction: the caller's.
 
-    Of a topic made again, a sibling may be parking the old one's last records right now. It holds the old log's row from its
+    Of a topic made again, a sibling may be parking the old one's last messages right now. It holds the old log's row from its
     claim to its commit: waited for, its rows are seen here; and if it claims later, it sees the new log and notes there too.
     """
     connection.execute(_LOCK_NAMESAKES, _keys(consumer, log))
@@ -171,7 +171,7 @@ def behind_horizons(connection: Connection, consumer: str, *, schema: str = "") 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """A span of a log whose records from `begin` on are the caller's to apply, until its transaction ends."""
+    """A span of a log whose messages from `begin` on are the caller's to apply, until its transaction ends."""
 
     begin: int
     """Below it everything was done before."""
@@ -180,7 +180,7 @@ class Claim:
 
 
 def claim_spans(connection: Connection, consumer: str, spans: Mapping[Log, range]) -> dict[Log, Claim]:
-    """Progress of each log stands at the end of its span of offsets, locked, if the caller commits.
+    """Progress of each log is at the end of its span of offsets, locked, if the caller commits.
 
     A log whose span lies ahead of its progress is left out, and unchanged. Progress beyond a span's end stays where it is:
     nothing of the span is left to do. Logs are of one cluster.
@@ -217,7 +217,7 @@ def _claim_rest(connection: Connection, consumer: str, log: Log, span: range) ->
 
 
 def move_to(connection: Connection, consumer: str, log: Log, next_offset: int) -> None:
-    """The consumer goes on there in the log, wherever it was. Transaction: the caller's. May be repeated.
+    """The consumer's progress is at this offset in the log, wherever it was. Transaction: the caller's. May be repeated.
 
     A worker that claims a slice meanwhile waits for the caller's commit, and drops it if it does not begin there.
     """
@@ -226,7 +226,7 @@ def move_to(connection: Connection, consumer: str, log: Log, next_offset: int) -
 
 
 def note_mirrored(connection: Connection, consumer: str, offsets: Mapping[Log, int]) -> None:
-    """It is known what we have written to Kafka, so that somebody else's commit can be told from ours. May be repeated."""
+    """The offsets that we have written to Kafka are noted, so that somebody else's commit is recognised. May be repeated."""
     for log, offset in offsets.items():
         connection.execute(_MIRRORED, {**_keys(consumer, log), "offset": offset})
 

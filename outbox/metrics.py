@@ -35,8 +35,8 @@ CONNECTIONS_MAX = 64
 
 CONDITION = "worker_condition_seconds"
 CONDITION_HELP = (
-    "Since when a subject (a consumer, one of its logs, the notifier) is braked, waiting for its database, stopped at a "
-    "hole in its log, or otherwise not well; no series while it is well."
+    "Seconds for which a subject (a consumer, one of its logs, the notifier) is braked, waiting for its database, stopped at a "
+    "hole in its log, or has another problem; no series while it has none."
 )
 CONDITION_LABELS = ("about", "condition")
 
@@ -58,7 +58,7 @@ def serve_metrics(settings: Settings) -> bool:
         listening = socket.create_server(place[:2], family=family)
     except OSError as error:
         raise Refused(
-            f"no metrics at {host}:{port} ({error.strerror}): PAYRELAY_METRICS_HOST and PAYRELAY_METRICS_PORT name an "
+            f"no metrics at {host}:{port} ({error.strerror}): set PAYRELAY_METRICS_HOST and PAYRELAY_METRICS_PORT to an "
             "address of this process alone; port 0 turns them off"
         ) from error
     own = settings.model_copy(update={"http_connections_max": min(CONNECTIONS_MAX, settings.http_connections_max)})
@@ -74,7 +74,7 @@ class ConditionMetrics:
         self._condition = condition
 
     def collect(self) -> Iterator[Metric]:
-        """Give for how long each subject has not been well."""
+        """Give for how long each subject has had a problem."""
         family = GaugeMetricFamily(CONDITION, CONDITION_HELP, labels=CONDITION_LABELS)
         for (about, kind), age_s in self._condition.ages().items():
             family.add_metric([about, kind], age_s)

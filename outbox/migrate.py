@@ -32,7 +32,9 @@ def owner_engine(settings: Settings) -> Engine:
     """Return an engine of the schemas' owner."""
     dsn = settings.database_url.get_secret_value()
     if not dsn:
-        raise Misused("PAYRELAY_DATABASE_URL is not set: the DSN of the schemas' owner")
+        raise Misused(
+            "PAYRELAY_DATABASE_URL is not set, and this command needs it: set it to the DSN of the schemas' owner"
+        )
     url = driver_url(dsn)
     return create_engine(
         url, poolclass=NullPool, connect_args={"application_name": "payrelay owner", "connect_timeout": 5}
@@ -63,7 +65,7 @@ def set_passwords(connection: Connection, settings: Settings) -> None:
         dsns[CONNECTOR] = settings.connector_dsn.get_secret_value()
     for role, dsn in dsns.items():
         if role not in ROLES:
-            raise Misused(f"no role {role!r}; roles are {', '.join(ROLES)}")
+            raise Misused(f"there is no role {role!r}; there are: {', '.join(ROLES)}")
         statement = sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(role), driver_url(dsn).password)
         cursor = connection.connection.cursor()
         cursor.execute(statement)
@@ -83,7 +85,7 @@ def ensure_slot(connection: Connection, slot: str, *, within_s: float = 60.0) ->
     ).first()
     if row is not None and not row.ours:
         raise Refused(
-            f"the slot {slot} belongs to database {row.database}: nothing of this database would be published. "
+            f"the slot {slot} belongs to database {row.database}, so nothing of this database would be published. "
             "Set PAYRELAY_SLOT to a free name, then: payrelay migrate; payrelay connect apply --execute"
         )
     if row is not None:
@@ -115,7 +117,9 @@ def _upgrade_patiently(engine: Engine) -> None:
             time.sleep(backoff_s(attempt, cap_s=1.0))
         else:
             return
-    raise NotReady(f"the schema's locks were not to be had after {TRIES_MAX} tries: end the long transactions")
+    raise NotReady(
+        f"the schemas stayed locked for {TRIES_MAX} tries, so nothing was migrated: end the long transactions, then repeat"
+    )
 
 
 def _upgrade(connection: Connection) -> None:

@@ -3,7 +3,7 @@
 Other keys flow. This is the dead-letter queue that keeps order, which a dead-letter topic breaks.
 
 The live stream and whoever takes something out (retry, skip) meet at an advisory lock per consumer and key. So does whoever hands
-events over once more, who neither parks nor takes out: consumers/delivery/redeliver.py.
+events over again, who neither parks nor takes out: consumers/delivery/redeliver.py.
 
 - Who takes out locks the key first and then reads what is parked of it, in one transaction per event. It only removes, or
   leaves as it was.
@@ -238,7 +238,7 @@ class Act:
 
 
 def take_out(connection: Connection, event: Held, act: Act, *, outcome: str) -> None:
-    """The event is parked no more and stands whole in the audit table, if the caller commits."""
+    """The event is no longer parked, and the audit table keeps it whole, if the caller commits."""
     _audit(connection, event, act, outcome=outcome, error="", leaves=True)
     connection.execute(_REMOVE, {"id": event.id})
 

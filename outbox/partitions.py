@@ -177,7 +177,7 @@ def _attach(connection: Connection, schema: str, table: str, day: date) -> bool:
 def _drop_half_made(connection: Connection, schema: str, name: str) -> None:
     """The table, which belongs to no parent, is gone; raises NotReady if it holds rows."""
     if connection.execute(text(f'SELECT EXISTS (SELECT FROM "{schema}".{name})')).scalar():  # noqa: S608
-        raise NotReady(f"{schema}.{name} holds rows and is no day of this version: move them, and drop it")
+        raise NotReady(f"{schema}.{name} holds rows but is no day of this version: move the rows, and drop the table")
     _patiently(connection, f'DROP TABLE "{schema}".{name}')
 
 
@@ -192,7 +192,9 @@ def _detach(connection: Connection, schema: str, table: str, name: str) -> None:
             return
         how = "FINALIZE" if pending else "CONCURRENTLY"
         _try(connection, f'ALTER TABLE "{schema}".{table} DETACH PARTITION "{schema}".{name} {how}')
-    raise NotReady(f"{schema}.{name} could not be detached: end the long transactions")
+    raise NotReady(
+        f"{schema}.{name} could not be detached, because transactions use it: end the long ones, then repeat"
+    )
 
 
 def _repeatable(
@@ -269,7 +271,7 @@ def _patiently(connection: Connection, statements: str) -> None:
             return
         time.sleep(backoff_s(attempt, cap_s=1.0))
     summary = " ".join(statements.split()).split(" FOR ")[0]
-    raise NotReady(f"no lock for {summary!r} after {TRIES_MAX} tries: end the long transactions")
+    raise NotReady(f"no lock for {summary!r} after {TRIES_MAX} tries: end the long transactions, then repeat")
 
 
 def _try(connection: Connection, statements: str) -> bool:

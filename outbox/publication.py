@@ -8,7 +8,7 @@ from outbox.settings import SERVICES
 
 PUBLICATION = "payrelay_outbox"
 SIGNALS = "connect.signal"
-"""Where Debezium is told to emit rows again."""
+"""The table whose rows ask Debezium to publish outbox rows again."""
 TABLES = (*(f"{service}.outbox" for service in SERVICES), "connect.heartbeat", SIGNALS)
 PUBLISHED_TABLES = len(TABLES)
 """Every service's outbox, the heartbeat and the signals to the connector."""

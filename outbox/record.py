@@ -48,7 +48,7 @@ def record(connection: Connection, events: Sequence[Outgoing]) -> list[UUID]:
     """The events' rows are in the outbox of the connection's role, in order, if and only if the caller commits.
 
     Transaction: the caller's; raises NotInTransaction without one. One statement for any number of events.
-    Not repeatable: recorded twice is told twice, under two ids. Raises Refused for a body above 256 KiB, or one that does not
+    Not repeatable: recorded twice is published twice, under two ids. Raises Refused for a body above 256 KiB, or one that does not
     fit its own type; AheadOfClock, with the transaction rolled back, in a session whose ids are ahead of the clock: try again.
     """
     if not connection.in_transaction() or connection.connection.dbapi_connection.autocommit:  # type: ignore[union-attr]
@@ -86,7 +86,7 @@ def _row(outgoing: Outgoing) -> dict[str, str | int | None]:
     event = outgoing.event
     payload = encode(event)
     try:
-        decode_body(event.type, payload.encode())  # what no consumer could read is not told
+        decode_body(event.type, payload.encode())  # what no consumer could read is not recorded
     except Undecodable as error:
         raise Refused(f"{event.type} {event.key}: {error}") from error
     return {

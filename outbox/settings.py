@@ -162,4 +162,6 @@ class Settings(BaseSettings):
         try:
             return self.dsn[role].get_secret_value()
         except KeyError:
-            raise Misused(f"PAYRELAY_DSN__{role.upper()} is not set: docs/reference/settings.md") from None
+            raise Misused(
+                f"PAYRELAY_DSN__{role.upper()} is not set, and this command needs it: docs/reference/settings.md"
+            ) from None

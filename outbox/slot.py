@@ -56,13 +56,13 @@ def create_slot(connection: Connection, slot: str, *, temporary: bool = False, w
         state = getattr(error.orig, "sqlstate", None)
         if state == _NO_SLOT_FREE:
             raise Refused(
-                "PostgreSQL has no replication slot free: drop one that nobody needs, or raise max_replication_slots"
+                "PostgreSQL has no free replication slot, so none was made: drop one that nobody needs, or raise max_replication_slots"
             ) from error
         if state != _TIMED_OUT:
             raise
         raise NotReady(
-            f"the slot cannot be made while transactions that write are open, and some were for {within_s:.0f} s: "
-            f"{writers(connection)}. End them, then repeat"
+            f"the slot cannot be made while transactions that write are open, and some were open for {within_s:.0f} s: "
+            f"{writers(connection)}. End them, then repeat the command"
         ) from error
     finally:
         connection.execute(text("RESET statement_timeout"))

@@ -1,4 +1,4 @@
-"""How a process says how it is, to whoever watches it: a small file that `payrelay status` reads."""
+"""A process's own condition, in a small file that `payrelay status` reads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from threading import Lock
 RUNNING = "running"
 
 RELAPSE_S = 5.0
-"""Who is well for less than this has not been."""
+"""A subject that is well for less time than this counts as not having been well."""
 
 KINDS = {"braked": "braked", "stopped": "stopped", "waiting for the database": "waiting"}
 """What a condition begins with, up to its colon, and its kind."""
@@ -97,4 +97,4 @@ class Condition:
             scratch.write_text(json.dumps(content))
             scratch.replace(self._file)
         except OSError as error:  # a full disk must not end what goes on without the file
-            log.warning("condition not written: %s", error)
+            log.warning("the condition cannot be written, so payrelay status shows an older one: %s", error)

@@ -21,14 +21,14 @@ TRACEPARENT = "traceparent"
 SPECVERSION = "ce_specversion"
 LSN = "lsn"
 UNREADABLE = "payrelay_unreadable"
-"""Added by whoever reads a record whose headers cannot be read as they are: why. Such a record is no event."""
+"""Added by whoever reads a message whose headers cannot be read as they are: why. Such a message is no event."""
 
 PAYLOAD_BYTES_MAX = 256 * 1024
 VERSION_MAX = 2**63 - 1
 
 
 class Undecodable(ValueError):
-    """The record is no event of ours: a header is missing or the body does not fit its type."""
+    """The message is not an event of this version: a header is missing, or the body does not fit its type."""
 
 
 class UnknownType(ValueError):
@@ -56,7 +56,7 @@ def encode(event: Event) -> str:
 
 
 def decode(headers: Mapping[str, bytes], value: bytes | None) -> Envelope:
-    """Return the event of a record; raises Undecodable or UnknownType, and nothing else."""
+    """Return the event of a message; raises Undecodable or UnknownType, and nothing else."""
     if UNREADABLE in headers:
         raise Undecodable(headers[UNREADABLE].decode(errors="replace"))
     try:
@@ -76,7 +76,7 @@ def decode(headers: Mapping[str, bytes], value: bytes | None) -> Envelope:
 def decode_body(name: str, value: bytes) -> Event:
     """Return the event of a type that is known here; raises Undecodable for a body that does not fit it or its bound."""
     if len(value) > PAYLOAD_BYTES_MAX:
-        raise Undecodable(f"body of {len(value)} bytes, at most {PAYLOAD_BYTES_MAX}")
+        raise Undecodable(f"body of {len(value)} bytes, at most {PAYLOAD_BYTES_MAX} are allowed")
     try:
         return _decoder(name)(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

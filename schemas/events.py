@@ -36,7 +36,7 @@ class Event(Struct, frozen=True, kw_only=True):
 
     @property
     def key(self) -> str:
-        """Return the aggregate's number, the record key."""
+        """Return the aggregate's number, the message key."""
         return str(getattr(self, self.topic.key))
 
 

@@ -15,13 +15,13 @@ class Topic:
     service: str
     """Whose outbox may hold its events; the outbox tables check it."""
     key: str
-    """What the record key is: events of one key keep their order."""
+    """What the message key is: events of one key keep their order."""
     partitions: int
     """Fixed: adding partitions moves keys, and the order of a key with them."""
     retention_ms: int
 
     def config(self, replication_factor: int) -> dict[str, str]:
-        """Return the topic's configuration. LogAppendTime, so that the record's time is the broker's.
+        """Return the topic's configuration. LogAppendTime, so that the message's time is the broker's.
 
         What the broker has acknowledged, and the slot has passed, is on two replicas at least where there are three.
         """

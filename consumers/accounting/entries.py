@@ -33,7 +33,7 @@ class Voucher:
     business_no: str
     kind: Literal["settlement", "suspense", "deposit", "reversal", "correction"]
     event_id: UUID | None
-    """The event that told of the fact; None for what people post, which has a reason and an actor."""
+    """The event that reported the fact; None for a voucher that people post, which has a reason and an actor."""
     currency: str
     occurred_at: datetime
     entries: tuple[Entry, ...]
@@ -48,7 +48,9 @@ class Voucher:
         debit_fen = sum(entry.amount_fen for entry in self.entries if entry.side == "D")
         credit_fen = sum(entry.amount_fen for entry in self.entries if entry.side == "C")
         if debit_fen != credit_fen or debit_fen <= 0:
-            raise ValueError(f"voucher {self.kind} {self.business_no}: debit {debit_fen}, credit {credit_fen}")
+            raise ValueError(
+                f"voucher {self.kind} {self.business_no} does not balance: debit {debit_fen}, credit {credit_fen}"
+            )
 
 
 def settlement_entries(payment: Any) -> tuple[Entry, ...]:

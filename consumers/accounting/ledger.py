@@ -115,7 +115,9 @@ def find_voucher(connection: Connection, voucher_no: int) -> Voucher:
         {"voucher_no": voucher_no},
     ).first()
     if row is None:
-        raise UnknownName(f"there is no voucher {voucher_no}: payrelay ledger statement ACCOUNT shows their numbers")
+        raise UnknownName(
+            f"there is no voucher {voucher_no}. The numbers are shown by: payrelay ledger statement ACCOUNT"
+        )
     lines = connection.execute(
         text("SELECT account, side, amount_fen FROM entry WHERE voucher_no = :voucher_no ORDER BY line"),
         {"voucher_no": voucher_no},
@@ -130,9 +132,11 @@ def reversal_of(connection: Connection, voucher_no: int, *, reason: str, actor: 
     """
     original = find_voucher(connection, voucher_no)
     if original.kind == "reversal":
-        raise Refused(f"voucher {voucher_no} is a reversal: post a correction of voucher {original.reverses} instead")
+        raise Refused(
+            f"voucher {voucher_no} is a reversal, which is never reversed itself. Post a correction of voucher {original.reverses} instead: payrelay ledger correct"
+        )
     if (reversal := _follower(connection, "reverses", voucher_no)) is not None:
-        raise Refused(f"voucher {voucher_no} was reversed before, by voucher {reversal}")
+        raise Refused(f"voucher {voucher_no} was reversed before, by voucher {reversal}: there is nothing to reverse")
     return Voucher(
         business_no=original.business_no,
         kind="reversal",
@@ -150,7 +154,7 @@ def reverse_voucher(connection: Connection, voucher_no: int, *, reason: str, act
     """A voucher's entries are taken back by their mirror, whose number is returned, if the caller commits.
 
     Transaction: the caller's. A voucher is reversed once: a repeat raises Refused, as for one that is a reversal or is not
-    there. What the event told stays told: funds, points and the payment itself do not change.
+    there. What the event reported stays: funds, points and the payment itself do not change.
     """
     return _post_by_hand(connection, reversal_of(connection, voucher_no, reason=reason, actor=actor, at=at))
 
@@ -164,9 +168,13 @@ def correction_of(
     """
     original = find_voucher(connection, voucher_no)
     if _follower(connection, "reverses", voucher_no) is None:
-        raise Refused(f"voucher {voucher_no} stands: payrelay ledger reverse {voucher_no} takes it back")
+        raise Refused(
+            f"voucher {voucher_no} stands, and only a reversed voucher can be corrected. Reverse it first: payrelay ledger reverse {voucher_no}"
+        )
     if (correction := _follower(connection, "corrects", voucher_no)) is not None:
-        raise Refused(f"voucher {voucher_no} was corrected before, by voucher {correction}")
+        raise Refused(
+            f"voucher {voucher_no} was corrected before, by voucher {correction}: to change it again, reverse that one"
+        )
     return Voucher(
         business_no=original.business_no,
         kind="correction",
@@ -200,7 +208,7 @@ def correct_fact(
     actor: str,
     at: datetime,
 ) -> list[int]:
-    """For a fact, what is wanted stands: its voucher is taken back if it stands, and corrected if anything is wanted.
+    """The fact has the voucher that is wanted: its voucher is reversed if it was not yet, and corrected if one is wanted.
 
     Returns the numbers of the vouchers posted. Transaction: the caller's. Repeatable in that nothing is posted twice: raises
     Refused where there is no voucher, or it was taken back and corrected before.
@@ -233,6 +241,8 @@ def _post_by_hand(connection: Connection, voucher: Voucher) -> int:
     row = {name: value for name, value in asdict(voucher).items() if name not in ("entries", "event_id")}
     voucher_no: int | None = connection.execute(_BY_HAND[voucher.kind], {**row, "lines": len(voucher.entries)}).scalar()
     if voucher_no is None:
-        raise Refused(f"voucher {voucher.reverses or voucher.corrects} has its {voucher.kind} already")
+        raise Refused(
+            f"voucher {voucher.reverses or voucher.corrects} has its {voucher.kind} already: somebody else posted it just now, and nothing was posted"
+        )
     _enter(connection, [(voucher_no, voucher)])
     return voucher_no

@@ -1,4 +1,4 @@
-"""One attempt at delivering slices: how it is made, and what has become of their messages so far."""
+"""One attempt at delivering slices: how it is made, and the outcome of each message so far."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Handled:
 
 
 class Attempt:
-    """What has become of the messages so far. Nothing of it holds unless the attempt's transaction commits."""
+    """The outcome of each message so far. None of it holds unless the attempt's transaction commits."""
 
     def __init__(self, brake: Brake, mode: AttemptMode) -> None:
         self.mode = mode
@@ -74,7 +74,10 @@ class Attempt:
         if self._brake.holds and len(self.poison) > PARKED_KEYS_MAX and not self.applied:
             # A broken handler fails on each of thousands: the rest need not be tried one at a time to know it.
             logs = {failed.log for failed in self.poison}
-            raise Braked(f"nothing passes; the last is {poison.cause} {poison.error[:300]}", logs)
+            raise Braked(
+                f"no event passes the handler, so none is parked; the last failure is {poison.cause} {poison.error[:300]}",
+                logs,
+            )
 
     def _reject(self, poison: Poison, keys: set[bytes]) -> None:
         self.poison.append(poison)

@@ -100,7 +100,10 @@ class Brake:
         """The poison may be parked; raises Braked if it must wait."""
         if unproven := self.unproven(poison):
             first, logs = unproven[0], {failed.log for failed in unproven}
-            raise Braked(f"nothing passes; the first is {first.cause} {first.error[:300]}", logs)
+            raise Braked(
+                f"no event passes the handler, so none is parked; the first failure is {first.cause} {first.error[:300]}",
+                logs,
+            )
         now = self._now()
         while self._parked and now - self._parked[0][0] > PARKED_WINDOW_S:
             self._parked.popleft()
@@ -109,7 +112,8 @@ class Brake:
         if counted and self.holds and len(keys) > PARKED_KEYS_MAX:
             logs = {failed.log for failed in counted}
             raise Braked(
-                f"{len(keys)} keys would be parked within a minute, the last for {counted[-1].error[:300]}", logs
+                f"{len(keys)} keys would be parked within a minute, which points to a broken handler; the last failure is {counted[-1].error[:300]}",
+                logs,
             )
 
     def saw_parked(self, poison: Sequence[Poison]) -> None:

@@ -53,7 +53,7 @@ from outbox.parking import Cause, Parked, blocked_keys, park
 from schemas.codec import Envelope
 
 SEARCH_MAX = 128
-"""Halve at most this many events at a time to find poison; a larger set likely holds several, and halving it is in vain."""
+"""Halve at most this many events at a time to find poison; a larger set likely holds several failures, and halving it does not help."""
 
 _CHECK_DEFERRED = (text("SET CONSTRAINTS ALL IMMEDIATE"), text("SET CONSTRAINTS ALL DEFERRED"))
 """Checks now what the database would check at commit. A savepoint does not, and an error at commit names no event."""
@@ -121,7 +121,7 @@ class Delivery:
         return outcomes | {slice_.log: self._deliver_alone(slice_) for slice_ in slices if slice_.log not in outcomes}
 
     def retry(self, connection: Connection, log: Log, message: Message) -> Retried:
-        """Return what became of a parked message's event; if it still fails, nothing of it has changed.
+        """Return the outcome of retrying a parked message's event; if it still fails, nothing has changed.
 
         Transaction: the caller's, under a savepoint. May be repeated: the inbox knows an event that was applied. Raises what
         `is_transient` knows. An event that was parked as ahead of the clock is applied once the inbox has its day.
@@ -209,7 +209,9 @@ class Delivery:
             spans = {slice_.log: range(slice_.start, slice_.end) for slice_ in slices}
             claims = claim_spans(connection, self.consumer, spans)
             if ahead := spans.keys() - claims.keys():
-                raise OffsetGap(f"the slice begins ahead of progress: {', '.join(str(log) for log in ahead)}")
+                raise OffsetGap(
+                    f"the messages begin ahead of progress, so they are read again from there: {', '.join(str(log) for log in ahead)}"
+                )
             messages = [
                 (slice_.log, message)
                 for slice_ in slices

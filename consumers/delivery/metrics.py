@@ -11,12 +11,12 @@ from outbox.metrics import SECONDS
 
 EVENTS = Counter(
     "events_processed",
-    "Records done with, by what became of them: applied, superseded (older than what their key has), repeated (applied before) or parked.",
+    "Messages done with, by outcome: applied, superseded (older than what their key has), repeated (already applied) or parked.",
     ["consumer", "result"],
 )
 BATCH = Histogram(
     "delivery_batch_events",
-    "Records in a committed transaction of a processor.",
+    "Messages in a committed transaction of a processor.",
     ["consumer"],
     buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000),
 )

@@ -66,7 +66,7 @@ def retry_keyless(engine: Engine, delivery: Delivery, number: int, act: Act) -> 
 
 
 def skip(engine: Engine, consumer: str, number: int, act: Act) -> bool:
-    """The event is parked no more, and stands whole in the audit table; returns whether it was parked.
+    """The event is no longer parked, and the audit table keeps it whole; returns whether it was parked.
 
     It will not be applied, nor will a repeat of it: the inbox has it from now on. Only a message that is no event is decoded
     again if it comes again. Own transaction. May be repeated, and run beside the live stream and a retry.

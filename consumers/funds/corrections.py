@@ -1,4 +1,4 @@
-"""Funds set right by hand: a correction beside what was entered, which stays; and deposits that nobody was told of."""
+"""Corrections of funds by hand, beside the entries, which stay; and deposits whose event was never recorded."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def correct_moves(
         move = {"account_no": account_no, "amount_fen": difference_fen}
         row = {"payment_no": payment_no, "event_id": event_id, "reason": reason, "actor": actor}
         if not connection.execute(_CORRECT, {**row, **move}).rowcount:
-            raise Refused(f"payment {payment_no} was corrected before on account {account_no}")
+            raise Refused(
+                f"payment {payment_no} was corrected before on account {account_no}, and nothing was changed: look at it with payrelay timeline"
+            )
         connection.execute(_MOVE, move)
         corrected[account_no] = difference_fen
     return corrected
@@ -63,7 +65,7 @@ _TOLD = text("SELECT EXISTS (SELECT FROM outbox WHERE key = :number AND type LIK
 
 
 def record_deposit(connection: Connection, number: str) -> list[UUID]:
-    """Of a deposit, an outbox row tells, if the caller commits; returns the new event, if there is one.
+    """An outbox row records the deposit, if the caller commits; returns the new event, if there is one.
 
     Transaction: the caller's. Repeatable.
     """

@@ -147,7 +147,7 @@ def _balance_payments(connection: Connection, events: Sequence[Envelope]) -> lis
 
 
 def _answer(event: BalancePaymentRequested, is_paid: bool) -> Event:
-    """Return what payments is told. The time is the request's: a replay gives the same."""
+    """Return the answer to payments. Its time is the request's, so that a replay gives the same."""
     if not is_paid:
         reason = REFUSED if event.currency == CNY else FOREIGN
         return BalanceRefused(payment_no=event.payment_no, reason=reason, refused_at=event.requested_at)
@@ -190,7 +190,7 @@ def deposited(row: Mapping[str, Any]) -> FundsDeposited:
 def deposit(
     connection: Connection, deposit_no: str, *, payer_no: str, amount_fen: int, currency: str, at: datetime
 ) -> None:
-    """The payer's balance has grown by what came in through a bank, and accounting is told, if the caller commits.
+    """The payer's balance has grown by what came in through a bank, and an event for accounting is recorded, if the caller commits.
 
     Transaction: the caller's. Repeatable: a deposit counts once. Raises Refused for the number of another one, and for a
     currency that balances are not kept in.

@@ -1,4 +1,4 @@
-"""Merchants ask over HTTP what they were told, or should have been: signed like a notification, with the receiver's secret."""
+"""Merchants list their notifications over HTTP. Requests are signed like a notification, with the receiver's secret."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Rates:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def allows(self, merchant_no: str) -> bool:
-        """Return whether a merchant may ask once more now; it is then counted."""
+        """Return whether a merchant may ask again now; the request is then counted."""
         with self._lock:
             left, at = self._buckets.pop(merchant_no, (BURST, self._now()))
             left = min(BURST, left + (self._now() - at) * RATE)
@@ -71,7 +71,7 @@ def create_app(settings: Settings) -> Starlette:
         def answered(connection: Connection) -> Any:
             merchant_no = merchant_of(connection, request, now=utc_now())
             if not rates.allows(merchant_no):
-                raise HttpError(429, "too_often", f"{RATE:.0f} requests a second are answered; ask again in a second")
+                raise HttpError(429, "too_often", f"more than {RATE:.0f} requests a second: ask again in a second")
             return act(connection, merchant_no)
 
         content = msgspec.json.encode(await database.transact(answered))
@@ -84,7 +84,7 @@ def create_app(settings: Settings) -> Starlette:
         def read(connection: Connection, merchant_no: str) -> Any:
             row = notification_of(connection, merchant_no, identity)
             if row is None:
-                raise HttpError(404, "no_notification", f"no notification {identity} of yours")
+                raise HttpError(404, "no_notification", f"you have no notification {identity}")
             return _shown(row)
 
         return await answer(request, read)
@@ -120,7 +120,11 @@ def merchant_of(connection: Connection, request: Request, *, now: datetime) -> s
     candidates = [DECOY] if secrets is None else [secrets.secret, secrets.old_secret or secrets.secret]
     times = [signed_at(secret, request.headers, target.encode()) for secret in candidates]
     if secrets is None or not any(at is not None and is_fresh(at, now) for at in times):
-        raise HttpError(401, "unauthorized", "merchant, signature or time is wrong: docs/reference/http.md")
+        raise HttpError(
+            401,
+            "unauthorized",
+            "the merchant number, the signature or the time is wrong: sign as docs/reference/http.md says",
+        )
     note_authenticated(request)
     return secrets.merchant_no
 
@@ -133,23 +137,31 @@ def _query(request: Request) -> dict[str, str]:
     pairs = request.query_params.multi_items()
     query = dict(pairs)
     if len(query) != len(pairs) or not query.keys() <= PARAMETERS:
-        raise HttpError(400, "bad_request", f"parameters are {', '.join(sorted(PARAMETERS))}, each once")
+        raise HttpError(
+            400,
+            "bad_request",
+            f"unknown or repeated parameter: the parameters are {', '.join(sorted(PARAMETERS))}, each once at most",
+        )
     if "order_no" in query and len(query) > 1:
-        raise HttpError(400, "bad_request", "order_no stands alone")
+        raise HttpError(400, "bad_request", "order_no cannot be combined with other parameters: send it alone")
     if query.get("missed", "false") not in ("true", "false"):
-        raise HttpError(400, "bad_request", "missed is true or false")
+        raise HttpError(400, "bad_request", "missed must be true or false")
     return query
 
 
 def _after(query: dict[str, str]) -> UUID:
     if ("after" in query) == ("since" in query):
-        raise HttpError(400, "bad_request", "give order_no, after (a cursor) or since (a time with its zone)")
+        raise HttpError(
+            400,
+            "bad_request",
+            "the request does not say what to list: give order_no, after (a cursor) or since (a time with its zone)",
+        )
     if "after" in query:
         return _uuid(query["after"])
     try:
         since = datetime.fromisoformat(query["since"])
     except ValueError as error:
-        raise HttpError(400, "bad_request", f"since is no time: {error}") from error
+        raise HttpError(400, "bad_request", f"since is not a time: {error}; write e.g. 2026-01-31T08:00:00Z") from error
     if since.tzinfo is None:
         raise HttpError(400, "bad_request", "since has no zone: write 2026-01-31T08:00:00Z, or +08:00 as %2B08:00")
     return UUID(int=max(0, first_id_at(max(since, datetime.fromisoformat("1970-01-01T00:00:00Z"))).int - 1))
@@ -166,4 +178,4 @@ def _uuid(text: str) -> UUID:
     try:
         return UUID(text)
     except ValueError as error:
-        raise HttpError(400, "bad_request", f"{text[:40]!r} is no id") from error
+        raise HttpError(400, "bad_request", f"{text[:40]!r} is not a notification's id, which is a UUID") from error

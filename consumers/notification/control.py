@@ -33,7 +33,7 @@ def resend_notifications(
     """The notifications are due now, under the ids they had, and their rules begin again; returns their ids.
 
     Whatever their status, but for those being sent just now. Each has a row in the audit table, what was left too, which
-    names the act that it is an item of. Transaction: the caller's. May be repeated: each call sends once more.
+    names the bulk action that it is an item of. Transaction: the caller's. May be repeated: each call sends again.
     """
     parameters = {"ids": list(ids), "reason": reason, "actor": actor, "act_id": act_id}
     return list(connection.execute(_RESEND, parameters).scalars())
@@ -66,7 +66,7 @@ _RESEND = text("""
 def pause(
     connection: Connection, queue: str, merchant_no: str, *, reason: str, actor: str, now: datetime | None = None
 ) -> bool:
-    """Nothing of the queue is sent to the merchant until it is resumed; its records wait. Returns whether that was news.
+    """Nothing of the queue is sent to the merchant until it is resumed; its notifications wait. Returns whether that was news.
 
     What is under way is finished. Transaction: the caller's. May be repeated. Raises Refused for an unknown merchant or queue. The
     time is the database's, or `now`.
@@ -111,7 +111,7 @@ def require_merchant(connection: Connection, queue: str, merchant_no: str) -> No
     rule_of(connection, queue)
     if not connection.execute(_KNOWN, {"queue": queue, "merchant_no": merchant_no}).scalar_one():
         raise UnknownName(
-            f"no merchant {merchant_no!r}: it has no receiver, and no notification in queue {queue}; payrelay notify list shows some"
+            f"there is no merchant {merchant_no!r}: it has no receiver, and no notification in queue {queue}. Merchants are shown by: payrelay notify list"
         )
 
 
@@ -122,10 +122,10 @@ _KNOWN = text("""
 
 
 def rule_of(connection: Connection, queue: str) -> str:
-    """Return a queue's rule as it is now; raises Refused for a queue that is none."""
+    """Return a queue's present rule; raises Refused for an unknown queue."""
     rule: str | None = connection.execute(_RULE, {"queue": queue}).scalar()
     if rule is None:
-        raise UnknownName(f"no queue {queue!r}: payrelay notify rule list")
+        raise UnknownName(f"there is no queue {queue!r}. The queues are shown by: payrelay notify rule list")
     return rule
 
 
@@ -133,7 +133,7 @@ _RULE = text("SELECT rule FROM notify_queue WHERE queue = :queue")
 
 
 def set_rule(connection: Connection, queue: str, rule: str, *, reason: str, actor: str) -> None:
-    """Records made from now on have this rule; those made before keep theirs. Raises Refused for what is no rule.
+    """Notifications made from now on have this rule; those made before keep theirs. Raises Refused for what is no rule.
 
     Transaction: the caller's. May be repeated.
     """

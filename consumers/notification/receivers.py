@@ -38,10 +38,10 @@ def rotate_secret(connection: Connection, merchant_no: str, *, secret: str, old_
     Transaction: the caller's. Repeatable: the same secret again only moves the end. Raises Refused.
     """
     if not is_secret(secret):
-        raise Refused(f"a secret is {SECRET_FORM}")
+        raise Refused(f"the secret is not accepted: it must be {SECRET_FORM}")
     parameters = {"merchant_no": merchant_no, "secret": secret, "until": old_until}
     if not connection.execute(_ROTATE, parameters).rowcount:
-        raise UnknownName(f"merchant {merchant_no!r} has no receiver")
+        raise UnknownName(f"merchant {merchant_no!r} has no receiver: register its address first")
 
 
 _ROTATE = text("""

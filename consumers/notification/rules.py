@@ -1,7 +1,7 @@
-"""When a record is sent again: a rule per queue, attempt by attempt, copied to each record when it is made. Pure.
+"""When a notification is sent again: a rule per queue, attempt by attempt, copied to each notification when it is made. Pure.
 
 A rule is JSON, `{"1": 0, "2": 1, "3": "30s"}`: attempt -> time since the *start* of the attempt before it (of the first:
-since the record was made). Numbers are minutes, fractions allowed; text has a unit, s, m, h or d.
+since the notification was made). Numbers are minutes, fractions allowed; text has a unit, s, m, h or d.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Rule:
         return len(self.delays)
 
     def first_at(self, made_at: datetime) -> datetime:
-        """Return when the first attempt of a record made then is due."""
+        """Return when the first attempt of a notification made then is due."""
         return made_at + self.delays[0]
 
     def next_at(self, attempt: int, *, started_at: datetime, ended_at: datetime) -> datetime | None:
@@ -73,19 +73,19 @@ def parse_rule(text: str) -> Rule:
     ['0:00:00', '0:00:30', '2:00:00']
     """
     if len(text) > TEXT_MAX:
-        raise Misused(f"the rule has {len(text)} characters, at most {TEXT_MAX}")
+        raise Misused(f"the rule has {len(text)} characters, more than the {TEXT_MAX} that are allowed: shorten it")
     try:
         pairs = json.loads(text, parse_float=Decimal, parse_int=Decimal, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError, InvalidOperation) as error:
-        raise Misused(f'the rule is not JSON: {error}; one is {{"1": 0, "2": 1, "3": "5m"}}') from error
+        raise Misused(f'the rule is not JSON: {error}; write e.g. {{"1": 0, "2": 1, "3": "5m"}}') from error
     if not isinstance(pairs, _Pairs):
-        raise Misused('the rule is not a JSON object such as {"1": 0, "2": 1, "3": "5m"}')
+        raise Misused('the rule is not a JSON object: write e.g. {"1": 0, "2": 1, "3": "5m"}')
     if not 1 <= len(pairs) <= ATTEMPTS_MAX:
-        raise Misused(f"the rule has {len(pairs)} attempts; 1 to {ATTEMPTS_MAX} are possible")
+        raise Misused(f"the rule has {len(pairs)} attempts: it must have 1 to {ATTEMPTS_MAX}")
     names = [name for name, _ in pairs]
     if sorted(names) != sorted(map(str, range(1, len(pairs) + 1))):
         raise Misused(
-            f'the rule\'s attempts are {", ".join(map(repr, names))[:200]}; they must be "1" to "{len(pairs)}", each once'
+            f'the rule\'s attempts are {", ".join(map(repr, names))[:200]}: they must be "1" to "{len(pairs)}", each once'
         )
     delays = {int(name): _delay(name, value) for name, value in pairs}
     return Rule(delays=tuple(delays[attempt] for attempt in sorted(delays)))
@@ -119,6 +119,6 @@ def _delay(name: str, value: object) -> timedelta:
     milliseconds = seconds * 1_000
     if milliseconds != milliseconds.to_integral_value():
         raise Misused(
-            f'attempt {name}: {str(value)[:50]} is no whole number of milliseconds; seconds can be written as "5s"'
+            f'attempt {name}: {str(value)[:50]} minutes is not a whole number of milliseconds: write seconds, e.g. "5s"'
         )
     return int(milliseconds) * RESOLUTION

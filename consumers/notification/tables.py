@@ -2,7 +2,7 @@
 
 receiver             where and how to tell a merchant
 notify_queue         a queue's rule, success word and limits
-notify_record        what is told: one row an event; states: docs/states.md
+notify_record        notifications: one row an event; states: docs/states.md
 notify_lane          a receiver's part of a queue: when it is worth a look, its breaker, its pause
 notify_wake          something of a lane is due then; the next claim takes it in
 notify_record_log    every attempt, as it went

@@ -18,7 +18,7 @@ from schemas.events import BankTransactionExecuted
 
 
 def write_merchant_notifications(connection: Connection, events: Sequence[Envelope]) -> None:
-    """Each settled or failed payment has a record to be sent. Transaction: the caller's. Raises DuplicateFact."""
+    """Each settled or failed payment has a notification to be sent. Transaction: the caller's. Raises DuplicateFact."""
     rows = [
         {
             "event_id": envelope.id,
@@ -34,7 +34,7 @@ def write_merchant_notifications(connection: Connection, events: Sequence[Envelo
 
 
 def write_bank_notifications(connection: Connection, events: Sequence[Envelope]) -> None:
-    """Each transaction of the bank has a record to be sent to the platform. Transaction: the caller's. Raises DuplicateFact."""
+    """Each transaction of the bank has a notification to be sent to the platform. Transaction: the caller's. Raises DuplicateFact."""
     rows = [
         {
             "event_id": envelope.id,
@@ -50,7 +50,7 @@ def write_bank_notifications(connection: Connection, events: Sequence[Envelope])
 
 
 def write(connection: Connection, queue: str, rows: Sequence[dict[str, object]]) -> None:
-    """Each row is a record of the queue, with the queue's rule as it is now, due by it. Raises DuplicateFact.
+    """Each row is a notification of the queue, with the queue's rule as it is now, due by it. Raises DuplicateFact.
 
     A row is event_id, merchant_no, payment_no, order_no, body. Transaction: the caller's. Raises AheadOfClock as `record` does.
     """
@@ -65,7 +65,7 @@ def write(connection: Connection, queue: str, rows: Sequence[dict[str, object]])
     }
     written = connection.execute(_WRITE, parameters).one()
     if written.records != len(rows):
-        raise DuplicateFact("a record of this event was written before")
+        raise DuplicateFact("a notification of this event was written before")
     refuse_ahead(connection, written.last, written.at)
 
 

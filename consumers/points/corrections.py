@@ -39,6 +39,8 @@ def correct_points(
         return 0
     row = {"points": difference, "event_id": event_id, "reason": reason, "actor": actor}
     if not connection.execute(_CORRECT, {**about, **row}).rowcount:
-        raise Refused(f"payment {payment_no} was corrected before on account {account_no}")
+        raise Refused(
+            f"payment {payment_no} was corrected before on account {account_no}, and nothing was changed: look at it with payrelay timeline"
+        )
     connection.execute(_MOVE, {**about, "points": difference})
     return difference

@@ -28,7 +28,7 @@ def require_versions() -> None:
     for name, wanted in VERSIONS.items():
         if (installed := version(name)) != wanted:
             raise Refused(
-                f"{name} is {installed}, consumers/runtime was written against {wanted}: make lock, read, adapt"
+                f"{name} {installed} is installed, but consumers/runtime was written for {wanted}: install that version with make setup"
             )
 
 

@@ -125,7 +125,7 @@ class PipelineApp(faust.App):  # type: ignore[misc]
                 self.busy_since.rest()
 
     def _settle(self, batch: Batch, log: Log, outcome: SliceOutcome) -> None:
-        """Faust's side of the log's slice follows what became of it in the database."""
+        """Faust's side of the log's slice follows its outcome in the database."""
         subject = f"{self.consumer_name} {log}"
         match outcome:
             case Delivered():
@@ -140,15 +140,18 @@ class PipelineApp(faust.App):  # type: ignore[misc]
                 logger.warning("rewind consumer=%s %s", self.consumer_name, outcome)
 
     async def mirrored(self, offsets: Mapping[Log, int]) -> None:
-        """These offsets were written to Kafka. They are noted, to tell somebody else's commit from ours."""
+        """These offsets, written to Kafka, are noted, so that somebody else's commit is recognised."""
         await asyncio.get_running_loop().run_in_executor(self.database, self._note_mirrored, offsets)
 
     def _note_mirrored(self, offsets: Mapping[Log, int]) -> None:
         try:
             with self.engine.begin() as connection:
                 note_mirrored(connection, self.consumer_name, offsets)
-        except SQLAlchemyError as error:  # the next mirror will tell
-            logger.warning("mirror not noted: %s", error_line(error))
+        except SQLAlchemyError as error:  # the next mirror is noted
+            logger.warning(
+                "cannot note what was mirrored to Kafka; progress is safe, and the next mirror is noted again: %s",
+                error_line(error),
+            )
 
 
 def _faust_options(settings: Settings) -> dict[str, Any]:

@@ -59,7 +59,9 @@ class Mirror:
                 written = {logs[tp]: at for tp, at in offsets.items() if tp in logs}
                 await asyncio.wait_for(app.mirrored(written), MIRROR_TIMEOUT_S)
             except (KafkaError, IllegalStateError, TimeoutError, RuntimeError) as error:
-                log.warning("mirror not written yet, progress stands: %r", error)
+                log.warning(
+                    "Kafka's offsets are not written yet; progress is safe, and they are tried again: %r", error
+                )
                 # A partition that was lost meanwhile, or has another log now, is no longer ours to write.
                 now = self._logs()
                 still_ours = {tp: at for tp, at in offsets.items() if tp in logs and now.get(tp) == logs[tp]}

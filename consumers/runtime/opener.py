@@ -92,8 +92,8 @@ class Opener:
         topics = {buffer.tp.topic for buffer in consumer.buffers.values()}
         try:
             ids = await consumer.positions.topic_ids(topics) if topics else {}
-        except Exception as error:  # noqa: BLE001 - the broker is away: the next look will tell
-            log.warning("topic ids cannot be read: %r", error)
+        except Exception as error:  # noqa: BLE001 - the broker is away: the next look finds out
+            log.warning("cannot read topic ids, so a topic that was made again is noticed later: %r", error)
             return
         for buffer in list(consumer.buffers.values()):
             topic = buffer.tp.topic

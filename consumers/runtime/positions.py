@@ -127,7 +127,10 @@ class DatabasePositions:
             if next_offset <= end:
                 return next_offset
             logger.error(
-                "log %s ends at %s, progress was at %s: it has lost records; going on at its end", log, end, next_offset
+                "log %s ends at %s, progress was at %s: it has lost messages; going on at its end",
+                log,
+                end,
+                next_offset,
             )
             move_to(connection, self._app.consumer_name, log, end)
             return end

@@ -108,7 +108,11 @@ class _Thread(AIOKafkaConsumerThread):  # type: ignore[misc]
     def require_alive(self) -> None:
         """The process ends if one of the client's own tasks has: nothing starts them again, and nobody would fetch."""
         for name, error in patches.ended_tasks(self._consumer).items():
-            log.critical("the Kafka client's %s has ended", name, exc_info=error)
+            log.critical(
+                "the Kafka client's %s has ended; the worker ends too, and its supervisor starts it again",
+                name,
+                exc_info=error,
+            )
             os._exit(FAILED)
 
     async def on_thread_stop(self) -> None:

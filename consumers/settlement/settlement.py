@@ -1,4 +1,4 @@
-"""Scene 4, from the balance: what funds has answered finishes the payment, and everybody is told."""
+"""Scene 4, from the balance: funds' answer finishes the payment, and an event of that is recorded."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _FINISH = text("""
 
 
 def finish_balance_payments(connection: Connection, events: Sequence[Envelope]) -> None:
-    """Payments that funds has paid are SETTLED, those that it has refused FAILED with their limit free; all are told.
+    """Payments that funds has paid are SETTLED, those that it has refused FAILED with their limit free; an event of each is recorded.
 
     Transaction: the caller's. Raises DuplicateFact for a payment that had its answer, ValueError for one that waits for none, or
     that funds has paid with another amount or currency.

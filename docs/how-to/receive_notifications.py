@@ -19,15 +19,15 @@ PAID = "INSERT INTO paid VALUES (?, ?, ?) ON CONFLICT (order_no) DO UPDATE SET s
 
 
 def receive(database: sqlite3.Connection, secret: str, headers: dict[str, str], body: bytes) -> tuple[int, str]:
-    """Return status and text to answer. Answered with `success`, the notification is in; with anything else it comes again."""
+    """Return status and text to answer. After `success` the notification is applied; after any other answer it comes again."""
     try:
-        told = Webhook(secret).verify(body, headers)
+        notification = Webhook(secret).verify(body, headers)
     except WebhookVerificationError:
         return 401, "not signed by payrelay"
     with database:  # one transaction: both rows, or neither
         first = database.execute("INSERT OR IGNORE INTO seen VALUES (?)", (headers["webhook-id"],)).rowcount
-        if first and told["type"] in ("payment.settled.v1", "payment.failed.v1"):
-            row = (told["order_no"], told["status"], told["amount_fen"])
+        if first and notification["type"] in ("payment.settled.v1", "payment.failed.v1"):
+            row = (notification["order_no"], notification["status"], notification["amount_fen"])
             database.execute(PAID, row)
     return 200, "success"
 

@@ -16,7 +16,7 @@ from ops.cli.commands import COMMANDS, GROUP, PASSED_ON
 
 
 def loaded(name: str) -> Any:
-    """Return a command, its module imported. Raises KeyError where there is none of this name."""
+    """Return a command, with its module imported. Raises KeyError where no command has this name."""
     command = COMMANDS.get(name)
     if command is not None and command.module:
         target = getattr(import_module(command.module), command.attribute)

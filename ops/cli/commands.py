@@ -22,99 +22,97 @@ COMMANDS = {
     "setup": Command(
         "ops.cli.local",
         "setup",
-        "Fetch the stack's programs and check them by sha256. Repeated, it only checks, and needs no network.",
+        "Download the programs that the local stack needs, and check each by sha256.",
     ),
     "up": Command(
         "ops.cli.local",
         "up",
-        "Start the local stack; parts that have failed or were stopped are started. Leaves one supervisor process, the parent of all parts.",
+        "Start the local stack, including parts that have failed or were stopped.",
     ),
-    "down": Command("ops.cli.local", "down", "Stop the local stack. Data stays, unless --wipe is given."),
+    "down": Command("ops.cli.local", "down", "Stop the local stack. Its data stays unless --wipe is given."),
     "stop": Command(
         "ops.cli.local",
         "stop",
         "Stop parts of the local stack. They stay stopped until `payrelay start` or `payrelay up`.",
     ),
     "start": Command("ops.cli.local", "start", "Start parts of the local stack that were stopped or have failed."),
-    "restart": Command("ops.cli.local", "restart", "Restart parts of the local stack, also ones that were stopped."),
+    "restart": Command("ops.cli.local", "restart", "Restart parts of the local stack, including stopped ones."),
     "status": Command(
         "ops.cli.status",
         "status",
-        "Show each part: state, pid, ports, version, since when, restarts, last exit, condition; and the last round of upkeep.",
+        "Show each part of the stack (state, pid, ports, version, start, restarts, last exit, condition), and the last round of upkeep.",
     ),
     "logs": Command("ops.cli.status", "logs", "Print the end of a part's log, or of every part's."),
     "migrate": Command(
         "ops.cli.database",
         "migrate",
-        "Bring the database to this version: schemas, roles, days ahead, publication, slot. May be repeated.",
+        "Bring the database to this version: schemas, roles, partitions for the days ahead, publication, slot. Safe to repeat.",
     ),
     "worker": Command(
         "ops.cli.processes",
         "worker",
-        "Run the named processors, or notifiers, in one process, until SIGTERM or Ctrl-C.",
+        "Run the named processors or notifiers in one process until SIGTERM or Ctrl-C.",
     ),
-    "serve": Command("ops.cli.processes", "serve", "Run HTTP services in one process, until SIGTERM or Ctrl-C."),
+    "serve": Command("ops.cli.processes", "serve", "Run HTTP services in one process until SIGTERM or Ctrl-C."),
     "exporter": Command(
         "ops.cli.processes",
         "exporter",
-        "Serve metrics of what belongs to no process: lag, outbox, slot, heartbeat, parked, ledger. Until SIGTERM or Ctrl-C.",
+        "Serve pipeline-wide metrics (lag, outbox, slot, heartbeat, parked events, ledger) until SIGTERM or Ctrl-C.",
     ),
     "demo": Command(
         "ops.cli.demo",
         "demo",
-        "Drive payments through the real services and prove that nothing was lost and nothing doubled.",
+        "Drive payments through the real services and prove that none was lost and none was doubled.",
     ),
     "doctor": Command(
         "ops.cli.doctor",
         "doctor",
-        "Judge whether everything recorded arrives, and whether everything runs that should run. Exit code 1 if something is wrong.",
+        "Check that every recorded event arrives, and that everything that should run does. Exit code 1 if something is wrong.",
     ),
     "upkeep": Command(
         "ops.cli.doctor",
         "upkeep",
-        "Make days ahead, drop days past their retention that nothing can need any more, purge old answers to the bank.",
+        "Create partitions for the days ahead, drop days past their retention, and purge old answers to the bank.",
     ),
     "timeline": Command(
         "ops.cli.timeline",
         "timeline",
-        "Show an order's whole story over every table and topic, in time order with latencies.",
+        "Show an order's whole story across every table and topic, in time order, with latencies.",
     ),
     "reconcile": Command(
         "ops.cli.reconcile",
         "reconcile",
-        "Hold orders, outbox, topics, inboxes, vouchers, funds, points and notifications against each other; name every hole.",
+        "Compare orders, outbox, topics, inboxes, vouchers, funds, points and notifications, and name every difference.",
     ),
     "bench": Command(
-        "", "", "Run a benchmark on a stack of its own. Exit code 1 if a target is not met or the run is not valid."
+        "", "", "Run a benchmark on a stack of its own. Exit code 1 if a target is missed or the run is not valid."
     ),
     "sql": Command(
         "ops.cli.database",
         "sql",
-        "Open psql on the stack's database as the role `ops`: it reads every service's rows, and its transactions are read only.",
+        "Open psql on the stack's database with the role `ops`: it can read every service's rows, in read-only transactions.",
     ),
     "tool": Command(
         "ops.cli.database",
         "tool",
-        "Run a program of PostgreSQL's on the stack's database, as its owner, or of Kafka's on its broker, of the server's own version.",
+        "Run a program of PostgreSQL or Kafka, of the server's own version, against the stack.",
     ),
-    "topics": Command("ops.cli.topics", "app", "Topics, as schemas/topics.py declares them."),
-    "connect": Command("ops.cli.connect", "app", "The outbox connector on Kafka Connect."),
+    "topics": Command("ops.cli.topics", "app", "List, apply and read the topics that schemas/topics.py declares."),
+    "connect": Command("ops.cli.connect", "app", "Operate the outbox connector on Kafka Connect."),
     "console": Command(
         "ops.cli.console",
         "app",
-        "Serve the web console, what waits, failed and was sent, and acting on it, until SIGTERM or Ctrl-C.",
+        "Serve the web console until SIGTERM or Ctrl-C.",
     ),
-    "ledger": Command("ops.cli.ledger", "app", "The ledger, as an auditor reads it. Amounts are fen."),
-    "notify": Command("ops.cli.notify", "app", "Notifications to merchants, and to the platform on the bank's behalf."),
+    "ledger": Command("ops.cli.ledger", "app", "Read, check and correct the ledger. Amounts are in fen."),
+    "notify": Command("ops.cli.notify", "app", "Show notifications, send them again, pause receivers, set rules."),
     "offsets": Command(
         "ops.cli.offsets",
         "app",
-        "Where consumer groups stand, and moving them: any group, on any Kafka; of ours, `progress` and Kafka together. Moving a group back redelivers, and what its handler knows is skipped: to fill holes use `payrelay replay redeliver`, to build its tables again `payrelay replay rebuild`. (`faust reset` is something else: it deletes Faust's local tables, which payrelay has none of.)",
+        "Show and move the positions of consumer groups, on any Kafka.",
     ),
-    "parked": Command("ops.cli.parked", "app", "Events that a consumer could not apply, and what waits behind them."),
-    "replay": Command(
-        "ops.cli.replay", "app", "Events handed to a consumer once more, and its rows made again from them."
-    ),
+    "parked": Command("ops.cli.parked", "app", "Show, retry and skip parked events, which a consumer could not apply."),
+    "replay": Command("ops.cli.replay", "app", "Hand events to a consumer again, or rebuild its rows from its topics."),
 }
 """In the order of `payrelay --help`."""
 

@@ -14,7 +14,7 @@ from ops.cli.context import current_settings
 from ops.cli.intent import is_meant
 from ops.cli.options import DAY_S, Execute, Output, Yes, decimal
 from ops.cli.output import Format, print_rows, say
-from ops.cli.times import FORMATS, Zone, span
+from ops.cli.times import Zone, span, time_option
 from outbox.clock import utc_now
 from outbox.errors import Refused, UnknownName
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from connect.client import ConnectClient, ConnectorStatus
     from outbox.settings import Settings
 
-app = typer.Typer(help="The outbox connector on Kafka Connect.", no_args_is_help=True)
+app = typer.Typer(help="Operate the outbox connector on Kafka Connect.", no_args_is_help=True)
 
 Timeout = Annotated[float, typer.Option("--timeout", parser=decimal(0.1, DAY_S), help="seconds to wait")]
 
@@ -48,7 +48,7 @@ def apply(
     execute: Execute = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Bring the connector to its configuration: validate, show the difference, change it with --execute. Nothing happens if equal.
+    """Validate the connector's configuration and show what differs; with --execute, change it.
 
     Exit code 1 without --execute if something would change.
     """
@@ -69,7 +69,7 @@ def apply(
 
 @app.command()
 def status(output: Output = Format.TABLE) -> None:
-    """Show what Kafka Connect says. It says RUNNING of a dead pipeline too: `payrelay doctor` judges health."""
+    """Show the state that Kafka Connect reports. It can report RUNNING for a dead pipeline: `payrelay doctor` checks the flow."""
     client, settings = _client()
     state = client.status(settings.connector)
     _print(state, output)
@@ -79,55 +79,58 @@ def status(output: Output = Format.TABLE) -> None:
 
 @app.command()
 def wait(timeout: Timeout = 60.0, output: Output = Format.TABLE) -> None:
-    """Wait until connector and tasks run; exit code 1 with the first cause if a task fails or time is over."""
+    """Wait until the connector and its tasks run. Exit code 1, with the first cause, if a task fails or time runs out."""
     client, settings = _client()
     _print(client.wait_running(settings.connector, timeout_s=timeout), output)
 
 
 @app.command()
 def restart(
-    failed: Annotated[bool, typer.Option("--failed", help="only what failed")] = False, timeout: Timeout = 60.0
+    failed: Annotated[bool, typer.Option("--failed", help="restart only what has failed")] = False,
+    timeout: Timeout = 60.0,
 ) -> None:
     """Restart the connector and its tasks, and wait until they run."""
     client, settings = _client()
     client.restart(settings.connector, only_failed=failed)
     client.wait_running(settings.connector, timeout_s=timeout)
-    say("restarted")
+    say("the connector and its tasks run again")
 
 
 @app.command()
 def pause() -> None:
-    """Pause: the task stays and keeps its slot, and reads nothing. WAL is kept meanwhile."""
+    """Pause the connector: its task keeps the slot and reads nothing. PostgreSQL keeps its WAL meanwhile."""
     client, settings = _client()
     client.pause(settings.connector)
-    say("paused: payrelay connect resume")
+    say("the connector is paused. To go on: payrelay connect resume")
 
 
 @app.command()
 def resume(timeout: Timeout = 60.0) -> None:
-    """Go on after pause or stop, and wait until connector and tasks run."""
+    """Resume a paused or stopped connector, and wait until it and its tasks run."""
     client, settings = _client()
     client.resume(settings.connector)
     client.wait_running(settings.connector, timeout_s=timeout)
-    say("running")
+    say("the connector and its tasks run")
 
 
 @app.command()
 def stop(timeout: Timeout = 60.0) -> None:
-    """Stop: tasks end and let go of the slot, offsets stay. WAL is kept meanwhile."""
+    """Stop the connector: its tasks end and release the slot; offsets stay. PostgreSQL keeps its WAL meanwhile."""
     client, settings = _client()
     client.stop(settings.connector)
     client.wait_stopped(settings.connector, timeout_s=timeout)
-    say("stopped: payrelay connect resume")
+    say("the connector is stopped. To go on: payrelay connect resume")
 
 
-offsets = typer.Typer(help="What Kafka Connect has noted of how far the connector has read.", no_args_is_help=True)
+offsets = typer.Typer(
+    help="Show or reset the offset that Kafka Connect stores for the connector.", no_args_is_help=True
+)
 app.add_typer(offsets, name="offsets")
 
 
 @offsets.command("get")
 def offsets_get() -> None:
-    """Print Connect's note as JSON, as `reset --from-file` takes it, and say where the slot stands, which is what counts."""
+    """Print the offset that Kafka Connect stores, as JSON for `reset --from-file`, and the slot's position, which is what counts."""
     from ops.pipeline.source import standing
 
     positions = standing(current_settings())
@@ -139,17 +142,20 @@ def offsets_get() -> None:
 def offsets_reset(
     from_file: Annotated[
         Path | None,
-        typer.Option("--from-file", exists=True, dir_okay=False, help="what `get` has printed; without it, forget"),
+        typer.Option(
+            "--from-file", exists=True, dir_okay=False, help="file printed by `get`; without it, delete the offset"
+        ),
     ] = None,
     export: Annotated[
-        Path | None, typer.Option("--export", dir_okay=False, help="where what is noted now is kept first")
+        Path | None,
+        typer.Option("--export", dir_okay=False, help="file that keeps the present offset; default: a new one"),
     ] = None,
     execute: Execute = False,
     yes: Yes = False,
 ) -> None:
-    """Forget Connect's note, or set it: stop, change, resume. The connector then reads on from the replication slot's position.
+    """Delete the offset that Kafka Connect stores, or set it: stop the connector, change the offset, resume.
 
-    No way to read anything again: PostgreSQL's slot does not go back. For that: payrelay connect snapshot.
+    The connector then reads on from the replication slot's position. PostgreSQL's slot does not go back, so this reads nothing again. To publish rows again: payrelay connect snapshot.
     """
     from connect.source_offsets import exported_from
     from ops.pipeline.source import standing
@@ -162,11 +168,11 @@ def offsets_reset(
     wanted = exported_from(_text_of(from_file), connector=settings.connector) if from_file else None
     if wanted is not None:
         require_harmless(settings, positions, wanted, at=utc_now())
-        say("the connector would be stopped, would read on from the file's position, and lose nothing")
+        say("the connector would be stopped, and would then read on from the file's position; nothing is lost")
     else:
         repair = plan_reset(settings, at=utc_now())
-        say(f"the connector would be stopped and would emit {repair.rows} rows of the last {repair.minutes:.0f} minutes again, "
-            f"{len(repair.missing)} of them for the first time; those known already are dropped")  # fmt: skip
+        say(f"the connector would be stopped, and would then publish {repair.rows} rows of the last {repair.minutes:.0f} minutes again, "
+            f"{len(repair.missing)} of them for the first time; consumers drop events that are already applied")  # fmt: skip
     if not is_meant(execute=execute, yes=yes, question="stop, change and resume the connector?"):
         return
     target = export or Path(f"{settings.connector}-offsets-{utc_now():%Y%m%dT%H%M%SZ}.json")
@@ -174,8 +180,8 @@ def offsets_reset(
         with target.open("x") as file:  # never over an earlier one
             file.write(positions.noted.as_text())
     except OSError as error:
-        raise Refused(f"what is noted cannot be kept, nothing was done: {error}; another --export") from error
-    say(f"what was noted is kept in {target}")
+        raise Refused(f"the present offset cannot be kept, nothing was done: {error}. Name another --export") from error
+    say(f"the offset from before is kept in {target}")
     reset_offsets(settings, wanted, clock=utc_now, say=say)
     say(standing(settings).described())
 
@@ -184,35 +190,33 @@ def _text_of(path: Path) -> str:
     try:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise Refused(f"{path} cannot be read: {error}") from error
+        raise Refused(f"{path} cannot be read, so nothing was done: {error}") from error
 
 
 @app.command()
 def snapshot(
     where: Annotated[
         str,
-        typer.Option("--where", metavar="SQL", help="on the outbox's columns, e.g. \"type = 'payment.settled.v1'\""),
+        typer.Option(
+            "--where", metavar="SQL", help="SQL condition on the outbox's columns, e.g. \"type = 'payment.settled.v1'\""
+        ),
     ] = "",
-    service: Annotated[list[str] | None, typer.Option("--service", help="whose outbox; all without it")] = None,
-    since: Annotated[
-        datetime | None, typer.Option("--since", formats=FORMATS, metavar="TIME", help="recorded from then on")
-    ] = None,
-    to: Annotated[
-        datetime | None, typer.Option("--to", formats=FORMATS, metavar="TIME", help="recorded before then")
-    ] = None,
+    service: Annotated[list[str] | None, typer.Option("--service", help="only its outbox; may be repeated")] = None,
+    since: Annotated[datetime | None, time_option("--since", "recorded from this time on")] = None,
+    to: Annotated[datetime | None, time_option("--to", "recorded before this time")] = None,
     tz: Zone = "",
-    order: Annotated[str, typer.Option("--order", help="order number")] = "",
-    event: Annotated[list[UUID] | None, typer.Option("--event", help="event id; may be given several times")] = None,
+    order: Annotated[str, typer.Option("--order", help="events of this order number")] = "",
+    event: Annotated[list[UUID] | None, typer.Option("--event", help="event id; may be repeated")] = None,
     within: Annotated[
-        float, typer.Option("--within", parser=decimal(1, DAY_S), help="seconds to wait until all have come")
+        float, typer.Option("--within", parser=decimal(1, DAY_S), help="seconds to wait until all are on their topics")
     ] = 300.0,
     execute: Execute = False,
     yes: Yes = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Emit kept outbox rows again, under the same event ids: whoever has applied an event drops the repeat.
+    """Publish kept outbox rows again, under the same event ids: consumers drop the events that they have already applied.
 
-    By Debezium's incremental snapshot, in chunks between live events. Needs the owner's DSN.
+    Uses Debezium's incremental snapshot, in chunks between live events. Needs the owner's DSN.
     """
     from ops.pipeline.snapshot import Rows, emit_again, find_rows
     from outbox.settings import SERVICES
@@ -220,12 +224,12 @@ def snapshot(
     since, to = span(since, to, tz)
     wanted = Rows(where=where, begin=since, end=to, order=order, events=frozenset(event or ()))
     if wanted == Rows():
-        raise typer.BadParameter("say which rows: --where, --since, --to, --order or --event")
+        raise typer.BadParameter("say which rows to publish: --where, --since, --to, --order or --event")
     settings = current_settings()
     ids_by_service = find_rows(settings, service or SERVICES, wanted)
     if missing := sorted(wanted.events.difference(*ids_by_service.values())):
         raise UnknownName(
-            f"{len(missing)} of these events are in no outbox that is looked at, the first is {missing[0]}"
+            f"{len(missing)} of these events are in none of the outboxes searched, the first is {missing[0]}: check the ids, and --service"
         )
     rows = [
         {"outbox": f"{name}.outbox", "rows": len(ids), "first": ids[0], "last": ids[-1]}
@@ -233,8 +237,8 @@ def snapshot(
     ]
     print_rows(rows, output, columns=("outbox", "rows", "first", "last"))
     total = sum(map(len, ids_by_service.values()))
-    ahead, question = f"{total} rows would be emitted again", f"emit {total} rows again?" if total else ""
-    if not is_meant(ahead, execute=execute, yes=yes, does="emits them", question=question):
+    ahead, question = f"{total} rows would be published again", f"publish {total} rows again?" if total else ""
+    if not is_meant(ahead, execute=execute, yes=yes, does="publishes them", question=question):
         return
     emit_again(settings, ids_by_service, within_s=within)
     say(f"{total} events are on their topics again")

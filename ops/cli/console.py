@@ -16,9 +16,9 @@ app = typer.Typer()
 
 @app.callback(invoke_without_command=True)
 def console(context: typer.Context) -> None:
-    """Serve the web console, what waits, failed and was sent, and acting on it, until SIGTERM or Ctrl-C.
+    """Serve the web console until SIGTERM or Ctrl-C.
 
-    On a local stack the first start makes a viewer and an operator, and prints their passwords, once.
+    It shows what waits, what failed and what was sent, and lets operators act on it. On a local stack, the first start creates a viewer and an operator and prints their passwords, once.
     """
     from ops.console.app import listen, serve
     from ops.console.users import users_of
@@ -37,10 +37,12 @@ def console(context: typer.Context) -> None:
 
 @app.command()
 def user(
-    name: Annotated[str, typer.Argument(help="lower-case letters and digits, with single _ between them")],
-    role: Annotated[Role, typer.Option("--role", help="a viewer looks, an operator acts too")] = Role.VIEWER,
+    name: Annotated[
+        str, typer.Argument(help="the user's name: lower-case letters and digits, with single _ between them")
+    ],
+    role: Annotated[Role, typer.Option("--role", help="a viewer can look, an operator can also act")] = Role.VIEWER,
 ) -> None:
-    """Print the setting that lets somebody sign in to the console; the password is asked for, or read from standard input."""
+    """Print the setting that lets a person sign in to the console. Asks for the password, or reads it from standard input."""
     from ops.console.passwords import LENGTH_MIN, hashed
     from ops.console.users import parse_users
 
@@ -49,7 +51,7 @@ def user(
     else:
         password = sys.stdin.readline().rstrip("\n")
     if len(password) < LENGTH_MIN:
-        raise typer.BadParameter(f"a password has {LENGTH_MIN} characters or more")
+        raise typer.BadParameter(f"the password is too short: it must have {LENGTH_MIN} characters or more")
     said = f"{role.value}:{hashed(password)}"
     parse_users({name: said})
     sys.stdout.write(f"PAYRELAY_CONSOLE_USERS__{name.upper()}='{said}'\n")

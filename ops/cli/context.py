@@ -27,7 +27,9 @@ def current_settings() -> Settings:
     try:
         return this_stack().settings()
     except FileNotFoundError as error:
-        raise Misused(f"{error}; or set PAYRELAY_KAFKA_BOOTSTRAP and the rest for a stack of your own") from error
+        raise Misused(
+            f"{error}. To use a stack of your own, set PAYRELAY_KAFKA_BOOTSTRAP and the other settings: docs/reference/settings.md"
+        ) from error
 
 
 def local_folder() -> StackFolder | None:

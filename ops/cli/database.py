@@ -13,24 +13,24 @@ from ops.cli.output import say
 
 
 def migrate() -> None:
-    """Bring the database to this version: schemas, roles, days ahead, publication, slot. May be repeated."""
+    """Bring the database to this version: schemas, roles, partitions for the days ahead, publication, slot. Safe to repeat."""
     from outbox.migrate import migrate as bring
 
     bring(current_settings(), today=datetime.now(UTC).date())
-    say("the database is as this version needs it")
+    say("the database has the schemas, roles, days, publication and slot of this version")
 
 
 def sql(
     as_: Annotated[
         str,
         typer.Option(
-            "--as", metavar="SERVICE", help="with a service's role, which may write its own schema; local stack only"
+            "--as", metavar="SERVICE", help="use this service's role, which can write its own schema; local stack only"
         ),
     ] = "",
-    command: Annotated[str, typer.Option("-c", "--command", metavar="SQL", help="run this, and end")] = "",
-    arguments: Annotated[list[str] | None, typer.Argument(help="psql's own, behind --")] = None,
+    command: Annotated[str, typer.Option("-c", "--command", metavar="SQL", help="run this SQL and exit")] = "",
+    arguments: Annotated[list[str] | None, typer.Argument(help="arguments for psql, after --")] = None,
 ) -> None:
-    """Open psql on the stack's database as the role `ops`: it reads every service's rows, and its transactions are read only.
+    """Open psql on the stack's database with the role `ops`: it can read every service's rows, in read-only transactions.
 
     Exit code 1 if psql fails.
     """
@@ -39,10 +39,10 @@ def sql(
     from outbox.settings import READER, SERVICES
 
     if as_ and as_ not in SERVICES:
-        raise UnknownName(f"no service {as_!r}; there are: {', '.join(SERVICES)}")
+        raise UnknownName(f"there is no service {as_!r}; there are: {', '.join(SERVICES)}")
     if as_ and local_folder() is None:
         raise Refused(
-            "--as is for the local stack: PAYRELAY_KAFKA_BOOTSTRAP names another, whose rows only its services write"
+            "--as works on the local stack only, and PAYRELAY_KAFKA_BOOTSTRAP names another stack, whose rows only its services write"
         )
     settings = current_settings()
     sys.stdout.flush()
@@ -53,15 +53,13 @@ def sql(
 def tool(
     program: Annotated[
         str,
-        typer.Argument(
-            help="psql, pg_dump, pg_restore, pg_basebackup; kafka-topics, kafka-consumer-groups and the like"
-        ),
+        typer.Argument(help="psql, pg_dump, pg_restore, pg_basebackup, kafka-topics, kafka-consumer-groups and so on"),
     ],
-    arguments: Annotated[list[str] | None, typer.Argument(help="its own, as it takes them")] = None,
+    arguments: Annotated[list[str] | None, typer.Argument(help="the program's own arguments")] = None,
 ) -> None:
-    """Run a program of PostgreSQL's on the stack's database, as its owner, or of Kafka's on its broker, of the server's own version.
+    """Run a program of PostgreSQL or Kafka, of the server's own version, against the stack.
 
-    Exit code 1 if the program fails.
+    PostgreSQL's programs connect as the database's owner. Exit code 1 if the program fails.
     """
     from ops.stack.programs import installed_programs
     from ops.stack.tools import run_tool

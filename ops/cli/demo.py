@@ -19,34 +19,32 @@ from outbox.errors import Refused
 if TYPE_CHECKING:
     from outbox.settings import Settings
 
-STAGES = ("paid", "settled", "effects", "told")
+STAGES = ("paid", "settled", "effects", "notified")
 
 
 def demo(
     orders: Annotated[int, typer.Option("--orders", parser=whole(1, 1_000_000), help="payments to drive")] = 300,
-    seed: Annotated[int, typer.Option("--seed", parser=whole(), help="the same seed, the same orders")] = 1,
+    seed: Annotated[int, typer.Option("--seed", parser=whole(), help="the same seed gives the same orders")] = 1,
     rate: Annotated[
         float | None,
-        typer.Option(
-            "--rate", parser=decimal(0.1, 10_000), help="payments a second, open-loop; as fast as it goes without it"
-        ),
+        typer.Option("--rate", parser=decimal(0.1, 10_000), help="payments per second; default: as fast as possible"),
     ] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="leave running what the demo has started")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="leave the stack running if the demo started it")] = False,
     patience: Annotated[
         float,
         typer.Option(
             "--patience",
             parser=decimal(1, 86_400),
-            help="seconds without any progress before the proof is made",
+            help="seconds without progress after which the proof is made anyway",
         ),
     ] = 60.0,
     stack: Stack = "",
     output: Output = Format.TABLE,
 ) -> None:
-    """Drive payments through the real services and prove that nothing was lost and nothing doubled.
+    """Drive payments through the real services and prove that none was lost and none was doubled.
 
-    Starts the stack if it is down, and stops it at the end. Parts that were stopped are left so: then it refuses to run. Exit code 1 unless unsettled, lost, doubled and
-    parked are 0 and everything balances.
+    Starts the stack if it is down, and stops it at the end. Refuses to run while an operator has parts stopped. Exit code 1
+    unless unsettled, lost, doubled and parked are 0 and everything balances.
     """
     from ops.demo.run import as_json, run_demo
 
@@ -63,7 +61,7 @@ def demo(
     for finding in proof.findings[:50]:
         say(f"  {finding}")
     if not proof.holds:
-        say("the proof does not hold")
+        say("the proof does not hold: the lines above say what is wrong; for details: payrelay reconcile")
         raise typer.Exit(1)
     if output is Format.TABLE:
         print_line("")
@@ -100,7 +98,7 @@ def _require_all_wanted(folder: StackFolder, *, was_up: bool) -> None:
     if held := folder.stopped_parts():
         command = f"payrelay start {' '.join(sorted(held))}" if was_up else "payrelay up"
         why = ", ".join(f"{part} ({reason})" for part, reason in sorted(held.items()))
-        raise Refused(f"the demo needs every part, and some were stopped: {why}. Start them first: {command}")
+        raise Refused(f"the demo needs every part, but some were stopped: {why}. Start them first: {command}")
 
 
 def _interrupt(_signum: int, _frame: object) -> NoReturn:

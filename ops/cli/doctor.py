@@ -13,7 +13,7 @@ from ops.cli.context import current_settings, local_folder
 from ops.cli.intent import is_meant
 from ops.cli.options import DAY_S, Output, Yes, whole
 from ops.cli.output import Format, print_rows, say
-from ops.cli.times import FORMATS, Zone, instant
+from ops.cli.times import Zone, instant, time_option
 from outbox.clock import utc_now
 
 if TYPE_CHECKING:
@@ -22,23 +22,22 @@ if TYPE_CHECKING:
 
 def doctor(
     repair: Annotated[
-        bool, typer.Option("--repair-slot", help="repair a lost slot or publication; shown, and done with --execute")
+        bool,
+        typer.Option("--repair-slot", help="repair a lost slot or publication; without --execute, only show the plan"),
     ] = False,
     since: Annotated[
         datetime | None,
-        typer.Option(
+        time_option(
             "--since",
-            formats=FORMATS,
-            metavar="TIME",
-            help="look for unpublished events from then on, e.g. 2026-11-23T08:00:00+0800",
+            "with --repair-slot: look for unpublished events from this time on, e.g. 2026-11-23T08:00:00+0800",
         ),
     ] = None,
     tz: Zone = "",
-    execute: Annotated[bool, typer.Option("--execute", help="of --repair-slot: repair; else it is only shown")] = False,
+    execute: Annotated[bool, typer.Option("--execute", help="with --repair-slot: carry out the repair")] = False,
     yes: Yes = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Judge whether everything recorded arrives, and whether everything runs that should run. Exit code 1 if something is wrong.
+    """Check that every recorded event arrives, and that everything that should run does. Exit code 1 if something is wrong.
 
     Each finding names the command that fixes it.
     """
@@ -46,14 +45,16 @@ def doctor(
     from ops.pipeline.repair import plan_repair, repair_slot
 
     if execute and not repair:
-        raise typer.BadParameter("--execute goes with --repair-slot")
+        raise typer.BadParameter("--execute needs --repair-slot: doctor's checks change nothing")
     since = instant(since, tz)
     settings = current_settings()
     if repair:
         plan = plan_repair(settings, now=utc_now(), since=since)
         say(f"{len(plan.missing)} recorded events are on no topic")
-        say(f"{plan.rows} rows of the last {plan.minutes:.0f} minutes will be emitted; those known already are dropped")
-        question = "stop the connector, make slot and publication new, and emit them?"
+        say(
+            f"{plan.rows} rows of the last {plan.minutes:.0f} minutes will be published; consumers drop events that are already applied"
+        )
+        question = "stop the connector, make slot and publication new, and publish these rows?"
         if is_meant(execute=execute, yes=yes, does="repairs slot and publication", question=question):
             repair_slot(settings, plan, say=say)
     checks = examine(settings, now=utc_now(), folder=local_folder())
@@ -66,28 +67,28 @@ def upkeep(
     every: Annotated[
         int,
         typer.Option(
-            "--every", parser=whole(0, DAY_S), metavar="SECONDS", help="for ever, with so long between two rounds"
+            "--every", parser=whole(0, DAY_S), metavar="SECONDS", help="seconds between rounds; 0 runs one round"
         ),
     ] = 0,
     catch_up: Annotated[
-        bool, typer.Option("--catch-up", help="drop every day that is due, not two of a table; shows them first")
+        bool,
+        typer.Option("--catch-up", help="drop every day that is due, not just two of each table; first only shown"),
     ] = False,
-    execute: Annotated[
-        bool, typer.Option("--execute", help="of --catch-up: drop them; else they are only shown")
-    ] = False,
+    execute: Annotated[bool, typer.Option("--execute", help="with --catch-up: drop them")] = False,
     yes: Yes = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Make days ahead, drop days past their retention that nothing can need any more, purge old answers to the bank.
+    """Create partitions for the days ahead, drop days past their retention, and purge old answers to the bank.
 
-    One round, or for ever; needs the owner's DSN. The local stack does it by itself, every hour. Retention counts back from the
-    earliest of the host's clock, the database's, and the newest row; a round drops at most two days of a table. Exit code 1 if a
-    part of the round failed; the next round tries it again.
+    Runs one round, or one every --every seconds. Needs the owner's DSN. The local stack runs a round every hour by itself.
+    A day is dropped only when nothing can need it any more. Retention counts back from the earliest of three times: the
+    host's clock, the database's clock, the newest row. A round drops at most two days of each table. Exit code 1 if a part
+    of the round failed; the next round tries that part again.
     """
     from ops.pipeline.upkeep import upkeep as one_round
 
     if (every and catch_up) or (execute and not catch_up):
-        raise typer.BadParameter("--execute goes with --catch-up, and --catch-up is one round: not with --every")
+        raise typer.BadParameter("--execute needs --catch-up, which runs one round: not with --every")
     settings = current_settings()
     if catch_up:
         plan = one_round(settings, now=utc_now(), catch_up=True, execute=False)
@@ -117,6 +118,6 @@ def _tell(report: Upkeep, output: Format) -> None:
         try:
             local.write(REPORT, asdict(report))
         except OSError as error:  # a full disk, say: the rounds go on
-            say(f"the report is not written: {error}")
+            say(f"the report cannot be written, so `payrelay status` misses this round: {error}")
     print_rows(report.rows(), output, columns=("what", "outcome"))
     say(f"{report.at} {report.summary()}")

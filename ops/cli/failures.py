@@ -41,7 +41,7 @@ def require_text(arguments: Sequence[str]) -> None:
     """Every argument is text. Raises Misused for bytes that are none in this locale, and for a zero byte."""
     for argument in arguments:
         if "\0" in argument or (not argument.isprintable() and any("\ud800" <= sign <= "\udfff" for sign in argument)):
-            raise Misused(f"an argument is no text: {argument!r}")
+            raise Misused(f"an argument is no text in this locale: {argument!r}")
 
 
 def explained(error: BaseException) -> Failure:
@@ -68,7 +68,7 @@ def traceback_of(error: BaseException) -> str:
 
 def _of_usage(error: BaseException) -> Failure | None:
     if _is(error, "typer", "Abort"):
-        return Failure("aborted, nothing was done", UNFORESEEN)
+        return Failure("aborted: nothing was done", UNFORESEEN)
     if not hasattr(error, "format_message"):  # of click, which typer brings in a copy of its own
         return None
     context: Any = getattr(error, "ctx", None)
@@ -81,7 +81,9 @@ def _of_usage(error: BaseException) -> Failure | None:
 def _of_settings(error: BaseException) -> Failure | None:
     if not _is(error, "pydantic_core", "ValidationError"):
         if _is(error, "pydantic_settings", "SettingsError"):
-            return Failure(f"a setting cannot be read: {_first_line(error)}: docs/reference/settings.md", USAGE)
+            return Failure(
+                f"a setting cannot be read: {_first_line(error)}. Correct it as docs/reference/settings.md says", USAGE
+            )
         return None
     wrong: Any = error
     if wrong.title != "Settings":
@@ -90,29 +92,37 @@ def _of_settings(error: BaseException) -> Failure | None:
         f"PAYRELAY_{'__'.join(str(part) for part in problem['loc']).upper()}: {problem['msg']}"
         for problem in wrong.errors(include_url=False, include_input=False, include_context=False)
     )
-    return Failure(f"{problems}: docs/reference/settings.md", USAGE)
+    return Failure(f"a setting is wrong: {problems}. Correct it as docs/reference/settings.md says", USAGE)
 
 
 def _of_postgres(error: BaseException) -> Failure | None:
     if _is(error, "sqlalchemy.exc", "ArgumentError"):
-        return Failure("a DSN is not of the form postgresql://role:password@host:port/database: docs/reference/settings.md",
+        return Failure("a DSN is not of the form postgresql://role:password@host:port/database: correct it as docs/reference/settings.md says",
                        USAGE)  # fmt: skip
     if _is(error, "sqlalchemy.exc", "TimeoutError"):
-        return Failure("all connections to PostgreSQL stayed in use: try again", UNREACHABLE)
+        return Failure("all connections to PostgreSQL stayed in use: repeat the command in a moment", UNREACHABLE)
     cause = getattr(error, "orig", None) if _is(error, "sqlalchemy.exc", "DBAPIError") else error
     if cause is None or not _is(cause, "psycopg", "Error"):
         return None
     code, said = str(getattr(cause, "sqlstate", None) or ""), _first_line(cause)
     if _is(cause, "psycopg", "OperationalError") and (not code or code.startswith(AWAY)) and code != "57014":
-        return Failure(f"PostgreSQL does not answer: {said}", UNREACHABLE)
+        return Failure(f"PostgreSQL does not answer: {said}. Is it up? payrelay status", UNREACHABLE)
     if code.startswith(REFUSES):
-        return Failure(f"PostgreSQL lets nobody in: {said}", UNREACHABLE)
+        return Failure(
+            f"PostgreSQL refuses the connection: {said}. Check the DSNs: docs/reference/settings.md", UNREACHABLE
+        )
     if code == "57014":
-        return Failure(f"PostgreSQL answers, but not within the time limit of a statement: {said}", UNFORESEEN)
+        return Failure(
+            f"PostgreSQL answers, but a statement ran past its time limit: {said}. Repeat the command, or ask it for less",
+            UNFORESEEN,
+        )
     if code in ("42P01", "3F000", "42703", "42883"):
-        return Failure(f"the database is not as this version needs it: {said}: payrelay migrate", UNFORESEEN)
+        return Failure(
+            f"the database does not have this version's schema: {said}. Bring it up to date: payrelay migrate",
+            UNFORESEEN,
+        )
     if code.startswith("22") or _is(cause, "psycopg", "DataError"):
-        return Failure(f"PostgreSQL does not take a value that was given: {said}", USAGE)
+        return Failure(f"PostgreSQL refuses a value that you gave: {said}", USAGE)
     return Failure(f"PostgreSQL: {said}", UNFORESEEN)
 
 
@@ -137,7 +147,7 @@ def _of_requests(error: BaseException) -> Failure | None:
 
 def _of_the_system(error: BaseException) -> Failure | None:
     if isinstance(error, UnicodeError):
-        return Failure(f"text that cannot be read or written: {_first_line(error)}", USAGE)
+        return Failure(f"a text cannot be read or written: {_first_line(error)}", USAGE)
     if not isinstance(error, OSError):
         return None
     if isinstance(error, ConnectionError | TimeoutError):

@@ -15,7 +15,7 @@ from ops.cli.context import current_settings
 from ops.cli.intent import is_meant
 from ops.cli.options import DAY_S, Output, Yes, decimal, whole
 from ops.cli.output import Format, print_rows, say
-from ops.cli.times import FORMATS, Zone, instant, span
+from ops.cli.times import Zone, instant, span, time_option
 from outbox.clock import utc_now
 from schemas.money import AMOUNT_FEN_MAX, CNY
 from schemas.numeric import parse_whole
@@ -25,12 +25,12 @@ if TYPE_CHECKING:  # commands import what they run: --help is quick
 
     from consumers.accounting.entries import Entry
 
-app = typer.Typer(help="The ledger, as an auditor reads it. Amounts are fen.", no_args_is_help=True)
+app = typer.Typer(help="Read, check and correct the ledger. Amounts are in fen.", no_args_is_help=True)
 
 
 @app.command()
 def accounts(output: Output = Format.TABLE) -> None:
-    """Show the chart of accounts: what each is for, on which side it grows, and what it holds."""
+    """Show the chart of accounts: what each account is for, which side it grows on, and its balance."""
     from ops.ledger.reads import accounts as chart_of
     from ops.pipeline.health import reader_engine
 
@@ -40,17 +40,16 @@ def accounts(output: Output = Format.TABLE) -> None:
 
 @app.command()
 def statement(
-    account: Annotated[str, typer.Argument(help="e.g. bank_clearing, fee_income, suspense, merchant_payable:M1")],
-    begin: Annotated[
-        datetime | None,
-        typer.Option("--from", formats=FORMATS, metavar="TIME", help="from then on"),
-    ] = None,
-    end: Annotated[datetime | None, typer.Option("--to", formats=FORMATS, metavar="TIME", help="not included")] = None,
+    account: Annotated[
+        str, typer.Argument(help="account code, e.g. bank_clearing, fee_income, suspense, merchant_payable:M1")
+    ],
+    begin: Annotated[datetime | None, time_option("--from", "facts from this time on")] = None,
+    end: Annotated[datetime | None, time_option("--to", "facts before this time")] = None,
     tz: Zone = "",
-    currency: Annotated[str, typer.Option("--currency")] = CNY,
+    currency: Annotated[str, typer.Option("--currency", help="currency code")] = CNY,
     output: Output = Format.TABLE,
 ) -> None:
-    """Show an account's opening balance, entries and closing balance, by the time at which the facts happened."""
+    """Show an account's opening balance, entries and closing balance, ordered by when the facts happened."""
     from ops.ledger.reads import statement as lines_of
     from ops.pipeline.health import reader_engine
 
@@ -60,14 +59,14 @@ def statement(
         lines = lines_of(connection, account, currency=currency, begin=begin, end=end)
     print_rows([asdict(line) for line in lines], output)
     if len(lines) == 2 and not lines[0].balance_fen:
-        say(f"no entry of {account!r} in {currency} until then: payrelay ledger trial-balance lists the accounts")
+        say(
+            f"account {account!r} has no entry in {currency} until then. Accounts with entries: payrelay ledger trial-balance"
+        )
 
 
 @app.command("trial-balance")
 def trial_balance(
-    at: Annotated[
-        datetime | None, typer.Option("--at", formats=FORMATS, metavar="TIME", help="of the facts before then")
-    ] = None,
+    at: Annotated[datetime | None, time_option("--at", "count only facts before this time")] = None,
     tz: Zone = "",
     output: Output = Format.TABLE,
 ) -> None:
@@ -92,7 +91,11 @@ def trial_balance(
             )
         )
     }
-    say(f"debits less credits: {off}" if off else "debits equal credits")
+    say(
+        f"debits do not equal credits, the difference is {off}: payrelay ledger check"
+        if off
+        else "debits equal credits"
+    )
     if off:
         raise typer.Exit(1)
 
@@ -100,11 +103,16 @@ def trial_balance(
 @app.command()
 def check(
     grace: Annotated[
-        float, typer.Option("--grace", parser=decimal(0, DAY_S), help="seconds in which a fact may be on its way")
+        float,
+        typer.Option(
+            "--grace",
+            parser=decimal(0, DAY_S),
+            help="ignore facts younger than this many seconds, which may be on their way",
+        ),
     ] = 60.0,
     output: Output = Format.TABLE,
 ) -> None:
-    """Compare debits with credits, balances with entries, vouchers with settled payments, suspense, deposits. Exit code 1 on a difference."""
+    """Compare debits with credits, balances with entries, and vouchers with settled payments, suspense and deposits. Exit code 1 on a difference."""
     from ops.ledger.reads import check as differences_of
     from ops.pipeline.health import reader_engine
 
@@ -118,15 +126,15 @@ def check(
 
 @app.command()
 def suspense(
-    payment: Annotated[str, typer.Option("--payment", help="its number, as the bank named it")] = "",
-    reason: Annotated[str, typer.Option("--reason", help="a part of it, e.g. expired")] = "",
+    payment: Annotated[str, typer.Option("--payment", help="payment number, as the bank named it")] = "",
+    reason: Annotated[str, typer.Option("--reason", help="part of the reason, e.g. expired")] = "",
     also_resolved: Annotated[
-        bool, typer.Option("--all", help="also what is resolved: its voucher was reversed")
+        bool, typer.Option("--all", help="also show resolved items, whose voucher was reversed")
     ] = False,
-    limit: Annotated[int, typer.Option("--limit", parser=whole(1, 10_000))] = 100,
+    limit: Annotated[int, typer.Option("--limit", parser=whole(1, 10_000), help="items at most")] = 100,
     output: Output = Format.TABLE,
 ) -> None:
-    """Show money that the bank has taken and no order could accept, the oldest first."""
+    """Show money that the bank has taken but no order could accept, oldest first."""
     from ops.ledger.reads import SuspenseItem
     from ops.ledger.reads import suspense as suspense_of
     from ops.pipeline.health import reader_engine
@@ -134,24 +142,27 @@ def suspense(
     with reader_engine(current_settings()).connect() as connection:
         items = suspense_of(connection, payment_no=payment, reason=reason, also_resolved=also_resolved, limit=limit)
     print_rows([asdict(item) for item in items], output, columns=tuple(SuspenseItem.__dataclass_fields__))
-    say(f"{len(items)} in suspense" + (f", the {limit} oldest at most" if len(items) == limit else ""))
+    say(
+        f"{len(items)} in suspense"
+        + (f", the {limit} oldest at most: --limit shows more" if len(items) == limit else "")
+    )
 
 
 Reason = Annotated[str, typer.Option("--reason", help="why; kept on the voucher")]
-Actor = Annotated[str, typer.Option("--actor", help="who; you, if not given")]
-Execute = Annotated[bool, typer.Option("--execute", help="post it; else it is only shown")]
+Actor = Annotated[str, typer.Option("--actor", help="who does it; default: your user name")]
+Execute = Annotated[bool, typer.Option("--execute", help="post it; without it, only show it")]
 
 
 @app.command()
 def reverse(
-    voucher_no: Annotated[int, typer.Argument(parser=whole(1))],
+    voucher_no: Annotated[int, typer.Argument(parser=whole(1), help="number of the voucher")],
     reason: Reason,
     actor: Actor = "",
     execute: Execute = False,
     yes: Yes = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Take a voucher back by one with its entries on the other side. Shows it; posts it with --execute."""
+    """Reverse a voucher by one with the same entries on the opposite sides. Without --execute, only show it."""
     from consumers.accounting.ledger import reversal_of, reverse_voucher
 
     reason, actor, at = _told("--reason", reason), _told("--actor", actor or getuser()), utc_now()
@@ -166,16 +177,18 @@ def reverse(
 
 @app.command()
 def correct(
-    voucher_no: Annotated[int, typer.Argument(parser=whole(1), help="a reversed voucher")],
+    voucher_no: Annotated[int, typer.Argument(parser=whole(1), help="number of a reversed voucher")],
     reason: Reason,
-    debit: Annotated[list[str], typer.Option("--debit", metavar="ACCOUNT=FEN", help="may be repeated")],
-    credit: Annotated[list[str], typer.Option("--credit", metavar="ACCOUNT=FEN", help="may be repeated")],
+    debit: Annotated[list[str], typer.Option("--debit", metavar="ACCOUNT=FEN", help="a debit entry; may be repeated")],
+    credit: Annotated[
+        list[str], typer.Option("--credit", metavar="ACCOUNT=FEN", help="a credit entry; may be repeated")
+    ],
     actor: Actor = "",
     execute: Execute = False,
     yes: Yes = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Post entries in the place of a reversed voucher's. Shows them; posts them with --execute."""
+    """Post a voucher in place of a reversed one. Without --execute, only show it."""
     from consumers.accounting.ledger import correct_voucher, correction_of
 
     entries = [*(_entry("D", given) for given in debit), *(_entry("C", given) for given in credit)]
@@ -204,7 +217,7 @@ def _accounting() -> AbstractContextManager[Connection]:
 
 def _told(option: str, value: str) -> str:
     if not value.strip():
-        raise typer.BadParameter(f"{option} is empty: the voucher keeps it")
+        raise typer.BadParameter(f"{option} is empty: give it, because the voucher keeps it")
     return value.strip()
 
 
@@ -228,11 +241,11 @@ def _require_account(account: str) -> None:
     try:
         general_account(account)
     except ValueError as error:
-        raise typer.BadParameter(f"{error}: payrelay ledger accounts lists it") from error
+        raise typer.BadParameter(f"{error}. The chart is shown by: payrelay ledger accounts") from error
     code, _, party = account.partition(":")
     if (code in (MERCHANT_PAYABLE, PAYER_BALANCE)) != bool(party):
         raise typer.BadParameter(
-            f"account {account!r}: {code} {'has no parties' if party else 'is one account a party'}"
+            f"account {account!r}: {code} {'is one account: leave out the party' if party else 'has an account for each party: write ' + code + ':PARTY'}"
         )
 
 

@@ -14,7 +14,10 @@ from ops.stack.state import PartState, StackFolder
 
 
 def setup() -> None:
-    """Fetch the stack's programs and check them by sha256. Repeated, it only checks, and needs no network."""
+    """Download the programs that the local stack needs, and check each by sha256.
+
+    Programs that are there already are only checked, without the network.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from ops.cli.output import errors
@@ -42,12 +45,15 @@ def setup() -> None:
 
 def up(
     stack: Stack = "",
-    infrastructure: Annotated[bool, typer.Option("--infrastructure", help="without services and workers")] = False,
+    infrastructure: Annotated[
+        bool,
+        typer.Option("--infrastructure", help="start PostgreSQL, Kafka and Kafka Connect only, no services or workers"),
+    ] = False,
 ) -> None:
-    """Start the local stack; parts that have failed or were stopped are started. Leaves one supervisor process, the parent of all parts.
+    """Start the local stack, including parts that have failed or were stopped.
 
-    On a running stack, after a change of the code: applies migrations, topics and connector, restarts what runs older code, and
-    says what it has changed.
+    Leaves one supervisor process, the parent of all parts. If the stack runs already and the code has changed, applies
+    migrations, topics and the connector's configuration, restarts parts that run older code, and says what it changed.
     """
     from rich.live import Live
     from rich.text import Text
@@ -72,7 +78,7 @@ def up(
         changes += renew(folder)
     for change in changes:
         say(change)
-    say("the stack is up" if started else f"the stack was up already{', and is now of this code' if changes else ''}")
+    say("the stack is up" if started else f"the stack was up already{', and now runs this code' if changes else ''}")
     for line in _guide(folder):
         say(line)
 
@@ -97,8 +103,10 @@ def _guide(folder: StackFolder) -> list[str]:
     ]
 
 
-def down(stack: Stack = "", wipe: Annotated[bool, typer.Option("--wipe", help="remove its data too")] = False) -> None:
-    """Stop the local stack. Data stays, unless --wipe is given."""
+def down(
+    stack: Stack = "", wipe: Annotated[bool, typer.Option("--wipe", help="also remove the stack's data")] = False
+) -> None:
+    """Stop the local stack. Its data stays unless --wipe is given."""
     from ops.stack.control import down as stop
 
     folder = this_stack(stack)
@@ -108,7 +116,10 @@ def down(stack: Stack = "", wipe: Annotated[bool, typer.Option("--wipe", help="r
     say(("the stack is down" if was_up else "nothing was running") + wiped)
 
 
-Parts = Annotated[list[str], typer.Argument(metavar="PART...", help="as status shows them, e.g. worker:accounting")]
+Parts = Annotated[
+    list[str],
+    typer.Argument(metavar="PART...", help="part names as `payrelay status` shows them, e.g. worker:accounting"),
+]
 
 
 def stop(parts: Parts, stack: Stack = "") -> None:
@@ -128,7 +139,7 @@ def start(parts: Parts, stack: Stack = "") -> None:
 
 
 def restart(parts: Parts, stack: Stack = "") -> None:
-    """Restart parts of the local stack, also ones that were stopped."""
+    """Restart parts of the local stack, including stopped ones."""
     from ops.stack.control import restart as restart_parts
 
     restart_parts(this_stack(stack), parts)

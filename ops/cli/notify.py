@@ -14,22 +14,25 @@ from ops.cli.context import current_settings
 from ops.cli.intent import is_meant
 from ops.cli.options import Execute, Output, Yes, whole
 from ops.cli.output import Format, print_json, print_rows, say
-from ops.cli.times import FORMATS, Zone, instant, span
+from ops.cli.times import Zone, instant, span, time_option
 from outbox.errors import UnknownName
 
-app = typer.Typer(help="Notifications to merchants, and to the platform on the bank's behalf.", no_args_is_help=True)
-rule = typer.Typer(help="Rules: when a notification is sent again.", no_args_is_help=True)
+app = typer.Typer(help="Show notifications, send them again, pause receivers, set rules.", no_args_is_help=True)
+rule = typer.Typer(help="Show, explain and set rules: when a notification is sent again.", no_args_is_help=True)
 app.add_typer(rule, name="rule")
 
-Identity = Annotated[UUID | None, typer.Argument(metavar="[ID]", help="as `notify list` shows it; the webhook-id")]
-Queue = Annotated[str, typer.Option("--queue", help="merchant, bank")]
-Status = Annotated[str, typer.Option("--status", help=", ".join(STATUSES))]
-Merchant = Annotated[str, typer.Option("--merchant")]
-Order = Annotated[str, typer.Option("--order")]
-Payment = Annotated[str, typer.Option("--payment")]
-HttpStatus = Annotated[str, typer.Option("--http-status", help="of the last attempt: 503, 5xx, none")]
-Begin = Annotated[datetime | None, typer.Option("--from", formats=FORMATS, metavar="TIME", help="made from then on")]
-End = Annotated[datetime | None, typer.Option("--to", formats=FORMATS, metavar="TIME", help="made before then")]
+Identity = Annotated[
+    UUID | None,
+    typer.Argument(metavar="[ID]", help="notification id (the webhook-id), as `payrelay notify list` shows it"),
+]
+Queue = Annotated[str, typer.Option("--queue", help="merchant or bank")]
+Status = Annotated[str, typer.Option("--status", help=f"one of {', '.join(STATUSES)}")]
+Merchant = Annotated[str, typer.Option("--merchant", help="merchant number")]
+Order = Annotated[str, typer.Option("--order", help="order number")]
+Payment = Annotated[str, typer.Option("--payment", help="payment number")]
+HttpStatus = Annotated[str, typer.Option("--http-status", help="HTTP status of the last attempt: 503, 5xx or none")]
+Begin = Annotated[datetime | None, time_option("--from", "made from this time on")]
+End = Annotated[datetime | None, time_option("--to", "made before this time")]
 LESS = (
     "service",
     "queue",
@@ -57,11 +60,11 @@ def list_(
     begin: Begin = None,
     end: End = None,
     tz: Zone = "",
-    blocked: Annotated[bool, typer.Option("--blocked", help="receivers that are paused or blocked instead")] = False,
-    limit: Annotated[int, typer.Option("--limit", parser=whole(1, 100_000))] = 100,
+    blocked: Annotated[bool, typer.Option("--blocked", help="show paused or blocked receivers instead")] = False,
+    limit: Annotated[int, typer.Option("--limit", parser=whole(1, 100_000), help="notifications shown at most")] = 100,
     output: Output = Format.TABLE,
 ) -> None:
-    """Show notifications, the newest first, and how many there are in each state."""
+    """Show notifications, newest first, and how many are in each state."""
     from ops.notifications.operations import LaneRow, RecordRow, counts, lanes, records
     from ops.pipeline.health import reader_engine
 
@@ -81,8 +84,8 @@ def list_(
 
 
 @app.command()
-def show(identity: Annotated[UUID, typer.Argument(metavar="ID", help="the webhook-id")]) -> None:
-    """Show one notification whole, as JSON: body, attempts planned and actual, answers, postponements, who sent it again."""
+def show(identity: Annotated[UUID, typer.Argument(metavar="ID", help="notification id (the webhook-id)")]) -> None:
+    """Show one notification as JSON: body, planned and actual attempts, answers, postponements, and who sent it again."""
     from ops.notifications.operations import record
     from ops.pipeline.health import reader_engine
 
@@ -103,14 +106,14 @@ def resend(
     begin: Begin = None,
     end: End = None,
     tz: Zone = "",
-    limit: Annotated[int, typer.Option("--limit", parser=whole(1, 100_000))] = 1_000,
+    limit: Annotated[int, typer.Option("--limit", parser=whole(1, 100_000), help="notifications at most")] = 1_000,
     execute: Execute = False,
     yes: Yes = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Send notifications again now, one or all that match, under the same ids; their rules begin anew.
+    """Send one notification, or all that match, again now, under the same ids. Their rules start again.
 
-    Exit code 1 if some were just being sent, and so were not made due.
+    Exit code 1 if some were being sent at that moment, and so were not made due.
     """
     from ops.delivery.parked import operator
     from ops.notifications.operations import RecordRow, counts, held_up, records
@@ -120,13 +123,13 @@ def resend(
     settings = current_settings()
     wanted = _filter(queue, status, merchant, order, payment, http_status, *span(begin, end, tz), identity=identity)
     if wanted == NotificationFilter():
-        raise typer.BadParameter("name an ID, or choose with --status, --merchant, --order, --from and so on")
+        raise typer.BadParameter("choose some: name an ID, or give --status, --merchant, --order, --from and so on")
     _require(reason)
     with reader_engine(settings).connect() as connection:
         chosen = records(connection, wanted, limit=limit)
         total = sum(state.records for state in counts(connection, wanted))
     if identity and not chosen:
-        raise UnknownName(f"no notification {identity} of these: payrelay notify list")
+        raise UnknownName(f"no notification {identity} matches. Notifications are shown by: payrelay notify list")
     if not execute:
         print_rows([asdict(row) for row in chosen], output, columns=tuple(RecordRow.__dataclass_fields__), less=LESS)
     count = f"{len(chosen)} of {total} notifications"
@@ -152,25 +155,25 @@ def resend(
 
 @app.command()
 def pause(
-    merchant: Annotated[str, typer.Argument(metavar="MERCHANT")],
+    merchant: Annotated[str, typer.Argument(metavar="MERCHANT", help="merchant number")],
     reason: Reason,
     queue: Queue = "merchant",
     execute: Execute = False,
     yes: Yes = False,
 ) -> None:
-    """Send a receiver nothing until it is resumed; its notifications wait and are not thrown away."""
+    """Stop sending to a receiver until it is resumed. Its notifications wait; none is lost."""
     _turn(merchant, reason, queue, execute=execute, yes=yes, pauses=True)
 
 
 @app.command()
 def resume(
-    merchant: Annotated[str, typer.Argument(metavar="MERCHANT")],
+    merchant: Annotated[str, typer.Argument(metavar="MERCHANT", help="merchant number")],
     reason: Reason,
     queue: Queue = "merchant",
     execute: Execute = False,
     yes: Yes = False,
 ) -> None:
-    """Send to a receiver again, from what has waited longest on; its breaker is closed."""
+    """Send to a receiver again, oldest notification first, and close its breaker."""
     _turn(merchant, reason, queue, execute=execute, yes=yes, pauses=False)
 
 
@@ -187,7 +190,7 @@ def _turn(merchant: str, reason: str, queue: str, *, execute: bool, yes: bool, p
         held = waiting(connection, merchant)
     word = "paused" if pauses else "resumed"
     ahead = f"{merchant} would be {word} in {queue}; {held} notifications wait"
-    question = f"{merchant}, for whom {held} notifications wait, is to be {word}?"
+    question = f"{'pause' if pauses else 'resume'} {merchant}, for whom {held} notifications wait?"
     if not is_meant(ahead, execute=execute, yes=yes, question=question):
         return
     act = pause_receiver if pauses else resume_receiver
@@ -202,7 +205,7 @@ def lateness(
     queue: Queue = "",
     output: Output = Format.TABLE,
 ) -> None:
-    """Show attempts of the last hour, or from a time on, by how late they began: actual less last planned, a histogram."""
+    """Show how late attempts began, as a histogram: actual time less the last planned time. Covers the last hour, or --from on."""
     from ops.notifications.operations import LatenessRow, service_of
     from ops.notifications.operations import lateness as lateness_of
     from ops.pipeline.health import reader_engine
@@ -218,7 +221,7 @@ def lateness(
 
 @rule.command("list")
 def rule_list(output: Output = Format.TABLE) -> None:
-    """Show each queue with its rule, its success word and its limits."""
+    """Show each queue with its rule, success word and limits."""
     from ops.notifications.operations import queues
     from ops.pipeline.health import reader_engine
 
@@ -231,11 +234,11 @@ def rule_explain(
     text: Annotated[
         str, typer.Argument(metavar="RULE", help='JSON such as {"1": 0, "2": 1, "3": "30m"}, or a queue\'s name')
     ],
-    at: Annotated[datetime | None, typer.Option("--at", formats=FORMATS, metavar="TIME", help="made then")] = None,
+    at: Annotated[datetime | None, time_option("--at", "when it is made: adds each attempt's time")] = None,
     tz: Zone = "",
     output: Output = Format.TABLE,
 ) -> None:
-    """Print a rule's timetable: each attempt, how long after the one before, and when. Numbers are minutes."""
+    """Print a rule's timetable: each attempt, the wait before it, and the time since the start. Plain numbers are minutes."""
     from consumers.notification.queues import QUEUES
     from consumers.notification.rules import parse_rule, timetable
 
@@ -256,14 +259,14 @@ def rule_explain(
 
 @rule.command("set")
 def rule_set(
-    queue: Annotated[str, typer.Argument(metavar="QUEUE")],
-    text: Annotated[str, typer.Argument(metavar="RULE")],
+    queue: Annotated[str, typer.Argument(metavar="QUEUE", help="merchant or bank")],
+    text: Annotated[str, typer.Argument(metavar="RULE", help="JSON, as `rule explain` takes it")],
     reason: Reason,
     execute: Execute = False,
     yes: Yes = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Give a queue another rule; notifications made before keep theirs."""
+    """Set a queue's rule. Notifications made before keep their rule."""
     from ops.delivery.parked import operator
     from ops.notifications.operations import change_rule, service_of
 
@@ -279,7 +282,7 @@ def rule_set(
 
 def _require(reason: str) -> None:
     if not reason.strip():
-        raise typer.BadParameter("--reason is empty")
+        raise typer.BadParameter("--reason is empty: give it, because the audit table keeps it")
 
 
 def _filter(

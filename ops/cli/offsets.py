@@ -15,11 +15,33 @@ import typer
 
 from ops.cli.context import current_settings, local_folder
 from ops.cli.intent import is_meant
+from ops.cli.move_options import (
+    ByDuration,
+    CountLimit,
+    FromFile,
+    FromGroup,
+    FromKafka,
+    GroupName,
+    OffsetMap,
+    Partitions,
+    ShiftBy,
+    StopWorkers,
+    ToCurrent,
+    ToDatetime,
+    ToEarliest,
+    ToEvent,
+    ToLatest,
+    ToOffset,
+    ToOrder,
+    Topics,
+    UndoFile,
+    Wait,
+)
 from ops.cli.options import Execute, Output, Yes, whole
 from ops.cli.output import Format, legible, print_json, print_rows, reader_has_gone, say
+from ops.cli.times import Zone
 from outbox.clock import utc_now, zone_of
 from outbox.quoting import positional, quoted
-from schemas.numeric import WHOLE_MAX
 
 if TYPE_CHECKING:
     from ops.offsets.plan import MovePlan, Scope, View
@@ -27,28 +49,13 @@ if TYPE_CHECKING:
     from outbox.settings import Settings
 
 app = typer.Typer(
-    help="Where consumer groups stand, and moving them: any group, on any Kafka; of ours, `progress` and Kafka together. "
-    "Moving a group back redelivers, and what its handler knows is skipped: to fill holes use `payrelay replay redeliver`, "
-    "to build its tables again `payrelay replay rebuild`. (`faust reset` is something else: it deletes Faust's local tables, "
-    "which payrelay has none of.)",
+    help="Show and move the positions of consumer groups, on any Kafka.\n\n"
+    "For payrelay's own consumers, `progress` and Kafka's offset move together. Moving a group back redelivers events, and "
+    "its consumer drops those already applied: to fill holes use `payrelay replay redeliver`, to rebuild tables use "
+    "`payrelay replay rebuild`. (`faust reset` is something else: it deletes Faust's local tables, and payrelay has none.)",
     no_args_is_help=True,
 )
 
-GroupName = Annotated[str, typer.Argument(metavar="GROUP")]
-Topics = Annotated[list[str] | None, typer.Option("--topic", help="topic, or topic:0,1; may be repeated")]
-Partitions = Annotated[str, typer.Option("-p", "--partitions", metavar="0,2", help="these partitions only")]
-Zone = Annotated[str, typer.Option("--tz", metavar="ZONE", help="of a time that names none, e.g. Asia/Shanghai")]
-Wait = Annotated[str, typer.Option("--wait", metavar="DURATION", help="for the group to become inactive, e.g. 60s")]
-StopWorkers = Annotated[
-    bool, typer.Option("--stop-workers", help="stop the local stack's workers of the group, and start them again")
-]
-UndoFile = Annotated[
-    Path | None,
-    typer.Option("--undo-file", help="where to; in the stack's folder, or below .payrelay/undo, without it"),
-]
-CountLimit = Annotated[
-    int, typer.Option("--count-limit", parser=whole(0, 100_000_000), help="of a longer way, events are not counted")
-]
 COUNT_LIMIT = 200_000
 LESS = ("host", "client", "begin", "lag_s", "committed", "progress", "end")
 """Columns of `describe` that a narrow terminal does without, in this order."""
@@ -57,7 +64,7 @@ WATCH_S = 2.0
 
 @app.command("list")
 def list_(output: Output = Format.TABLE) -> None:
-    """Show every group: state, type, members; also Kafka Connect's own and share groups, which are no groups of consumers."""
+    """Show every group: state, type and members. Kafka Connect's own group and share groups are listed too; they are no consumer groups."""
     from ops.delivery.registry import known_processors
     from ops.kafka.groups import UNKNOWN, groups
 
@@ -81,11 +88,11 @@ def describe(
     group: GroupName,
     topic: Topics = None,
     partitions: Partitions = "",
-    only_lagging: Annotated[bool, typer.Option("--only-lagging", help="partitions with lag only")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="again every 2 s, until Ctrl-C")] = False,
+    only_lagging: Annotated[bool, typer.Option("--only-lagging", help="only partitions with lag")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="repeat every 2 s until Ctrl-C")] = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Show where a group stands: per partition its position, the log's end, lag in messages and seconds, and who reads it."""
+    """Show a group's position in each partition, the log's end, the lag in messages and seconds, and who reads it."""
     from ops.offsets.plan import look
 
     settings = current_settings()
@@ -108,11 +115,11 @@ def _clear_screen() -> None:
 
 
 def _require_known(view: View) -> None:
-    """The group is there, or stands somewhere. Raises UnknownName: a name that was mistyped must not pass for an empty group."""
+    """The group exists, or has a position. Raises UnknownName otherwise: a mistyped name must not pass for an empty group."""
     from outbox.errors import UnknownName
 
     if not view.group.exists and not any(standing.position is not None for standing in view.standings):
-        raise UnknownName(f"there is no group {view.group.name!r}: payrelay offsets list")
+        raise UnknownName(f"there is no group {view.group.name!r}. Groups are shown by: payrelay offsets list")
 
 
 def _print_view(settings: Settings, view: View, output: Format, *, only_lagging: bool) -> None:
@@ -142,28 +149,19 @@ def _print_view(settings: Settings, view: View, output: Format, *, only_lagging:
 @app.command()
 def reset(
     group: GroupName,
-    to_earliest: Annotated[bool, typer.Option("--to-earliest")] = False,
-    to_latest: Annotated[bool, typer.Option("--to-latest")] = False,
-    to_current: Annotated[bool, typer.Option("--to-current", help="where it stands, brought into the log")] = False,
-    to_offset: Annotated[int | None, typer.Option("--to-offset", parser=whole())] = None,
-    to_datetime: Annotated[
-        str, typer.Option("--to-datetime", metavar="TIME", help="ISO 8601, or epoch in s or ms")
-    ] = "",
-    by_duration: Annotated[str, typer.Option("--by-duration", metavar="AGO", help="90m, 6h, 2d, PT1H30M")] = "",
-    shift_by: Annotated[
-        int | None, typer.Option("--shift-by", parser=whole(-WHOLE_MAX), metavar="N", help="on, or back where negative")
-    ] = None,
-    from_file: Annotated[
-        Path | None,
-        typer.Option("--from-file", exists=True, dir_okay=False, help="CSV, as kafka-consumer-groups has it"),
-    ] = None,
-    from_group: Annotated[str | None, typer.Option("--from-group", help="where another group stands")] = None,
-    map_: Annotated[str, typer.Option("--map", metavar="JSON", help='of one --topic: {"0": 123, "1": 456}')] = "",
-    to_order: Annotated[
-        str | None, typer.Option("--to-order", metavar="ORDER_NO", help="ours: its first event")
-    ] = None,
-    to_event: Annotated[str | None, typer.Option("--to-event", metavar="EVENT_ID", help="ours")] = None,
-    from_kafka: Annotated[bool, typer.Option("--from-kafka", help="ours: what another tool committed")] = False,
+    to_earliest: ToEarliest = False,
+    to_latest: ToLatest = False,
+    to_current: ToCurrent = False,
+    to_offset: ToOffset = None,
+    to_datetime: ToDatetime = "",
+    by_duration: ByDuration = "",
+    shift_by: ShiftBy = None,
+    from_file: FromFile = None,
+    from_group: FromGroup = None,
+    map_: OffsetMap = "",
+    to_order: ToOrder = None,
+    to_event: ToEvent = None,
+    from_kafka: FromKafka = False,
     topic: Topics = None,
     partitions: Partitions = "",
     tz: Zone = "",
@@ -175,9 +173,9 @@ def reset(
     count_limit: CountLimit = COUNT_LIMIT,
     output: Output = Format.TABLE,
 ) -> None:
-    """Move a group: shows old, new and what lies between; with --execute writes an undo file, commits, and reads back.
+    """Move a group to other offsets. Without --execute, only show the old and new offsets and what lies between.
 
-    Exit code 1 if what was read back differs. Without --topic: all that the group stands in. An active group is refused.
+    With --execute it writes an undo file, commits, and reads the offsets back; exit code 1 if they differ. Without --topic, it moves every partition in which the group has a position. An active group is refused.
     """
     from ops.offsets.wishes import MoveOptions
 
@@ -187,7 +185,7 @@ def reset(
         map=_map(map_, topic), to_order=to_order, to_event=to_event,
     )  # fmt: skip
     if options.given != 1 or (to_datetime and by_duration):
-        raise typer.BadParameter("say once where to: --to-…, --by-duration, --shift-by, --from-… or --map")
+        raise typer.BadParameter("say once where to move the group: --to-…, --by-duration, --shift-by, --from-…, --map")
     how = Carrying(execute, yes, stop_workers, _duration(wait), undo_file, count_limit, output)
     _move(group, options, topic, partitions, how)
 
@@ -196,7 +194,7 @@ def reset(
 def undo(
     group: GroupName,
     file: Annotated[
-        Path | None, typer.Argument(exists=True, dir_okay=False, help="an undo file; the group's last one without it")
+        Path | None, typer.Argument(exists=True, dir_okay=False, help="undo file; default: the latest")
     ] = None,
     execute: Execute = False,
     yes: Yes = False,
@@ -206,7 +204,7 @@ def undo(
     count_limit: CountLimit = COUNT_LIMIT,
     output: Output = Format.TABLE,
 ) -> None:
-    """Move a group to where an undo file says: before its last reset, undo or delete. Undone twice, the move is made again."""
+    """Move a group back to where it was before its last reset, undo or delete, as its undo file says. A second undo makes the move again."""
     from ops.kafka.groups import cluster_id
     from ops.offsets.files import last_undo_file, undo_folder
     from ops.offsets.wishes import MoveOptions
@@ -220,10 +218,10 @@ def undo(
 
 @app.command()
 def export(
-    groups: Annotated[list[str], typer.Argument(metavar="GROUP...")],
-    file: Annotated[Path | None, typer.Option("--file", help="to standard output without it")] = None,
+    groups: Annotated[list[str], typer.Argument(metavar="GROUP...", help="names of consumer groups")],
+    file: Annotated[Path | None, typer.Option("--file", help="file to write; default: standard output")] = None,
 ) -> None:
-    """Write where groups stand as CSV: topic,partition,offset, with the group in front if several. kafka-consumer-groups reads it."""
+    """Write the positions of groups as CSV (topic,partition,offset; of several groups, with the group first). kafka-consumer-groups can read it."""
     from ops.offsets.files import as_csv
     from ops.offsets.plan import look
     from outbox.errors import Refused
@@ -246,8 +244,8 @@ def export(
         try:
             file.write_text(content)
         except OSError as error:
-            raise Refused(f"{file} cannot be written, nothing was exported: {error.strerror}") from error
-    say(f"{content.count(chr(10))} offsets")
+            raise Refused(f"{file} cannot be written, so nothing was exported: {error.strerror}") from error
+    say(f"{content.count(chr(10))} offsets exported")
 
 
 def _shown_line(line: str) -> str:
@@ -258,14 +256,14 @@ def _shown_line(line: str) -> str:
 @app.command()
 def delete(
     group: GroupName,
-    topic: Annotated[str, typer.Option("--topic", help="only its offsets of this topic")] = "",
+    topic: Annotated[str, typer.Option("--topic", help="delete only the group's offsets of this topic")] = "",
     execute: Execute = False,
     yes: Yes = False,
     wait: Wait = "0s",
     undo_file: UndoFile = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Make Kafka forget a group, or its offsets of one topic; `undo` brings them back. Of a group of ours, `progress` stays."""
+    """Delete a group from Kafka, or only its offsets of one topic. `undo` restores them. For payrelay's consumers, `progress` stays."""
     from ops.kafka.groups import committed
     from ops.kafka.groups import group as find_group
     from ops.offsets.delete import delete_group, delete_topic
@@ -276,13 +274,15 @@ def delete(
 
     settings = current_settings()
     if ours(settings, group) is not None:
-        say(f"{group} is ours: its progress stays, and the next start of its worker commits it to Kafka again")
+        say(
+            f"{group} is a consumer of payrelay: its progress stays, and the next start of its worker commits it to Kafka again"
+        )
     offsets = committed(settings, group)
     if not offsets and not find_group(settings, group).exists:
-        raise UnknownName(f"there is no group {group!r}: payrelay offsets list")
+        raise UnknownName(f"there is no group {group!r}. Groups are shown by: payrelay offsets list")
     doomed = {place: offset for place, offset in offsets.items() if not topic or place[0] == topic}
     if topic and not doomed:
-        raise UnknownName(f"{group} has no offset of {topic!r}")
+        raise UnknownName(f"{group} has no offset of {topic!r}: payrelay offsets describe {positional(group)}")
     rows = [{"topic": place[0], "partition": place[1], "offset": offset} for place, offset in sorted(doomed.items())]
     print_rows(rows, output, columns=("topic", "partition", "offset"))
     if execute:
@@ -295,20 +295,20 @@ def delete(
         say(delete_topic(settings, group, topic, programs=installed_programs(_home()), undo=path))
     else:
         delete_group(settings, group, undo=path)
-        say(f"{group} is no more")
-    say(f"payrelay offsets undo {positional(group)} brings the offsets back ({path})")
+        say(f"{group} is deleted")
+    say(f"to bring the offsets back: payrelay offsets undo {positional(group)} ({path})")
 
 
 @app.command()
 def peek(
     group: GroupName,
-    before: Annotated[int, typer.Option("--before", parser=whole(0, 1_000))] = 2,
-    after: Annotated[int, typer.Option("--after", parser=whole(0, 1_000), help="from its position on")] = 3,
+    before: Annotated[int, typer.Option("--before", parser=whole(0, 1_000), help="messages before its position")] = 2,
+    after: Annotated[int, typer.Option("--after", parser=whole(0, 1_000), help="messages from its position on")] = 3,
     topic: Topics = None,
     partitions: Partitions = "",
     output: Output = Format.TABLE,
 ) -> None:
-    """Show the messages around a group's position with their bodies, in each partition; of ours, what has become of each event."""
+    """Show the messages around a group's position in each partition, with bodies; for payrelay's consumers, also each event's fate."""
     from ops.offsets.peek import COLUMNS, peek_rows
     from ops.offsets.plan import look
 
@@ -336,7 +336,7 @@ class Carrying:
 
 
 def _move(group: str, options: MoveOptions, topics: list[str] | None, partitions: str, how: Carrying) -> None:
-    """The group stands where it was asked to, or it was only shown. What is confirmed is what is done: workers are stopped first."""
+    """The group is where the options say, or the plan was only shown. Workers are stopped first, so that what is confirmed is what is done."""
     settings = current_settings()
     stopped: AbstractContextManager[None] = nullcontext()
     if how.execute and how.stop_workers:
@@ -375,17 +375,17 @@ def _plan_and_move(settings: Settings, group: str, options: MoveOptions, scope: 
 def _tell_outcome(group: str, made: MovePlan, undo_path: Path, differences: list[Any]) -> None:
     if without := len(made.moves) - len(made.seen):
         say(
-            f"{without} partitions had no position, and undo leaves them: payrelay offsets delete {positional(group)} forgets them"
+            f"{without} partitions had no position before, and undo does not take theirs away. To do that: payrelay offsets delete {positional(group)}"
         )
     if made.seen:
-        say(f"payrelay offsets undo {positional(group)} moves it back ({undo_path})")
+        say(f"to move it back: payrelay offsets undo {positional(group)} ({undo_path})")
     if differences:
         for difference in differences:
             say(
                 f"{difference.place[0]}/{difference.place[1]}: {difference.where} was to be {difference.wanted}, and is {difference.found}"
             )
         raise typer.Exit(1)
-    say(f"{group} stands there in {len(made.moves)} partitions, read back")
+    say(f"{group} is at the new offsets in {len(made.moves)} partitions, as read back")
 
 
 @contextmanager
@@ -430,7 +430,7 @@ def _how_to_stop(settings: Settings, group: str) -> str:
 
 
 def _scope(settings: Settings, group: str, topics: list[str] | None, partitions: str) -> Scope | None:
-    """Return the topics and partitions meant; None: those that the group stands in."""
+    """Return the topics and partitions meant; None means those that the group has a position in."""
     from ops.offsets import targets
     from ops.offsets.plan import look
 
@@ -442,7 +442,7 @@ def _scope(settings: Settings, group: str, topics: list[str] | None, partitions:
     if only is None:
         return scope or None
     if any(named is not None for named in scope.values()):
-        raise typer.BadParameter("partitions are named twice: in --topic and by -p")
+        raise typer.BadParameter("partitions are named both in --topic and by -p: name them once")
     names = scope or {standing.place[0] for standing in look(settings, group).standings}
     return dict.fromkeys(names, only)
 
@@ -458,7 +458,7 @@ def _instant(to_datetime: str, by_duration: str, tz: str) -> datetime | None:
             return None
         zone = zone_of(tz) if tz else None
         at = instant(to_datetime, zone)
-        at.astimezone(UTC)  # as it is told and looked up
+        at.astimezone(UTC)  # as it is shown and looked up
         return at.astimezone(zone) if zone is not None else at
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
@@ -481,7 +481,7 @@ def _map(text: str, topics: list[str] | None) -> dict[tuple[str, int], int] | No
     if not text:
         return None
     if not topics or len(topics) != 1 or ":" in topics[0]:
-        raise typer.BadParameter("--map is of one --topic")
+        raise typer.BadParameter("--map needs exactly one --topic, without partitions")
     try:
         return {(topics[0], partition): offset for partition, offset in offset_map(text).items()}
     except ValueError as error:

@@ -110,7 +110,7 @@ def _write_line(text: str) -> None:
 
 
 def say(message: str) -> None:
-    """The message is a line on standard error, so that standard output stays what was asked for."""
+    """The message is a line on standard error, so that standard output holds only the command's result."""
     if (shown := globals().get("errors")) is not None:  # it may have a bar in its last line
         shown.print(legible(message), markup=False, highlight=False)
     else:
@@ -171,7 +171,7 @@ _abandoned: set[object] = set()
 
 
 def discard_output() -> None:
-    """What is left of standard output goes nowhere: it cannot be written, as on a full disk, and that was said."""
+    """The rest of standard output is discarded: it cannot be written, as on a full disk, which was reported."""
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     if isinstance(raw, _Pipe):
         raw.abandon()

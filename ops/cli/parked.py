@@ -13,22 +13,24 @@ from ops.cli.context import current_settings
 from ops.cli.intent import is_meant
 from ops.cli.options import Execute, Output, Yes, whole
 from ops.cli.output import Format, print_json, print_rows, say
-from ops.cli.times import FORMATS, Zone, span
+from ops.cli.times import Zone, span, time_option
 from outbox.errors import UnknownName
 
-app = typer.Typer(help="Events that a consumer could not apply, and what waits behind them.", no_args_is_help=True)
+app = typer.Typer(help="Show, retry and skip parked events, which a consumer could not apply.", no_args_is_help=True)
 
-Identity = Annotated[str, typer.Argument(metavar="[ID]", help="as `parked list --events` shows it")]
-Consumer = Annotated[str, typer.Option("--consumer")]
-Key = Annotated[str, typer.Option("--key")]
-Type = Annotated[str, typer.Option("--type", help="e.g. payment.settled.v1")]
-CauseOption = Annotated[str, typer.Option("--cause", help="e.g. REJECTED, UNDECODABLE")]
-Begin = Annotated[datetime | None, typer.Option("--from", formats=FORMATS, metavar="TIME", help="parked from then on")]
-End = Annotated[datetime | None, typer.Option("--to", formats=FORMATS, metavar="TIME", help="parked before then")]
+Identity = Annotated[
+    str, typer.Argument(metavar="[ID]", help="id of a parked event, as `payrelay parked list --events` shows it")
+]
+Consumer = Annotated[str, typer.Option("--consumer", help="consumer, e.g. accounting")]
+Key = Annotated[str, typer.Option("--key", help="message key, e.g. a payment number")]
+Type = Annotated[str, typer.Option("--type", help="event type, e.g. payment.settled.v1")]
+CauseOption = Annotated[str, typer.Option("--cause", help="why it is parked, e.g. REJECTED, UNDECODABLE")]
+Begin = Annotated[datetime | None, time_option("--from", "parked from this time on")]
+End = Annotated[datetime | None, time_option("--to", "parked before this time")]
 LESS = ("parked_at", "attempts", "consumer", "type", "place")
 """Columns of events that a narrow terminal does without, in this order."""
 
-Limit = Annotated[int, typer.Option("--limit", parser=whole(1, 10_000))]
+Limit = Annotated[int, typer.Option("--limit", parser=whole(1, 10_000), help="events at most")]
 
 
 @app.command("list")
@@ -40,11 +42,11 @@ def list_(
     begin: Begin = None,
     end: End = None,
     tz: Zone = "",
-    events: Annotated[bool, typer.Option("--events", help="the events themselves, oldest first")] = False,
+    events: Annotated[bool, typer.Option("--events", help="show the events themselves, oldest first")] = False,
     limit: Limit = 100,
     output: Output = Format.TABLE,
 ) -> None:
-    """Show how many events are parked, by consumer, cause and type; with --events, which ones."""
+    """Show how many events are parked, by consumer, cause and type. With --events, show the events."""
     from ops.delivery.parked import ParkedCount, ParkedRow, counts
     from ops.delivery.parked import events as parked_events
     from ops.pipeline.health import reader_engine
@@ -61,8 +63,12 @@ def list_(
 
 
 @app.command()
-def show(identity: Annotated[str, typer.Argument(metavar="ID", help="as `parked list --events` shows it")]) -> None:
-    """Show one parked event whole, as JSON: where it lay, why it is parked, its headers and its body."""
+def show(
+    identity: Annotated[
+        str, typer.Argument(metavar="ID", help="id of a parked event, as `payrelay parked list --events` shows it")
+    ],
+) -> None:
+    """Show one parked event as JSON: its place in the log, why it is parked, its headers and its body."""
     from ops.delivery.parked import event, place_of
     from ops.pipeline.health import reader_engine
 
@@ -82,12 +88,12 @@ def retry(
     end: End = None,
     tz: Zone = "",
     limit: Annotated[int, typer.Option("--limit", parser=whole(1, 10_000), help="keys at most")] = 1_000,
-    reason: Annotated[str, typer.Option("--reason", help="kept in the audit table")] = "",
+    reason: Annotated[str, typer.Option("--reason", help="why; kept in the audit table")] = "",
     execute: Execute = False,
     yes: Yes = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Apply parked events again, each key whole and in order, from its first event on; where that still fails, its key waits.
+    """Apply parked events again, key by key and in order. If an event still fails, its key waits on.
 
     Safe beside running workers. Exit code 1 if something still fails.
     """
@@ -138,9 +144,9 @@ def skip(
     yes: Yes = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Take events out of the parking lot without applying them; they are kept whole in the service's `parked_audit`.
+    """Take events out of the parking lot without applying them. They are kept whole in the service's `parked_audit`.
 
-    What waits behind them can then be retried.
+    The events that wait behind them can then be retried.
     """
     from ops.delivery.parked import ParkedFilter, ParkedRow, operator, queues
     from ops.delivery.parked import events as parked_events
@@ -153,20 +159,20 @@ def skip(
         identity=identity, consumer=consumer, key=key, type=type_, cause=cause, between=span(begin, end, tz)
     )
     if wanted == ParkedFilter():
-        raise typer.BadParameter("name an ID, or choose with --consumer, --key, --type, --cause, --from, --to")
+        raise typer.BadParameter("choose events: name an ID, or give --consumer, --key, --type, --cause, --from, --to")
     if not reason.strip():
-        raise typer.BadParameter("--reason is empty")
+        raise typer.BadParameter("--reason is empty: give it, because the audit table keeps it")
     with reader_engine(settings).connect() as connection:
         chosen = parked_events(connection, wanted, limit=limit)
         behind = sum(queue.events for queue in queues(connection, wanted, limit=limit)) - len(chosen)
     _require_there(identity, chosen)
     print_rows([asdict(row) for row in chosen], output, columns=tuple(ParkedRow.__dataclass_fields__), less=LESS)
     ahead = f"{len(chosen)} parked events would be skipped"
-    question = f"skip {len(chosen)} events, which will then not be applied?" if chosen else ""
+    question = f"skip {len(chosen)} events? They will not be applied" if chosen else ""
     if not is_meant(ahead, execute=execute, yes=yes, does="skips them", question=question):
         return
     skipped = skip_events(settings, chosen, Act(action=Action.SKIP, actor=operator(), reason=reason))
-    say(f"{skipped} skipped, kept in parked_audit")
+    say(f"{skipped} skipped and kept in parked_audit")
     if behind > 0:
         say(f"{behind} other events of the same keys are parked: payrelay parked retry")
 
@@ -174,7 +180,9 @@ def skip(
 def _require_there(identity: str, chosen: Sequence[object]) -> None:
     """An id that was typed is an event's. Raises UnknownName: a filter may match nothing, a name may not."""
     if identity and not chosen:
-        raise UnknownName(f"no event {identity} of these is parked: payrelay parked list --events")
+        raise UnknownName(
+            f"no parked event {identity} matches. Parked events are shown by: payrelay parked list --events"
+        )
 
 
 def _filter(*, between: tuple[datetime | None, datetime | None], **given: str) -> Any:

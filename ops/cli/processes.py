@@ -16,15 +16,15 @@ def worker(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="processors, or `notifier` (every queue) or `notifier:QUEUE`; all processors and notifiers without it"
+            help="processors, or `notifier` (every queue), or `notifier:QUEUE`; default: all processors and notifiers"
         ),
     ] = None,
 ) -> None:
-    """Run the named processors, or notifiers, in one process, until SIGTERM or Ctrl-C.
+    """Run the named processors or notifiers in one process until SIGTERM or Ctrl-C.
 
-    Without a name: all processors in one process, and each queue's notifier in a process beside it. They end together, so that
-    whoever supervises this command sees it when one has failed. If PAYRELAY_METRICS_PORT is set, the processors serve metrics there
-    and the notifiers at the next ports.
+    Without a name, runs all processors in one process, and each queue's notifier in a process beside it. If one of them
+    ends, all end, so that whatever supervises this command notices. If PAYRELAY_METRICS_PORT is set, the processors serve
+    metrics on that port, and the notifiers on the ports after it.
     """
     from ops.cli.worker import run
 
@@ -36,12 +36,12 @@ def worker(
 
 
 def serve(
-    names: Annotated[list[str] | None, typer.Argument(help="services; all without it")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="names of services; default: all")] = None,
 ) -> None:
-    """Run HTTP services in one process, until SIGTERM or Ctrl-C."""
+    """Run HTTP services in one process until SIGTERM or Ctrl-C."""
     wanted = names or list(HTTP_SERVICES)
     if unknown := [name for name in wanted if name not in HTTP_SERVICES]:
-        raise typer.BadParameter(f"{', '.join(unknown)}; there are: {', '.join(HTTP_SERVICES)}")
+        raise typer.BadParameter(f"there is no service {', '.join(unknown)}; there are: {', '.join(HTTP_SERVICES)}")
     from outbox.http.app import serve as serve_apps
 
     settings = current_settings()
@@ -52,7 +52,7 @@ def serve(
 
 
 def exporter() -> None:
-    """Serve metrics of what belongs to no process: lag, outbox, slot, heartbeat, parked, ledger. Until SIGTERM or Ctrl-C."""
+    """Serve pipeline-wide metrics (lag, outbox, slot, heartbeat, parked events, ledger) until SIGTERM or Ctrl-C."""
     from ops.monitoring.exporter import run
 
     run(current_settings())

@@ -19,67 +19,76 @@ if TYPE_CHECKING:  # commands import what they run: --help is quick
     from ops.reconcile.run import Report
     from outbox.settings import Settings
 
-COLUMNS = ("kind", "consumer", "event", "type", "key", "order_no", "place", "found", "mend")
+COLUMNS = ("kind", "consumer", "event", "type", "key", "order_no", "place", "found", "fix")
 SPAN_MAX_S = 3_650 * 86_400
 SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 def reconcile(
-    full: Annotated[bool, typer.Option("--full", help="everything that is kept, not only what is new")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="look at everything that is kept, not only at what is new")
+    ] = False,
     grace: Annotated[
-        str, typer.Option("--grace", metavar="SPAN", help="what is younger may be on its way: 30s, 10m, 2h, 1d")
+        str,
+        typer.Option(
+            "--grace",
+            metavar="SPAN",
+            help="ignore events younger than this, which may be on their way: 30s, 10m, 2h, 1d",
+        ),
     ] = "10m",
-    fix: Annotated[bool, typer.Option("--fix", help="show what would fix it; done with --execute")] = False,
-    execute: Annotated[bool, typer.Option("--execute", help="of --fix: fix it; else it is only shown")] = False,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="show what would fix the findings; with --execute, fix them")
+    ] = False,
+    execute: Annotated[bool, typer.Option("--execute", help="with --fix: carry out the fixes")] = False,
     yes: Yes = False,
     limit: Annotated[
-        int, typer.Option("--limit", parser=whole(1, 100_000), help="findings of a kind that a table names")
+        int, typer.Option("--limit", parser=whole(1, 100_000), help="findings of each kind that the table names")
     ] = 20,
     output: Output = Format.TABLE,
 ) -> None:
-    """Hold orders, outbox, topics, inboxes, vouchers, funds, points and notifications against each other; name every hole.
+    """Compare orders, outbox, topics, inboxes, vouchers, funds, points and notifications, and name every difference.
 
-    Looks at what is new since the last run, and again at what is open. Exit code 1 if something is wrong, or waits longer than the grace.
+    Looks at what is new since the last run, and at findings that are still open. Exit code 1 if something is wrong, or has waited longer than the grace.
     """
     from ops.reconcile.run import reconcile as run
 
     if execute and not fix:
-        raise typer.BadParameter("--execute goes with --fix")
+        raise typer.BadParameter("--execute needs --fix: without it, reconcile changes nothing")
     settings = current_settings()
     span = span_of(grace)
     report = run(settings, full=full, grace=span)
     if fix and report.findings:
-        report = _mended(settings, report, grace=span, execute=execute, yes=yes)
+        report = _fixed(settings, report, grace=span, execute=execute, yes=yes)
     show(report, output, limit=limit)
     if not report.is_clean:
         raise typer.Exit(1)
 
 
-MENDED_S = 120.0
-"""How long a step may take, and how long what was mended is waited for."""
+FIX_S = 120.0
+"""Seconds that a step may take, and seconds to wait until what was fixed is no finding any more."""
 
 
-def _mended(settings: Settings, report: Report, *, grace: timedelta, execute: bool, yes: bool) -> Report:
+def _fixed(settings: Settings, report: Report, *, grace: timedelta, execute: bool, yes: bool) -> Report:
     """The plan is shown, and done if it is wanted; returns how things are then."""
     from ops.delivery.parked import operator
-    from ops.reconcile.mend import carry_out, plan, settle
+    from ops.reconcile.fix import carry_out, plan, settle
 
     steps = plan(settings, report.findings)
     for step in steps:
         say(f"{len(step.findings)} {step.kind} at {step.at}: {step.what}")
     if all(step.by_hand for step in steps):
-        say("nothing of it can be mended from here")
+        say("no command fixes any of these findings: each row says what to look at")
         return report
-    if not is_meant(execute=execute, yes=yes, does="fixes it", question="do it?"):
+    if not is_meant(execute=execute, yes=yes, does="fixes it", question="fix these findings?"):
         return report
     tried = []
-    for mended in carry_out(settings, steps, actor=operator(), within_s=MENDED_S):
-        if not mended.step.by_hand:
-            say(f"{mended.step.kind} at {mended.step.at}: {mended.done} done, {len(mended.failed)} failed")
-        for subject, why in list(mended.failed.items())[:20]:
+    for outcome in carry_out(settings, steps, actor=operator(), within_s=FIX_S):
+        if not outcome.step.by_hand:
+            say(f"{outcome.step.kind} at {outcome.step.at}: {outcome.done} done, {len(outcome.failed)} failed")
+        for subject, why in list(outcome.failed.items())[:20]:
             say(f"  {subject}: {why}")
-        tried += [mended.step] if mended.done or not mended.failed else []
-    return settle(settings, tried, grace=grace, within_s=MENDED_S)
+        tried += [outcome.step] if outcome.done or not outcome.failed else []
+    return settle(settings, tried, grace=grace, within_s=FIX_S)
 
 
 def span_of(given: str) -> timedelta:
@@ -92,9 +101,9 @@ def span_of(given: str) -> timedelta:
     try:
         seconds = parse_whole(number) * SECONDS[unit]
     except (ValueError, KeyError) as error:
-        raise typer.BadParameter(f"{given[:40]!r} is no span: 30s, 10m, 2h or 1d") from error
+        raise typer.BadParameter(f"{given[:40]!r} is no span of time: write e.g. 30s, 10m, 2h or 1d") from error
     if seconds > SPAN_MAX_S:
-        raise typer.BadParameter(f"{given!r} is longer than anything is kept")
+        raise typer.BadParameter(f"{given!r} is longer than events are kept: give a shorter span")
     return timedelta(seconds=seconds)
 
 
@@ -106,7 +115,7 @@ def show(report: Report, output: Format, *, limit: int) -> None:
                 "findings": [_row(finding) for finding in report.findings],
                 "waiting": report.waiting,
                 "skipped": report.skipped,
-                "mended": len(report.closed),
+                "fixed": len(report.closed),
                 "events": report.events,
                 "before": report.before,
                 "upto": report.upto,
@@ -121,11 +130,11 @@ def show(report: Report, output: Format, *, limit: int) -> None:
             print_rows([{"kind": kind, "at": at, "count": count} for (kind, at), count in counts.items()], output)
             print_rows(_first(report.findings, limit), output, columns=COLUMNS)
     for what, count in sorted(report.waiting.items()):
-        say(f"{count} events older than the grace wait for {what}: payrelay doctor")
+        say(f"{count} events older than the grace still wait for {what}. What holds them up: payrelay doctor")
     if report.skipped:
-        say(f"{report.skipped} events were skipped by an operator: they stand in parked_audit")
+        say(f"{report.skipped} events were skipped by an operator: parked_audit keeps them")
     if report.closed:
-        say(f"{len(report.closed)} earlier findings are mended")
+        say(f"{len(report.closed)} earlier findings are fixed")
     say(
         f"{report.events} events looked at in {report.seconds:.1f} s, up to {report.upto or 'nowhere: a prepared transaction is open'}; "
         f"{len(report.findings)} findings"
@@ -157,5 +166,5 @@ def _row(finding: Finding) -> dict[str, Any]:
         "effect": finding.effect,
         "place": finding.place,
         "found": finding.found,
-        "mend": finding.mend,
+        "fix": finding.fix,
     }

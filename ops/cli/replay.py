@@ -16,7 +16,7 @@ from ops.cli.context import current_settings
 from ops.cli.intent import is_meant
 from ops.cli.options import Execute, Output, Yes, whole
 from ops.cli.output import Format, legible, print_rows, say
-from ops.cli.times import FORMATS, Zone, span
+from ops.cli.times import Zone, span, time_option
 from outbox.quoting import quoted
 
 if TYPE_CHECKING:
@@ -26,14 +26,12 @@ if TYPE_CHECKING:
     from ops.rebuild.rebuild import Rebuilt
     from outbox.settings import Settings
 
-app = typer.Typer(
-    help="Events handed to a consumer once more, and its rows made again from them.", no_args_is_help=True
-)
+app = typer.Typer(help="Hand events to a consumer again, or rebuild its rows from its topics.", no_args_is_help=True)
 
-Consumer = Annotated[str, typer.Argument(help="its group, e.g. accounting")]
+Consumer = Annotated[str, typer.Argument(help="consumer, e.g. accounting")]
 
 LINES_EACH = 25_000
-"""Records between two lines of progress, where standard error is no terminal."""
+"""Messages between two lines of progress, where standard error is no terminal."""
 
 
 COUNTS = ("applied", "superseded", "known", "resent", "parked", "waiting", "refused", "failed", "unreadable", "outside")
@@ -41,35 +39,31 @@ COUNTS = ("applied", "superseded", "known", "resent", "parked", "waiting", "refu
 
 @app.command("redeliver")
 def redeliver(
-    consumer: Annotated[str, typer.Option("--consumer", help="e.g. accounting")],
-    topic: Annotated[str, typer.Option("--topic", help="one of the consumer's; all of them without it")] = "",
+    consumer: Annotated[str, typer.Option("--consumer", help="consumer, e.g. accounting")],
+    topic: Annotated[str, typer.Option("--topic", help="one of the consumer's topics; default: all")] = "",
     begin: Annotated[
-        datetime | None,
-        typer.Option("--from", formats=FORMATS, metavar="TIME", help="appended, or recorded, from then on"),
+        datetime | None, time_option("--from", "appended (--from-outbox: recorded) from this time on")
     ] = None,
-    end: Annotated[
-        datetime | None,
-        typer.Option("--to", formats=FORMATS, metavar="TIME", help="appended, or recorded, before then"),
-    ] = None,
+    end: Annotated[datetime | None, time_option("--to", "appended (--from-outbox: recorded) before this time")] = None,
     tz: Zone = "",
-    key: Annotated[str, typer.Option("--key", help="record key, e.g. a payment number")] = "",
-    type_: Annotated[str, typer.Option("--type", help="e.g. payment.settled.v1")] = "",
-    order: Annotated[str, typer.Option("--order", help="order number")] = "",
-    event: Annotated[list[UUID] | None, typer.Option("--event", help="event id; may be given several times")] = None,
+    key: Annotated[str, typer.Option("--key", help="message key, e.g. a payment number")] = "",
+    type_: Annotated[str, typer.Option("--type", help="event type, e.g. payment.settled.v1")] = "",
+    order: Annotated[str, typer.Option("--order", help="events of this order number")] = "",
+    event: Annotated[list[UUID] | None, typer.Option("--event", help="event id; may be repeated")] = None,
     from_outbox: Annotated[
-        bool, typer.Option("--from-outbox", help="what never reached the topic, or is there no longer")
+        bool, typer.Option("--from-outbox", help="read the outbox: events that are on no topic, or no longer on it")
     ] = False,
     resend_external: Annotated[
         bool,
-        typer.Option("--resend-external", help="also tell the outside again of what was applied, under the same ids"),
+        typer.Option("--resend-external", help="also notify again about events already applied, under the same ids"),
     ] = False,
     execute: Execute = False,
     yes: Yes = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Hand events to a consumer once more: what it has not applied is applied, what it has is dropped.
+    """Hand events to a consumer again: new ones are applied, events already applied are dropped.
 
-    Beside its running worker, whose position stays. Exit code 1 if something failed, was refused or was not found.
+    Runs beside the consumer's worker, whose position stays. Exit code 1 if an event failed, was refused or was not found.
     """
     from ops.delivery.redeliver import carry_out, plan
     from ops.delivery.search import Window
@@ -81,7 +75,9 @@ def redeliver(
     settings = current_settings()
     foreseen = plan(settings, consumer, window, from_outbox=from_outbox, resends_external=resend_external)
     total = foreseen.total
-    ahead = f"apply {total.applied}, tell the outside of {total.outside} for the first time and of {total.resent} again"
+    ahead = (
+        f"apply {total.applied} events, notify about {total.outside} for the first time and about {total.resent} again"
+    )
     if not execute:
         print_rows(
             [_row(place, counted) for place, counted in foreseen.places.items()], output, columns=("place", *COUNTS)
@@ -105,46 +101,50 @@ def _row(place: str, outcome: Redelivered) -> dict[str, Any]:
 
 
 def _tell(outcome: Redelivered) -> None:
-    """What was not done, and what to do about it."""
+    """Standard error says what was not done, and what to do about it."""
     for identity, error in [*outcome.failed.items(), *outcome.refused.items()][:20]:
         say(f"{identity}: {error}")
     for identity in sorted(outcome.missing)[:20]:
-        say(f"{identity}: not found")
+        say(f"{identity}: not found: check the id, the time and --from-outbox")
     if outcome.parked:
-        say(f"{outcome.parked} are parked, or behind what is: payrelay parked retry")
+        say(f"{outcome.parked} are parked, or behind a parked event of their key: payrelay parked retry")
     if outcome.waiting:
-        say(f"{outcome.waiting} are still ahead of the worker, or of the connector: payrelay status")
+        say(f"{outcome.waiting} are still to be read or published. Do all parts run? payrelay status")
     if outcome.cut_short:
-        say("too many have failed, the rest was not tried: mend the handler and repeat")
+        say("too many events have failed, so the rest was not tried: fix the handler, then repeat the command")
 
 
 @app.command()
 def rebuild(
     consumer: Consumer,
-    anew: Annotated[bool, typer.Option("--anew", help="begin anew, whatever an earlier call has left")] = False,
-    checkpoint: Annotated[str, typer.Option("--checkpoint", help="begin at this one")] = "",
-    correct: Annotated[bool, typer.Option("--correct", help="ledger: vouchers that mend what differs")] = False,
-    switch: Annotated[bool, typer.Option("--switch", help="projections: the rebuilt tables take their place")] = False,
+    anew: Annotated[bool, typer.Option("--anew", help="start over, whatever an earlier call has left")] = False,
+    checkpoint: Annotated[str, typer.Option("--checkpoint", help="start from this checkpoint")] = "",
+    correct: Annotated[
+        bool, typer.Option("--correct", help="ledger only: show vouchers that correct differences")
+    ] = False,
+    switch: Annotated[bool, typer.Option("--switch", help="projections only: switch to the rebuilt tables")] = False,
     reason: Annotated[str, typer.Option("--reason", help="with --correct: why; kept on the vouchers")] = "",
-    actor: Annotated[str, typer.Option("--actor", help="with --correct: who; you, if not given")] = "",
-    execute: Annotated[bool, typer.Option("--execute", help="correct or switch; else it is only shown")] = False,
+    actor: Annotated[str, typer.Option("--actor", help="with --correct: who does it; default: your user name")] = "",
+    execute: Annotated[
+        bool, typer.Option("--execute", help="carry out --correct or --switch; else only show it")
+    ] = False,
     yes: Yes = False,
-    limit: Annotated[int, typer.Option("--limit", parser=whole(1, 100_000), help="findings shown")] = 100,
+    limit: Annotated[int, typer.Option("--limit", parser=whole(1, 100_000), help="findings shown at most")] = 100,
     output: Output = Format.TABLE,
 ) -> None:
-    """Make a consumer's rows again from its topics, in a shadow schema, and show how the live ones differ.
+    """Rebuild a consumer's rows from its topics in a shadow schema, and show how the live rows differ.
 
-    Live goes on meanwhile: both are compared at the same position in every partition. Killed, the next call goes on.
-    Exit code 1 if they differ.
+    The consumer runs on meanwhile: both sides are compared at the same position in every partition. If it is killed, the next call resumes.
+    Exit code 1 if the rows differ.
     """
     from ops.rebuild.rebuild import rebuild as rebuild_consumer
 
     if correct and switch:
-        raise typer.BadParameter("--correct is for money, --switch for projections: one of them")
+        raise typer.BadParameter("--correct is for money and --switch is for projections: give one of them")
     if correct and not reason.strip():
-        raise typer.BadParameter("--correct needs a --reason: the vouchers keep it")
+        raise typer.BadParameter("--correct needs a --reason, because the vouchers keep it")
     if execute and not (correct or switch):
-        raise typer.BadParameter("--execute needs --correct or --switch")
+        raise typer.BadParameter("--execute needs --correct or --switch: a rebuild alone changes no live row")
     settings = current_settings()
     with _progress(f"rebuilding {consumer}") as progress:
         rebuilt = rebuild_consumer(settings, consumer, anew=anew, checkpoint=checkpoint, progress=progress)
@@ -167,7 +167,7 @@ def rebuild(
 def _correct(
     settings: Settings, rebuilt: Rebuilt, reason: str, actor: str, output: Format, *, execute: bool, yes: bool
 ) -> None:
-    """What corrects the ledger is shown; posted, where that is meant."""
+    """The ledger's corrections are shown; posted, where that is meant."""
     from ops.rebuild.correct import correct, corrections_of
     from outbox.clock import utc_now
 
@@ -195,7 +195,7 @@ def _correction(correction: Correction) -> dict[str, object]:
 
 
 def _switch(settings: Settings, rebuilt: Rebuilt, *, execute: bool, yes: bool) -> None:
-    """What a switch would do is said; done, where that is meant."""
+    """The plan of a switch is shown; carried out, where that is meant."""
     from ops.pipeline.health import reader_engine
     from ops.rebuild.switch import require_switchable
     from ops.rebuild.switch import switch as switch_tables
@@ -208,30 +208,32 @@ def _switch(settings: Settings, rebuilt: Rebuilt, *, execute: bool, yes: bool) -
         return
     with _progress("what has come since") as progress:
         done = switch_tables(settings, rebuilt, progress=progress)
-    say(f"switched in {done.held_s:.2f} s; {done.known} events known now, {done.unknown} no more, {done.parked} parked")
-    say(f"the old tables are in {done.old}: payrelay replay drop {quoted(done.old)} --execute removes them")
+    say(
+        f"switched in {done.held_s:.2f} s; {done.known} events now applied, {done.unknown} no longer, {done.parked} parked"
+    )
+    say(f"the old tables are in {done.old}. To remove them: payrelay replay drop {quoted(done.old)} --execute")
 
 
 @app.command()
 def checkpoint(consumer: Consumer) -> None:
-    """Keep a consumer's rows with its position in every partition: a later rebuild can begin there. Reads only of live.
+    """Save a consumer's rows with its position in every partition, so that a later rebuild can start there.
 
-    Needed where the topics do not keep their history for ever. Exit code 1 if balances are not what entries add up to.
+    Needed where the topics do not keep their whole history. Only reads the live rows. Exit code 1 if a balance is not the sum of its entries.
     """
     from ops.rebuild.checkpoint import take_checkpoint
 
     made = take_checkpoint(current_settings(), consumer)
-    say(f"kept as {made.name}; payrelay replay drop {quoted(made.name)} --execute removes it")
+    say(f"kept as {made.name}. To remove it: payrelay replay drop {quoted(made.name)} --execute")
 
 
 @app.command()
 def drop(
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help="as this command without it shows")] = "",
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="name, as this command shows it without one")] = "",
     execute: Execute = False,
     yes: Yes = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Remove a shadow, a checkpoint, or tables that a switch has put aside; without a name, show what there is."""
+    """Remove a shadow, a checkpoint, or tables that a switch has put aside. Without a name, list them."""
     from ops.pipeline.health import reader_engine
     from ops.rebuild.schemas import drop_schema, find_schemas
     from outbox.errors import UnknownName
@@ -242,7 +244,7 @@ def drop(
         schemas = find_schemas(connection)
     if name and name not in {made.name for made in schemas}:
         raise UnknownName(
-            f"{name!r} was not made by a rebuild, a switch or a checkpoint: payrelay replay drop lists what was"
+            f"{name!r} was not made by a rebuild, a switch or a checkpoint. What was made is shown by: payrelay replay drop"
         )
     print_rows(
         [asdict(made) for made in schemas if not name or made.name == name],
@@ -253,13 +255,13 @@ def drop(
     if name and is_meant(execute=execute, yes=yes, does="removes it", question=question):
         with owner_engine(settings).begin() as owner:
             drop_schema(owner, name)
-        say(f"{name} is gone")
+        say(f"{name} is removed")
 
 
 def _show(rebuilt: Rebuilt, limit: int, output: Format) -> None:
     """The findings are on standard output, the rest on standard error."""
     difference = rebuilt.difference
-    columns = ("what", "kind", "subject", "live", "rebuilt", "mend")
+    columns = ("what", "kind", "subject", "live", "rebuilt", "fix")
     print_rows([asdict(row) | {"what": row.what.value} for row in difference.findings[:limit]], output, columns=columns)
     begin = f"checkpoint {rebuilt.shadow.base}" if rebuilt.shadow.base else "offset 0"
     how = f"resumed, from {begin}" if rebuilt.was_resumed else f"from {begin}"
@@ -267,11 +269,11 @@ def _show(rebuilt: Rebuilt, limit: int, output: Format) -> None:
     say(f"{rebuilt.records} events read in {rebuilt.feed_s:.1f} s ({how}{rate}) into {rebuilt.shadow.name}")
     say(f"both sides at {', '.join(f'{log} {at}' for log, at in sorted(rebuilt.positions.items(), key=str))}")
     if rebuilt.subject.aside:
-        say(f"taken as they stand: {rebuilt.subject.aside}")
+        say(f"not compared, taken as they are: {rebuilt.subject.aside}")
     if rebuilt.parked:
         say(f"{rebuilt.parked} events are parked in the shadow: the handler rejects them, or their key waits")
     if sum(difference.counts.values()) > limit:
-        say(f"the first {limit} findings are shown: --limit")
+        say(f"the first {limit} findings are shown: --limit shows more")
     say(f"compared in {rebuilt.compare_s:.1f} s: {_summary(rebuilt)}")
 
 

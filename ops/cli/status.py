@@ -22,10 +22,10 @@ LESS = ("metrics_port", "version", "since", "restarts", "pid", "port", "last_exi
 
 
 def status(stack: Stack = "", output: Output = Format.TABLE) -> None:
-    """Show each part: state, pid, ports, version, since when, restarts, last exit, condition; and the last round of upkeep.
+    """Show each part of the stack (state, pid, ports, version, start, restarts, last exit, condition), and the last round of upkeep.
 
-    A worker that waits for its database or its broker is `waiting`; the condition of a part that is `starting` says how it gets on.
-    Exit code 1 unless all run and upkeep is done.
+    A worker that waits for its database or its broker is `waiting`. The condition of a `starting` part says how far it is.
+    Exit code 1 unless every part runs and the last upkeep succeeded.
     """
     folder = this_stack(stack)
     stopped = folder.stopped_parts()
@@ -34,7 +34,7 @@ def status(stack: Stack = "", output: Output = Format.TABLE) -> None:
         rows.append(_upkeep(folder))
     print_rows(rows, output, less=LESS)
     if not rows:
-        say("no stack here: payrelay up")
+        say("no stack runs here. To start it: payrelay up")
     if not rows or any(row["state"] not in ("running", "done") for row in rows):
         raise typer.Exit(1)
 
@@ -69,21 +69,22 @@ def _row(folder: StackFolder, state: PartState, stopped: str) -> dict[str, Any]:
 
 def logs(
     part: Annotated[
-        str,
-        typer.Argument(help="a part's name as status shows it, or supervisor; the parts and the supervisor without it"),
+        str, typer.Argument(help="name of a part as `payrelay status` shows it, or supervisor; default: all of them")
     ] = "",
     stack: Stack = "",
-    lines: Annotated[int, typer.Option("-n", "--lines", parser=whole(1, 1_000_000))] = 50,
-    follow: Annotated[bool, typer.Option("-f", "--follow")] = False,
+    lines: Annotated[int, typer.Option("-n", "--lines", parser=whole(1, 1_000_000), help="lines of each log")] = 50,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="keep printing new lines until Ctrl-C")] = False,
 ) -> None:
     """Print the end of a part's log, or of every part's."""
     folder = this_stack(stack)
     known = {part_of(path.stem): path for path in sorted(folder.logs.glob("*.log"))}
     if part and part not in known:
-        raise UnknownName(f"no log of {part!r}; there are: {', '.join(known) or 'none, the stack was never up'}")
+        raise UnknownName(
+            f"there is no log of {part!r}; there are: {', '.join(known) or 'none, the stack was never up: payrelay up'}"
+        )
     wanted = {part: known[part]} if part else known
     if not wanted:
-        raise Refused("no logs: the stack was never up")
+        raise Refused("there are no logs, because the stack was never up: payrelay up")
     tail = ["/usr/bin/env", "tail", f"-n{lines}"]
     try:
         if follow:

@@ -14,22 +14,24 @@ from outbox.errors import UnknownName
 
 
 def timeline(
-    number: Annotated[str, typer.Argument(metavar="ORDER_NO", help="an order's number, or a payment's")],
+    number: Annotated[str, typer.Argument(metavar="ORDER_NO", help="number of an order or a payment")],
     merchant: Annotated[
-        str, typer.Option("--merchant", help="this merchant's only: others may use the number too")
+        str, typer.Option("--merchant", help="only this merchant's order: other merchants may use the same number")
     ] = "",
     output: Output = Format.TABLE,
 ) -> None:
-    """Show an order's whole story over every table and topic, in time order with latencies.
+    """Show an order's whole story across every table and topic, in time order, with latencies.
 
-    Each thing that should be there and is not has a line `missing` with the command that mends it. Exit code 1 if there is
-    one.
+    Whatever should be there but is not has a line `missing`, with the command that fixes it. Exit code 1 if something is
+    missing.
     """
     from ops.timeline.story import StoryLine, timeline
 
     stories = timeline(current_settings(), number, merchant_no=merchant)
     if not stories:
-        raise UnknownName(f"no order and no payment has the number {number!r}")
+        raise UnknownName(
+            f"no order and no payment has the number {number!r}: check it, and --merchant if you gave one"
+        )
     if output is Format.JSON:
         print_json([asdict(story) for story in stories])
     elif output is Format.CSV:
@@ -44,9 +46,9 @@ def timeline(
             columns = [
                 name
                 for name in StoryLine.__dataclass_fields__
-                if name != "mend" or any(line.mend for line in story.lines)
+                if name != "fix" or any(line.fix for line in story.lines)
             ]
             print_rows([asdict(line) for line in story.lines], output, columns=columns)
     if holes := sum(not story.is_whole for story in stories):
-        say(f"{holes} of {len(stories)} payments have something missing")
+        say(f"{holes} of {len(stories)} payments have something missing: column fix names the command")
         raise typer.Exit(1)

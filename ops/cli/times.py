@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +20,14 @@ FORMATS = [
 ]
 """How commands take a time."""
 
-Zone = Annotated[str, typer.Option("--tz", metavar="ZONE", help="of times that name none, e.g. Asia/Shanghai")]
+Zone = Annotated[
+    str, typer.Option("--tz", metavar="ZONE", help="time zone of times that name none, e.g. Asia/Shanghai")
+]
+
+
+def time_option(name: str, text: str) -> Any:
+    """Return an option that takes a time; `text` is its help."""
+    return typer.Option(name, formats=FORMATS, metavar="TIME", help=text)
 
 
 def instant(at: datetime | None, tz: str) -> datetime | None:
@@ -28,14 +35,14 @@ def instant(at: datetime | None, tz: str) -> datetime | None:
     if at is None:
         return None
     if at.tzinfo is None and not tz:
-        raise typer.BadParameter(f"{at.isoformat()} names no zone: add one (2026-11-23T08:00:00+0800) or --tz")
+        raise typer.BadParameter(f"{at.isoformat()} names no zone: add one (2026-11-23T08:00:00+0800) or give --tz")
     try:
         meant = in_zone(at, zone_of(tz)) if at.tzinfo is None else at
         meant.astimezone(UTC)  # as it is looked up
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     except OverflowError as error:
-        raise typer.BadParameter(f"{at.isoformat()} is before the year 1 or after 9999") from error
+        raise typer.BadParameter(f"{at.isoformat()} is before the year 1 or after 9999: give another time") from error
     return meant
 
 
@@ -43,5 +50,7 @@ def span(begin: datetime | None, end: datetime | None, tz: str) -> tuple[datetim
     """Return both ends of a window as they were meant; one that ends before it begins is refused: it would find nothing wrong."""
     first, last = instant(begin, tz), instant(end, tz)
     if first is not None and last is not None and first >= last:
-        raise typer.BadParameter(f"nothing lies from {first.isoformat()} on and before {last.isoformat()}")
+        raise typer.BadParameter(
+            f"nothing lies from {first.isoformat()} on and before {last.isoformat()}: the window ends before it begins"
+        )
     return first, last

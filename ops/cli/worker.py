@@ -13,7 +13,7 @@ from outbox.errors import Misused
 
 
 def run(names: Sequence[str]) -> int:
-    """The named processors or notifiers have run in this process, or all of them in processes beside it; returns the exit code.
+    """The named processors or notifiers have run in this process, or all of them in processes of their own; returns the exit code.
 
     Raises Misused for a name that is none, and for processors and notifiers named together.
     """
@@ -21,7 +21,7 @@ def run(names: Sequence[str]) -> int:
         return _run_all()
     notifiers = {NOTIFIER: QUEUES} | NOTIFIERS
     if unknown := [name for name in names if name not in (*PROCESSORS, *notifiers)]:
-        raise Misused(f"no worker {', '.join(unknown)}; there are: {', '.join((*PROCESSORS, *notifiers))}")
+        raise Misused(f"there is no worker {', '.join(unknown)}; there are: {', '.join((*PROCESSORS, *notifiers))}")
     queues = [notifiers[name] for name in names if name in notifiers]
     if not queues:
         gc.disable()  # imports leave no garbage, and looking for it takes a twentieth of their time
@@ -34,7 +34,9 @@ def run(names: Sequence[str]) -> int:
 
         run_sender(current_settings(), {queue: service for of_name in queues for queue, service in of_name.items()})
     else:
-        raise Misused("notifiers and processors run in processes of their own: name either, or none for all")
+        raise Misused(
+            "notifiers and processors run in processes of their own: name only notifiers, only processors, or none for all"
+        )
     return 0
 
 

@@ -114,7 +114,9 @@ def listen(settings: Settings) -> socket.socket:
         family = socket.AF_INET6 if ":" in settings.console_host else socket.AF_INET
         return socket.create_server((settings.console_host, settings.console_port), family=family)
     except OSError as error:
-        raise Refused(f"port {settings.console_port}: {error.strerror}; set PAYRELAY_CONSOLE_PORT") from error
+        raise Refused(
+            f"the console cannot listen on port {settings.console_port}: {error.strerror}. Set PAYRELAY_CONSOLE_PORT to a free one"
+        ) from error
 
 
 def serve(settings: Settings, users: Mapping[str, User], listening: socket.socket, ready: Callable[[], None]) -> None:

@@ -61,7 +61,7 @@ PAGES = (
     ("Overview", "/", "o"),
     ("Notifications", "/notifications", "n"),
     ("Receivers", "/receivers", "r"),
-    ("Acts", "/acts", "a"),
+    ("Actions", "/acts", "a"),
 )
 """What the navigation shows: name, address, and the key that follows g."""
 
@@ -163,8 +163,8 @@ class Console:
         try:
             return await asyncio.to_thread(act)
         except SQLAlchemyError as error:
-            log.warning("act failed: %s %s", type(error).__name__, getattr(error, "orig", ""))
-            raise HttpError(503, "unavailable", "the database does not answer; ask again, the same way") from error
+            log.warning("action failed, nothing was done: %s %s", type(error).__name__, getattr(error, "orig", ""))
+            raise HttpError(503, "unavailable", "the database does not answer: send the same request again") from error
 
     @property
     def cookie(self) -> str:
@@ -203,9 +203,9 @@ async def acting(request: Request, session: Annotated[Session, Depends(signed_in
     """Return an operator's session whose own form this is; raises HttpError 403."""
     form = await form_of(request)
     if not session.takes(form.get("csrf", "")):
-        raise HttpError(403, "stale form", "this page is older than your sign-in: load it again")
+        raise HttpError(403, "stale form", "this page is older than your sign-in, so nothing was done: load it again")
     if not session.may_act:
-        raise HttpError(403, "not allowed", f"{session.user.name} may look, not act: sign in as an operator")
+        raise HttpError(403, "not allowed", f"{session.user.name} is a viewer, who cannot act: sign in as an operator")
     return session
 
 
@@ -228,7 +228,7 @@ def known_names(request: Request, _: Annotated[Session, Depends(signed_in)]) -> 
                 f"{name[:TEXT_MAX]!r} is none of {', '.join(sorted(known)) or 'its names: it has none'}",
             )
         if names.count(name) > 1:
-            raise HttpError(400, "ambiguous filter", f"{name!r} is there {names.count(name)} times")
+            raise HttpError(400, "ambiguous filter", f"{name!r} is given {names.count(name)} times: give it once")
 
 
 SEEN = Depends(known_names)
@@ -241,12 +241,12 @@ async def form_of(request: Request) -> dict[str, str]:
     if not hasattr(request.state, "form"):
         refuse_elsewhere(request)
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
-            raise HttpError(415, "not a form", "send application/x-www-form-urlencoded")
+            raise HttpError(415, "not a form", "this is not a form: send application/x-www-form-urlencoded")
         body = await read_body(request)
         try:
             fields = parse_qs(body.decode("ascii"), keep_blank_values=True, max_num_fields=FIELDS_MAX, errors="strict")
         except ValueError as error:
-            raise HttpError(400, "not a form", "the form cannot be read") from error
+            raise HttpError(400, "not a form", "the form cannot be read: load the page again") from error
         request.state.form = {name: values[-1].replace("\0", "") for name, values in fields.items()}
     form: dict[str, str] = request.state.form
     return form
@@ -262,7 +262,7 @@ async def reason_of(request: Request) -> str:
     """Return why something is done; raises Refused for no reason."""
     reason = (await form_of(request)).get("reason", "").strip()
     if not reason or len(reason) > TEXT_MAX:
-        raise Refused(f"say why, in at most {TEXT_MAX} characters: it is kept in the audit table")
+        raise Refused(f"say why, in at most {TEXT_MAX} characters: the audit table keeps the reason")
     return reason
 
 
@@ -273,7 +273,7 @@ def refuse_elsewhere(request: Request) -> None:
     if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
         elsewhere = True
     if elsewhere:
-        raise HttpError(403, "from elsewhere", "this form was sent by another site")
+        raise HttpError(403, "from elsewhere", "another site sent this form: nothing was done")
 
 
 def page(

@@ -37,7 +37,11 @@ class Feed:
     ) -> AsyncGenerator[Any]:
         """Give what is read of a subject, the last known at once, until the console ends. Raises HttpError 503 for too many."""
         if sum(len(subject.followers) for subject in self._subjects.values()) >= FOLLOWERS_MAX:
-            raise HttpError(503, "too many look on", f"{FOLLOWERS_MAX} pages are followed live at most: close some")
+            raise HttpError(
+                503,
+                "too many look on",
+                f"{FOLLOWERS_MAX} pages are followed live, and no more are possible: close some",
+            )
         followed = self._subjects.setdefault(subject, _Subject())
         queue: asyncio.Queue[Any] = asyncio.Queue(1)
         followed.followers.add(queue)
@@ -66,7 +70,7 @@ class Feed:
             try:
                 followed.last = await read()
             except Exception as error:  # noqa: BLE001 - the database is away, say; what it was shows until it is back
-                log.warning("not read: %s", error)
+                log.warning("the live figures cannot be read, and are tried again: %s", error)
             else:
                 for queue in followed.followers:
                     _put(queue, followed.last)

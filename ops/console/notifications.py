@@ -30,7 +30,7 @@ PAGE_ROWS = 50
 
 @dataclass(frozen=True, kw_only=True)
 class FilterForm:
-    """A filter as it stands in an address, or in a form; times without a zone are the settings' zone's."""
+    """A filter as an address or a form holds it; times without a zone are in the settings' zone."""
 
     state: Annotated[str, Query(max_length=TEXT_MAX)] = ""
     queue: Annotated[str, Query(max_length=TEXT_MAX)] = ""
@@ -66,7 +66,7 @@ def _moment(said: str, zone: str) -> datetime | None:
     try:
         moment = datetime.fromisoformat(said)
     except ValueError:
-        raise Refused(f"{said!r} is no time: such as 2026-11-25T15:30 or 2026-11-25T15:30:00+08:00") from None
+        raise Refused(f"{said!r} is not a time: write e.g. 2026-11-25T15:30 or 2026-11-25T15:30:00+08:00") from None
     if moment.tzinfo:
         return moment
     try:
@@ -102,7 +102,7 @@ async def show_one(request: Request, identity: UUID) -> Response:
 
 
 def timeline(whole: dict[str, Any]) -> Sequence[dict[str, Any]]:
-    """Return a record's history in order: attempts as they went, postponements, acts."""
+    """Return a notification's history in order: attempts as they went, postponements, acts."""
     lines = [{"kind": "attempt", "when": attempt["started_at"], **attempt} for attempt in whole["log"]]
     lines += [
         {"kind": "postponed", "when": postponement["made_at"], **postponement}
@@ -120,7 +120,9 @@ async def resend_one(request: Request, identity: UUID, session: Acting) -> Respo
     act = partial(resend, console.settings, chosen, reason=reason, actor=session.user.name)
     done = await console.act(lambda: list(act()))
     if not any(due for _, due in done):
-        raise Refused(f"notification {identity} is not there, or just being sent: look again in a moment")
+        raise Refused(
+            f"notification {identity} was not sent again: it is not there, or is being sent just now; look again in a moment"
+        )
     return go(f"/notifications/{identity}")
 
 
@@ -140,14 +142,16 @@ async def resend_matching(request: Request, session: Acting) -> Response:
             parse_whole(form.get("count", "")),
         )
     except ValueError:
-        raise Refused("nothing was counted: look at the list first") from None
+        raise Refused("the form does not say how many notifications were shown: load the list first") from None
     wanted = query.filter(console.settings.zone)
     count = partial(count_matching, wanted=wanted, newest=newest)
     matched = sum([await database.transact(count) for database in console.services.values()])
     if not matched:
-        raise Refused("nothing matches any more: look at the list again")
+        raise Refused("no notification matches any more, so nothing was done: load the list again")
     if matched > shown:
-        raise Refused(f"{matched} match now, and {shown} were shown: look at the list again")
+        raise Refused(
+            f"{matched} notifications match now, but {shown} were shown, so nothing was done: load the list again"
+        )
     begin = partial(
         begin_resend, identity=identity, wanted=wanted, newest=newest, reason=reason, actor=session.user.name
     )

@@ -35,7 +35,7 @@ async def show(request: Request, queue: Words = "", merchant: Words = "", state:
 def _require_known(wanted: Mapping[str, str], queues_: Collection[str]) -> None:
     for name, known in (("queue", queues_), ("state", STATES)):
         if wanted[name] and wanted[name] not in known:
-            raise Refused(f"{wanted[name]!r} is no {name}; there are: {', '.join(known)}")
+            raise Refused(f"{wanted[name]!r} is not a {name}; there are: {', '.join(known)}")
 
 
 @router.post("/receivers/{action}")
@@ -51,7 +51,9 @@ async def act(request: Request, action: Literal["pause", "resume"], session: Act
     _require_known(wanted, [queue["queue"] for queue in await console.reader.transact(queues)])
     rows = await console.reader.transact(lambda connection: receivers(connection, **wanted, limit=RECEIVERS_MAX + 1))
     if str(len(rows)) != form.get("matched") or len(rows) > RECEIVERS_MAX:
-        raise Refused(f"{len(rows)} receivers match now, not those that were shown: look again")
+        raise Refused(
+            f"{len(rows)} receivers match now, and they are not those that were shown, so nothing was done: load the list again"
+        )
     change = pause_receiver if action == "pause" else resume_receiver
     for row in rows:
         given = {"reason": reason, "actor": session.user.name}

@@ -1,4 +1,4 @@
-"""Carries acts out, step by step. They are rows: what one console began, it or another goes on with after a restart."""
+"""Carries out bulk actions, step by step. They are rows: after a restart, this console or another goes on with them."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class Runner:
         try:
             acts = await database.transact(unfinished)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one service, the other's acts go on, and its own later
-            log.warning("acts wait: %s", error)
+            log.warning("bulk actions wait, and are tried again: %s", error)
             return False
         for identity in acts:
             try:
                 goes_on |= not (await database.transact(partial(step, identity=identity))).ended
             except Exception as error:  # noqa: BLE001 - whatever is wrong with one act, the others go on
-                log.warning("act %s waits: %s", identity, error)
+                log.warning("bulk action %s waits, and is tried again: %s", identity, error)
         return goes_on

@@ -108,7 +108,7 @@ class Tries:
             return max(waits)
 
     def note(self, *who: str) -> None:
-        """Each of these has tried once more. Noted before the password is looked at, so that tries at once all count."""
+        """Each of these has tried again. Noted before the password is looked at, so that tries at once all count."""
         now = self._now()
         with self._lock:
             for key in who:

@@ -68,7 +68,7 @@ async def sign_out(
 ) -> Response:
     """The session is over."""
     if not session.takes(form.get("csrf", "")):
-        raise HttpError(403, "stale form", "this page is older than your sign-in: load it again")
+        raise HttpError(403, "stale form", "this page is older than your sign-in, so nothing was done: load it again")
     console = console_of(request)
     console.sessions.close(request.cookies[console.cookie])
     answer = go("/sign-in")

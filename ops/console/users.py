@@ -45,8 +45,8 @@ def parse_users(given: Mapping[str, str]) -> dict[str, User]:
             matches("", password_hash)
         except ValueError:
             raise Misused(
-                f"PAYRELAY_CONSOLE_USERS__{name.upper()} must be viewer or operator, a colon and a hash: "
-                "payrelay console user makes one"
+                f"PAYRELAY_CONSOLE_USERS__{name.upper()} is not a user: it must be viewer or operator, a colon and a hash. To print one: "
+                f"payrelay console user {name}"
             ) from None
     return users
 
@@ -60,7 +60,9 @@ def users_of(settings: Settings, folder: StackFolder | None) -> tuple[dict[str, 
     if settings.console_users:
         return parse_users({name: said.get_secret_value() for name, said in settings.console_users.items()}), {}
     if folder is None:
-        raise Misused("nobody may sign in: set PAYRELAY_CONSOLE_USERS__NAME as payrelay console user NAME prints it")
+        raise Misused(
+            "nobody may sign in, because no user is set. Set PAYRELAY_CONSOLE_USERS__NAME to the value that this prints: payrelay console user NAME"
+        )
     if kept := folder.read(FILE):
         return parse_users(kept), {}
     passwords = {role.value: generated() for role in Role}

@@ -64,7 +64,7 @@ def progress_of(connection: Connection, schema: str, consumer: str) -> dict[Log,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageFate:
-    """A record beside what its consumer has done about it."""
+    """A message beside what its consumer has done about it."""
 
     message: Message
     envelope: Envelope | None
@@ -74,7 +74,7 @@ class MessageFate:
 
 @dataclass(kw_only=True)
 class Foreseen:
-    """What delivering a range of records to a consumer again would do."""
+    """What delivering a range of messages to a consumer again would do."""
 
     records: int = 0
     applied: int = 0
@@ -83,10 +83,10 @@ class Foreseen:
     parked: int = 0
     unreadable: int = 0
     outside: int = 0
-    """Of those that would be applied, those that would make somebody outside be told."""
+    """Of those that would be applied, those that would notify a receiver."""
 
     def add(self, processor: Processor, met: MessageFate) -> None:
-        """One record more is counted."""
+        """The message is counted."""
         self.records += 1
         if met.fate is Fate.APPLIED:
             self.applied += 1
@@ -102,9 +102,9 @@ class Foreseen:
 def meet(
     engine: Engine, processor: Processor, consumer: str, messages: Iterable[Message], *, chunk: int = 2_000
 ) -> Iterator[MessageFate]:
-    """Give each record, in order, with what the consumer has done about its event so far. Reads only; memory is bounded.
+    """Give each message, in order, with what the consumer has done about its event so far. Reads only; memory is bounded.
 
-    A record that has no fate by its event's id, or reads as no event, is PARKED if it lies in the parking lot by its place:
+    A message that has no fate by its event's id, or reads as no event, is PARKED if it lies in the parking lot by its place:
     what is parked under a key that is not its event's has no id there.
     """
     for part in batched(messages, chunk):

@@ -128,25 +128,27 @@ def events(connection: Connection, wanted: ParkedFilter, *, limit: int) -> list[
 
 
 def event(connection: Connection, identity: str) -> dict[str, Any]:
-    """Return everything of one parked event; raises Refused for an id that is none."""
+    """Return everything of one parked event; raises Refused for an unknown id."""
     service, number = place_of(identity)
     row = connection.execute(
         text(f"SELECT * FROM {service}.parked WHERE id = :id"), {"id": number}  # noqa: S608 - a schema of ours
     ).first()  # fmt: skip
     if row is None:
-        raise UnknownName(f"no event {identity} is parked")
+        raise UnknownName(f"no event {identity} is parked. Parked events are shown by: payrelay parked list --events")
     return {**row._mapping, "id": identity, "key": _legible(row.key), "value": _legible(row.value)}
 
 
 def place_of(identity: str) -> tuple[str, int]:
-    """Return the service of a parked event and its number there; raises Refused for an id that is none."""
+    """Return the service of a parked event and its number there; raises Refused for an unknown id."""
     service, _, number = identity.partition(":")
     try:
         if service in SERVICES:
             return service, parse_whole(number)
     except ValueError:
         pass
-    raise Misused(f"{identity[:80]!r} is no id of a parked event: payrelay parked list shows them, e.g. accounting:12")
+    raise Misused(
+        f"{identity[:80]!r} is no id of a parked event, e.g. accounting:12. The ids are shown by: payrelay parked list --events"
+    )
 
 
 def queues(connection: Connection, wanted: ParkedFilter, *, limit: int) -> list[ParkedQueue]:
@@ -188,7 +190,7 @@ def retry(settings: Settings, chosen: Sequence[ParkedQueue], act: Act) -> Iterat
 
 
 def skip(settings: Settings, chosen: Sequence[ParkedRow], act: Act) -> int:
-    """The events are parked no more, will not be applied, and stand whole in the audit table; returns how many were parked.
+    """The events are no longer parked, will not be applied, and are kept whole in the audit table; returns how many were parked.
 
     Own transactions, one an event, as the service. May be repeated and cut off anywhere.
     """

@@ -1,4 +1,4 @@
-"""Events of the past handed to a consumer once more: what that would do, and it done.
+"""Hands past events to a consumer again: the plan, and carrying it out.
 
 `ops` looks with its own role; what is applied is applied by the consumer's own functions, with its service's DSN.
 """
@@ -18,7 +18,7 @@ from outbox.database import engine_for
 from outbox.settings import Settings
 
 CHUNK = 2_000
-"""Records looked up together."""
+"""Messages looked up together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ def plan(
 
 
 def _foresee(search: Search, records: list[PastMessage], counted: set[UUID]) -> Redelivered:
-    """Return what would become of the records; `counted` are the events met so far that would be applied."""
+    """Return what would become of the messages; `counted` are the events met so far that would be applied."""
     outcome, chosen = sort_out(search.connection, search.delivery, records)
     processor = search.delivery.processor
     envelopes = [member.envelope for member in chosen if member.envelope is not None]
@@ -90,7 +90,7 @@ def carry_out(
     """Each of the window's events that the consumer had not applied is applied, unless the outcome says why not.
 
     Own transactions, as the service, beside its live worker, whose position stays. May be repeated and cut off anywhere.
-    Without `resends_external` nobody outside is told again of what was applied before. Raises what `plan` raises.
+    Without `resends_external` no receiver is notified again about events applied before. Raises what `plan` raises.
     """
     with searching(settings, consumer, window) as search:
         passed = Redelivered()
@@ -119,7 +119,7 @@ def _to_hand_over(
     *,
     with_known: bool,
 ) -> Iterator[PastMessage]:
-    """Give the records that neither wait nor are known as applied; the others are counted as passed."""
+    """Give the messages that neither wait nor are known as applied; the others are counted as passed."""
     for part in batched(records, CHUNK):
         ids = {identity for message in part if (identity := id_of(message)) is not None}
         known_fates = fates(search.connection, search.delivery.processor.service, search.delivery.consumer, ids)
@@ -137,7 +137,7 @@ def redeliver_events(settings: Settings, consumer: str, ids: Collection[UUID], *
     """Each of the events that the consumer had not applied is applied, if executed, unless the outcome says why not.
 
     They are read from the outbox; `missing` are in none that the consumer follows. Own transactions, as the service. May be
-    repeated, and run beside the live worker. Nobody outside is told again of what was applied before. Raises Refused, Unreachable.
+    repeated, and run beside the live worker. No receiver is notified again about events applied before. Raises Refused, Unreachable.
     """
     if not ids:
         return Redelivered()
@@ -148,7 +148,7 @@ def redeliver_events(settings: Settings, consumer: str, ids: Collection[UUID], *
 
 
 def _source(search: Search, *, from_outbox: bool) -> tuple[Iterator[PastMessage], Callable[[PastMessage], bool]]:
-    """Return the window's records, and what tells which of them the live stream has yet to come to, beyond its own position."""
+    """Return the window's messages, and what tells which of them the live stream has yet to come to, beyond its own position."""
     if from_outbox:
         return search.in_outbox(), search.waiting()
     return search.on_topics(), lambda _: False

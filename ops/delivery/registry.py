@@ -34,10 +34,10 @@ def known_consumers(settings: Settings) -> dict[str, Consumer]:
 
 
 def processor_of(settings: Settings, consumer: str) -> Processor:
-    """Return the processor that a consumer runs; raises Refused where it is none of this version's."""
+    """Return the processor that a consumer runs; raises Refused where this version has no such consumer."""
     if (processor := known_processors(settings).get(consumer)) is None:
         raise UnknownName(
-            f"no processor here for consumer {consumer!r} (PAYRELAY_GROUP_PREFIX is {settings.group_prefix!r})"
+            f"there is no processor here for consumer {consumer!r}. The names of payrelay's groups begin with PAYRELAY_GROUP_PREFIX, which is {settings.group_prefix!r}"
         )
     return processor
 

@@ -1,4 +1,4 @@
-"""Events of the past, found again: on a consumer's topics, or in the outbox of those who told them. Read only."""
+"""Searches past events on a consumer's topics, or in the outbox of the services that recorded them. Read only."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Window:
     events: frozenset[UUID] = frozenset()
 
     def holds(self, record: PastMessage) -> bool:
-        """Return whether a record within the times is meant."""
+        """Return whether a message within the times is meant."""
         headers = headers_of(record)
         return (
             (not self.key or record.key == self.key.encode())
@@ -74,7 +74,7 @@ class Search:
     """Events that were asked for by id and found so far."""
 
     def on_topics(self) -> Iterator[PastMessage]:
-        """Give the window's records as they lie on the topics, each partition's in order."""
+        """Give the window's messages as they lie on the topics, each partition's in order."""
         names = [self.settings.topic_prefix + topic.name for topic in self.topics]
         ids = {state.topic: state.topic_id for state in topic_states(self.settings)}
         spans = {place: range(*span) for place, span in bounds(self.settings, names).items()}
@@ -93,7 +93,7 @@ class Search:
             yield from self._meant(_found(message, log))
 
     def in_outbox(self) -> Iterator[PastMessage]:
-        """Give the window's events as their outboxes hold them, in the order of their recording, made into records."""
+        """Give the window's events as their outboxes hold them, in the order of their recording, made into messages."""
         window = self.window
         for service in sorted({topic.service for topic in self.topics}):
             rows = self.connection.execute(
@@ -164,7 +164,7 @@ class NotYetRead:
             self._first[key] = min(version, self._first.get(key, version))
 
     def __call__(self, record: PastMessage) -> bool:
-        """Return whether a record made of an outbox row waits. Records come in the order of their recording."""
+        """Return whether a message made of an outbox row waits. Messages come in the order of their recording."""
         headers = headers_of(record)
         first = self._first.get((record.log.topic, record.key or b""))
         if first is not None and int(headers[VERSION]) >= first:
@@ -201,7 +201,7 @@ def searching(settings: Settings, consumer: str, window: Window) -> Generator[Se
 
 
 def id_of(record: PastMessage) -> UUID | None:
-    """Return the id of the event that a record carries; None if it is no event of ours."""
+    """Return the id of the event that a message carries; None if it is no event of ours."""
     try:
         return UUID(headers_of(record).get(ID, b"").decode())
     except ValueError:
@@ -209,7 +209,7 @@ def id_of(record: PastMessage) -> UUID | None:
 
 
 def _version(headers: Mapping[str, bytes | None]) -> int:
-    """Return the version that a record's headers tell; 0, before all others, where they tell none."""
+    """Return the version that a message's headers tell; 0, before all others, where they tell none."""
     try:
         return parse_whole(headers.get(VERSION) or b"0")
     except ValueError:

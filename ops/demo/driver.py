@@ -244,7 +244,7 @@ class Driver:
         self._done()
 
     async def _repeat(self, session: aiohttp.ClientSession, result: dict[str, Any]) -> None:
-        """The bank's notification comes in once more, under another id than the bank gives it; each time under the same one."""
+        """The bank's notification comes in again, under another id than the bank gives it; each time under the same one."""
         body = msgspec.json.encode(msgspec.convert(result, BankNotification))
         message_id = result["transaction_no"]
 

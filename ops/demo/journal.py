@@ -47,7 +47,7 @@ class Intent:
 
 @dataclass(frozen=True, kw_only=True)
 class Journal:
-    """A run as it was meant."""
+    """A run's plan: what it meant to drive."""
 
     run: str
     merchants: dict[str, Merchant]

@@ -52,7 +52,7 @@ class ProofFacts:
 
 @dataclass(kw_only=True)
 class Proof:
-    """How a run stands. It holds where `holds` says so; `findings` name everything that does not."""
+    """The outcome of a run. The proof holds where `holds` says so; `findings` name everything that is wrong."""
 
     orders: int
     settled: int
@@ -76,7 +76,7 @@ class Proof:
 
 
 def prove(settings: Settings, journal: Journal, *, delivered: int | None = None) -> Proof:
-    """Return how the run stands, from its journal and the services' tables. Reads only; may be repeated."""
+    """Return the outcome of the run, from its journal and the services' tables. Reads only; may be repeated."""
     with reader_engine(settings).connect() as connection:
         facts = read_facts(connection, journal)
     return judge(journal, facts, delivered=delivered)

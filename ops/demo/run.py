@@ -40,7 +40,7 @@ def run_demo(
     patience_s: float = STILL_S,
     watch: Watch,
 ) -> tuple[Proof, dict[str, Any]]:
-    """Every order is driven and its effects are in, or nothing moved for so long; returns the proof and the figures."""
+    """Every order is driven and its effects are in, or nothing moved for `patience_s`; returns the proof and the figures."""
     return uvloop.run(_run(settings, folder, orders=orders, seed=seed, rate=rate, patience_s=patience_s, watch=watch))
 
 
@@ -97,7 +97,7 @@ async def _settle_down(settings: Settings, run: str, orders: int, sink: Sink, wa
         watch("settled", final, orders)
         effects = min(counts[2:5], default=0)
         watch("effects", effects + (final - settled), orders)
-        watch("told", len(sink.orders), orders)
+        watch("notified", len(sink.orders), orders)
         # A marked record and no effect missing; the sink may hear of one before the sender has marked it.
         if final == orders and all(count >= settled for count in counts[2:5]) and counts[5] >= final:
             break

@@ -35,11 +35,13 @@ def asking(settings: Settings) -> Generator[None]:
     try:
         yield
     except TimeoutError as error:
-        raise Unreachable(f"Kafka does not answer at {settings.kafka_bootstrap} within {TIMEOUT_S:.0f} s") from error
+        raise Unreachable(
+            f"Kafka does not answer at {settings.kafka_bootstrap} within {TIMEOUT_S:.0f} s. Is it up? payrelay status"
+        ) from error
     except KafkaException as error:
         code = error.args[0]
         if code.name() in ("UNKNOWN_MEMBER_ID", "NON_EMPTY_GROUP"):
-            raise Refused("the group has members again: stop them first") from error
+            raise Refused("the group has members again, so nothing was moved: stop them first") from error
         if is_away(code):
             raise Unreachable(f"Kafka does not answer at {settings.kafka_bootstrap}: {code.str()}") from error
         raise Refused(f"Kafka refuses: {code.str()}") from error

@@ -40,7 +40,7 @@ class Group:
     name: str
     state: str
     type: str
-    """CLASSIC or CONSUMER; of a group that is none of consumers, what it is, e.g. connect or SHARE."""
+    """CLASSIC or CONSUMER; of a group that is no consumer group, its own type, e.g. connect or SHARE."""
     members: tuple[Member, ...]
 
     @property
@@ -122,7 +122,7 @@ def group(settings: Settings, name: str) -> Group:
         except KafkaException as error:
             if "not a consumer group" not in error.args[0].str():
                 raise
-            raise Refused(f"{name} is no group of consumers: {error.args[0].str()}") from error
+            raise Refused(f"{name} is no group of consumers, so it has no positions: {error.args[0].str()}") from error
 
 
 def members_of(settings: Settings, names: list[str]) -> dict[str, int]:

@@ -31,8 +31,8 @@ POLL_S = 0.1
 LEADERLESS = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 
 FEW = {"queued.min.messages": 1, "fetch.message.max.bytes": 64 * 1024, "fetch.queue.backoff.ms": 10}
-"""How to look at single records of long logs: without fetching megabytes ahead. The queue is one record long, so that it is full at
-each of a hundred partitions, which then wait for a second each unless they are told to wait less.
+"""How to look at single messages of long logs: without fetching megabytes ahead. The queue is one message long, so that it is full at
+each of a hundred partitions, which then wait for a second each unless they are set to wait less.
 """
 
 _HEADERS = methodcaller("headers")
@@ -42,7 +42,7 @@ Place = tuple[str, int]
 
 
 def read(settings: Settings, spans: Mapping[Place, range], **how: object) -> Generator[Message]:
-    """Give every record of the spans of offsets, each partition's in order. Raises Unreachable.
+    """Give every message of the spans of offsets, each partition's in order. Raises Unreachable.
 
     Offsets that hold none (transaction markers, what was compacted) are passed over; a span reaches no further than its log.
     Memory is bounded. `how` is the client's configuration, e.g. FEW.
@@ -54,7 +54,9 @@ def read(settings: Settings, spans: Mapping[Place, range], **how: object) -> Gen
         while left:
             messages = consumer.consume(5_000, timeout=0.1)  # waits for all 5,000 or the time-out
             if not messages and time.monotonic() - moved > TIMEOUT_S:
-                raise Unreachable(f"no record in {TIMEOUT_S:.0f} s, though {len(left)} partitions have more")
+                raise Unreachable(
+                    f"no message in {TIMEOUT_S:.0f} s, though {len(left)} partitions have more: try again"
+                )
             for message in messages:
                 is_end = message.error() is not None and message.error().code() == KafkaError._PARTITION_EOF
                 if message.error() and not is_end:
@@ -71,7 +73,7 @@ def read(settings: Settings, spans: Mapping[Place, range], **how: object) -> Gen
 
 
 def follow(settings: Settings, begins: Mapping[Place, int]) -> Generator[Message | None]:
-    """Give every record from these offsets on, as they come, without end; None whenever nothing has come for a moment.
+    """Give every message from these offsets on, as they come, without end; None whenever nothing has come for a moment.
 
     Raises Unreachable where Kafka says that it cannot answer; while it is merely away, nothing comes.
     """
@@ -98,7 +100,7 @@ def _readable(message: Message) -> Message:
 
 
 def offsets_at(settings: Settings, topics: Collection[str], at: datetime) -> dict[Place, int]:
-    """Return of each partition the offset of the first record appended at that time or later; its end, if there is none.
+    """Return of each partition the offset of the first message appended at that time or later; its end, if there is none.
 
     Partitions of topics that do not exist are left out. Raises Unreachable.
     """
@@ -132,7 +134,7 @@ def event_times(settings: Settings, topics: Sequence[str], *, since: datetime) -
 
 
 def appended_at(message: Message) -> datetime | None:
-    """Return a record's time: of topics of ours, when the broker appended it.
+    """Return a message's time: of topics of ours, when the broker appended it.
 
     None where it has none, or one that is no date: a foreign producer may count in microseconds, and Kafka takes any number.
     """
@@ -146,7 +148,7 @@ def appended_at(message: Message) -> datetime | None:
 
 
 def id_of(message: Message) -> UUID | None:
-    """Return the id of the event that a record carries; None if it is no event of ours."""
+    """Return the id of the event that a message carries; None if it is no event of ours."""
     try:
         return UUID((dict(message.headers() or []).get(ID) or b"").decode())
     except ValueError:
@@ -165,7 +167,9 @@ def wait_published(
                 times.setdefault(identity, at)
         left = len(wanted) - len(times)
         if left and time.monotonic() > deadline:
-            raise NotReady(f"{left} events are still on no topic after {within_s:.0f} s: payrelay doctor")
+            raise NotReady(
+                f"{left} events are still on no topic after {within_s:.0f} s. What holds them up: payrelay doctor"
+            )
     return times
 
 
@@ -183,7 +187,7 @@ def wait_appended(
         at = {place: ends.get(place, begin) for place, begin in at.items()}
         if left and time.monotonic() > deadline:
             raise NotReady(
-                f"{len(left)} of {len(wanted)} events have not come to their topics in time: payrelay doctor"
+                f"{len(left)} of {len(wanted)} events have not come to their topics in time. What holds them up: payrelay doctor"
             )
         if left:
             time.sleep(POLL_S)
@@ -200,7 +204,7 @@ def bounds(settings: Settings, topics: Collection[str]) -> dict[Place, tuple[int
 
 
 def stable_ends(settings: Settings, places: Collection[Place]) -> dict[Place, int]:
-    """Return of each partition the offset from which on a reader of committed records gets nothing yet. Raises Unreachable."""
+    """Return of each partition the offset from which on a reader of committed messages gets nothing yet. Raises Unreachable."""
     admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap, "log_level": 0})
     wanted = {TopicPartition(*place): OffsetSpec.latest() for place in places}
     with asking(settings):
@@ -227,7 +231,7 @@ def _watermarks(consumer: Consumer, place: TopicPartition) -> tuple[int, int]:
 
 
 def records_at(settings: Settings, offsets: Collection[tuple[Place, int]]) -> dict[tuple[Place, int], Message]:
-    """Return the record at each of the offsets; those that hold none, or lie outside their log, are left out. Raises Unreachable."""
+    """Return the message at each of the offsets; those that hold none, or lie outside their log, are left out. Raises Unreachable."""
     logs = bounds(settings, {topic for (topic, _), _ in offsets})
     left = {(place, at) for place, at in offsets if place in logs and logs[place][0] <= at < logs[place][1]}
     messages = {}
@@ -242,9 +246,9 @@ def records_at(settings: Settings, offsets: Collection[tuple[Place, int]]) -> di
 def search(
     settings: Settings, topic: str, event_id: UUID, *, since: datetime, limit: int
 ) -> tuple[Message | None, bool]:
-    """Return the first record of an event that was appended since, and whether every record since was looked at.
+    """Return the first message of an event that was appended since, and whether every message since was looked at.
 
-    At most so many records of each partition are; a topic that does not exist holds nothing. Raises Unreachable.
+    At most so many messages of each partition are; a topic that does not exist holds nothing. Raises Unreachable.
     """
     ends = bounds(settings, [topic])
     starts = offsets_at(settings, [topic], since)
@@ -257,7 +261,7 @@ def search(
 
 
 def append_times(settings: Settings, offsets: Collection[tuple[Place, int]]) -> dict[tuple[Place, int], datetime]:
-    """Return when the record at each of the offsets was appended, or the next one where there is none. Raises Unreachable.
+    """Return when the message at each of the offsets was appended, or the next one where there is none. Raises Unreachable.
 
     Left out where only transaction markers follow, or its time is no date. One client for all; several offsets of one partition
     are looked at one after the other.
@@ -274,7 +278,7 @@ def append_times(settings: Settings, offsets: Collection[tuple[Place, int]]) -> 
             answered = time.monotonic()
             while ordered:
                 if time.monotonic() - answered > TIMEOUT_S:
-                    raise Unreachable(f"no record in {TIMEOUT_S:.0f} s of {len(ordered)} partitions")
+                    raise Unreachable(f"no message in {TIMEOUT_S:.0f} s of {len(ordered)} partitions: try again")
                 record = consumer.poll(0.1)
                 if record is None:
                     continue

@@ -17,7 +17,7 @@ def spans_of(settings: Settings, topic: str) -> dict[Place, range]:
     """Return the offsets of each of a topic's partitions as they are now. Raises UnknownName where there is no such topic."""
     spans = {place: range(low, high) for place, (low, high) in bounds(settings, [topic]).items()}
     if not spans:
-        raise UnknownName(f"there is no topic {topic!r}: payrelay topics list")
+        raise UnknownName(f"there is no topic {topic!r}. The topics are shown by: payrelay topics list")
     return spans
 
 

@@ -1,4 +1,4 @@
-"""Metrics of what belongs to no process: lag, outbox, slot, heartbeat, parking lot, ledger. Reads only, as `ops`.
+"""Pipeline-wide metrics: lag, outbox, slot, heartbeat, parking lot, ledger. Reads only, as `ops`.
 
 Collected when scraped, in time: a source that takes too long or fails is left out and says so in `exporter_source_up`,
 while the others are served. What was read a moment ago is served again.
@@ -61,16 +61,16 @@ SOURCE_SECONDS = "exporter_source_seconds"
 
 DESCRIBED: dict[str, tuple[str, tuple[str, ...]]] = {
     HEARTBEAT: ("Age of the connector's last heartbeat; none before the first.", ()),
-    PUBLISHED: ("Whether every outbox is in the publication; what is not is never published, though all else looks well.", ()),
-    SLOT_ACTIVE: ("Whether the connector reads the replication slot; 0 too where the slot is lost.", ()),
+    PUBLISHED: ("Whether every outbox is in the publication; one that is not is never published, though all else looks well.", ()),
+    SLOT_ACTIVE: ("Whether the connector reads the replication slot; also 0 if the slot is lost.", ()),
     SLOT_RETAINED: ("WAL that the replication slot keeps from being removed.", ()),
     PENDING: ("Rows of the outbox not confirmed as published, counted up to 100000.", ("service",)),
-    OLDEST: ("Age of the oldest of them; 0 where all is published.", ("service",)),
+    OLDEST: ("Age of the oldest outbox row not confirmed as published; 0 if there is none.", ("service",)),
     PARKED: ("Events in the parking lot.", ("consumer", "cause")),
-    IMBALANCE: ("Debits less credits of the ledger's balances, in the currency's minor unit; not 0: wrong.", ("currency",)),
+    IMBALANCE: ("Debits less credits of the ledger's balances, in the currency's minor unit; any value but 0 is wrong.", ("currency",)),
     DAYS_AHEAD: ("Days after today for which every outbox and inbox can take rows.", ()),
     LAG: ("Messages between the consumer's progress and the end of the log.", ("consumergroup", "topic", "partition")),
-    LAG_SECONDS: ("Age of the oldest message that waits for the consumer; 0 where none does.", ("group", "topic", "partition")),
+    LAG_SECONDS: ("Age of the oldest message that waits for the consumer; 0 if none does.", ("group", "topic", "partition")),
     SOURCE_UP: ("Whether the last scrape could read this source in time; without it, its metrics are missing.", ("source",)),
     SOURCE_SECONDS: ("How long the last reading of this source took.", ("source",)),
 }  # fmt: skip
@@ -171,12 +171,16 @@ class Exporter:
 
 def _outcome(name: str, reading: Future[list[Sample]]) -> list[Sample] | None:
     if not reading.done():
-        log.warning("source %s does not answer in time", name)
+        log.warning("source %s does not answer in time, so its metrics are left out", name)
         return None
     try:
         return reading.result()
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one source, the others are served
-        log.warning("source %s: %s", name, str(getattr(error, "orig", error)).partition("\n")[0])
+        log.warning(
+            "source %s cannot be read, so its metrics are left out: %s",
+            name,
+            str(getattr(error, "orig", error)).partition("\n")[0],
+        )
         return None
 
 
@@ -199,7 +203,9 @@ def run(settings: Settings) -> None:
         stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
     if not settings.metrics_port:
-        raise Misused("PAYRELAY_METRICS_PORT is not set: the exporter has nothing else to do than to serve it")
+        raise Misused(
+            "PAYRELAY_METRICS_PORT is not set, and serving it is all that the exporter does: set it to a port"
+        )
     ending = threading.Event()
 
     def end(*_: Any) -> None:

@@ -71,11 +71,11 @@ def act(connection: Connection, identity: UUID) -> ActRow:
     """Return an act; raises Refused for none."""
     if actions := acts(connection, identity=identity):
         return actions[0]
-    raise UnknownName(f"there is no act {identity}")
+    raise UnknownName(f"there is no bulk action {identity}")
 
 
 def statuses(connection: Connection, identity: UUID) -> dict[str, int]:
-    """Return what has become since of what an act made due: how many by their status."""
+    """Return how the notifications that a bulk action made due stand now: how many by their status."""
     rows = _rows(
         connection,
         """SELECT record.status, count(*) FROM (
@@ -92,7 +92,7 @@ def statuses(connection: Connection, identity: UUID) -> dict[str, int]:
 
 
 def held_up(connection: Connection, identity: UUID) -> dict[str, int]:
-    """Return how many of what an act made due wait for their receivers: PAUSED, or by what holds them up."""
+    """Return how many of the notifications that a bulk action made due wait for their receivers: PAUSED, or by what holds them up."""
     rows = _rows(
         connection,
         f"""SELECT {HELD_UP} AS cause, count(*) FROM (
@@ -111,7 +111,7 @@ def held_up(connection: Connection, identity: UUID) -> dict[str, int]:
 
 
 def items(connection: Connection, identity: UUID, *, limit: int = HISTORY_MAX) -> list[dict[str, Any]]:
-    """Return an act's latest items: what came of each, and what it is now."""
+    """Return a bulk action's latest items: the outcome of each, and its state now."""
     rows = _rows(
         connection,
         """SELECT item.record_id, item.queue, item.merchant_no, item.outcome, item.acted_at, record.status,
@@ -125,7 +125,7 @@ def items(connection: Connection, identity: UUID, *, limit: int = HISTORY_MAX) -
 
 
 def single_acts(connection: Connection, *, limit: int = 50) -> list[dict[str, Any]]:
-    """Return who did what to one record, receiver or rule, and why, the latest first."""
+    """Return who did what to one notification, receiver or rule, and why, the latest first."""
     rows = _rows(
         connection,
         "SELECT * FROM {service}.notify_audit WHERE act_id IS NULL ORDER BY id DESC LIMIT :limit",

@@ -62,7 +62,7 @@ class QueueFigures:
     waiting: int
     due: int
     oldest_due_s: float
-    """How long the oldest due record waits; 0 where none does."""
+    """How long the oldest due notification waits; 0 where none does."""
     failed: int
     """Given up by their rules."""
     paused: int

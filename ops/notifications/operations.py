@@ -26,12 +26,12 @@ NOTIFYING_SERVICES = tuple(sorted(set(QUEUES.values())))
 """The services that notify: each has the tables of a notifier in its schema."""
 
 BATCH = 500
-"""Records made due in a transaction."""
+"""Notifications made due in a transaction."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NotificationCount:
-    """Records of a queue in one state."""
+    """Notifications of a queue in one state."""
 
     queue: str
     status: str
@@ -42,7 +42,7 @@ class NotificationCount:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordRow:
-    """A record in a list."""
+    """A notification in a list."""
 
     id: UUID
     service: str
@@ -62,7 +62,7 @@ class RecordRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Matching:
-    """How many records match, and the newest of them."""
+    """How many notifications match, and the newest of them."""
 
     count: int
     newest: UUID | None
@@ -92,7 +92,7 @@ class LatenessRow:
 
 
 def counts(connection: Connection, wanted: NotificationFilter) -> list[NotificationCount]:
-    """Return how many records there are, by queue and state."""
+    """Return how many notifications there are, by queue and state."""
     where, given = conditions(wanted)
     statement = f"""
         SELECT queue, status, count(*) AS records, count(DISTINCT merchant_no) AS merchants, min(created_at) AS oldest
@@ -101,7 +101,7 @@ def counts(connection: Connection, wanted: NotificationFilter) -> list[Notificat
 
 
 def matching(connection: Connection, wanted: NotificationFilter) -> Matching:
-    """Return how many records match, counted up to 100,000 of a service, and the newest of them."""
+    """Return how many notifications match, counted up to 100,000 of a service, and the newest of them."""
     where, given = conditions(wanted)
     statement = f"""
         SELECT count(*) FROM (SELECT FROM {{service}}.notify_record WHERE {where} LIMIT :most) AS record"""  # noqa: S608
@@ -113,7 +113,7 @@ def matching(connection: Connection, wanted: NotificationFilter) -> Matching:
 def records(
     connection: Connection, wanted: NotificationFilter, *, limit: int, before: UUID | None = None
 ) -> list[RecordRow]:
-    """Return records, the newest first, at most so many; only those made before that one, where it is given."""
+    """Return notifications, the newest first, at most so many; only those made before that one, where it is given."""
     where, given = conditions(wanted)
     statement = f"""
         SELECT id, '{{service}}' AS service, queue, merchant_no, order_no, payment_no, status, attempts, http_status, planned_at, created_at, finished_at,
@@ -125,7 +125,7 @@ def records(
 
 
 def record(connection: Connection, identity: UUID) -> dict[str, Any]:
-    """Return everything of a record: its row, attempts planned and actual, postponements, its lane; raises Refused for none."""
+    """Return everything of a notification: its row, attempts planned and actual, postponements, its lane; raises Refused for none."""
     for service in NOTIFYING_SERVICES:
 
         def rows(statement: str, service: str = service, **given: object) -> list[dict[str, Any]]:
@@ -149,15 +149,15 @@ def record(connection: Connection, identity: UUID) -> dict[str, Any]:
             "lane": lane[0] if lane else None,
             "held_up": held_up(connection, [identity]).get(identity),
         }
-    raise UnknownName(f"no notification {identity}: payrelay notify list")
+    raise UnknownName(f"there is no notification {identity}. Notifications are shown by: payrelay notify list")
 
 
 def resend(
     settings: Settings, chosen: Sequence[RecordRow], *, reason: str, actor: str
 ) -> Iterator[tuple[RecordRow, bool]]:
-    """Give each record, and whether it is due now: what is just being sent is not. Own transactions, of at most 500 records.
+    """Give each notification, and whether it is due now: what is just being sent is not. Own transactions, of at most 500 notifications.
 
-    May be repeated: each call sends once more. Cut off, what was given is done.
+    May be repeated: each call sends again. If it is cut off, what was given is done.
     """
     for service in NOTIFYING_SERVICES:
         mine = [row for row in chosen if row.service == service]
@@ -181,7 +181,7 @@ def resume_receiver(settings: Settings, queue: str, merchant_no: str, *, reason:
 
 
 def change_rule(settings: Settings, queue: str, rule: str, *, reason: str, actor: str) -> None:
-    """Records of the queue made from now on have this rule. Own transaction. Raises Refused for what is no rule."""
+    """Notifications of the queue made from now on have this rule. Own transaction. Raises Refused for what is no rule."""
     with _acting(settings, service_of(queue)) as connection:
         set_rule(connection, queue, rule, reason=reason, actor=actor)
 
@@ -193,7 +193,7 @@ def queues(connection: Connection) -> list[dict[str, Any]]:
 
 
 def waiting(connection: Connection, merchant_no: str) -> int:
-    """Return how many records wait for a merchant."""
+    """Return how many notifications wait for a merchant."""
     statement = "SELECT count(*) FROM {service}.notify_record WHERE merchant_no = :merchant_no AND finished_at IS NULL"
     return sum(row.count for row in _rows(connection, statement, {"merchant_no": merchant_no}))
 
@@ -216,7 +216,7 @@ HELD_UP = """CASE WHEN lane.paused_at IS NOT NULL THEN 'PAUSED'
 
 
 def held_up(connection: Connection, ids: Collection[UUID]) -> dict[UUID, str]:
-    """Return which of these records are due or will be, and are not sent: their receiver is PAUSED, or held up, and by what."""
+    """Return which of these notifications are due or will be, and are not sent: their receiver is PAUSED, or held up, and by what."""
     statement = f"""
         SELECT record.id, {HELD_UP} AS cause
         FROM {{service}}.notify_record AS record JOIN {{service}}.notify_lane AS lane USING (queue, merchant_no)
@@ -232,7 +232,9 @@ def require_receiver(connection: Connection, queue: str, merchant_no: str) -> No
             OR EXISTS (SELECT FROM {service}.notify_lane WHERE queue = :queue AND merchant_no = :merchant_no)
             OR EXISTS (SELECT FROM {service}.notify_record WHERE queue = :queue AND merchant_no = :merchant_no)"""  # noqa: S608
     if not connection.execute(text(statement), {"queue": queue, "merchant_no": merchant_no}).scalar_one():
-        raise UnknownName(f"no merchant {merchant_no!r} in queue {queue}: payrelay notify list shows some")
+        raise UnknownName(
+            f"there is no merchant {merchant_no!r} in queue {queue}. Merchants are shown by: payrelay notify list"
+        )
 
 
 BOUNDS_MS = (10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0, 5_000.0, 30_000.0)
@@ -253,7 +255,7 @@ def lateness(connection: Connection, *, begin: datetime | None = None, queue: st
 def service_of(queue: str) -> str:
     """Return the service that a queue lives in; raises Refused for one that is none."""
     if queue not in QUEUES:
-        raise UnknownName(f"no queue {queue!r}; there are: {', '.join(QUEUES)}")
+        raise UnknownName(f"there is no queue {queue!r}; there are: {', '.join(QUEUES)}")
     return QUEUES[queue]
 
 

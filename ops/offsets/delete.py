@@ -28,7 +28,7 @@ def delete_group(settings: Settings, name: str, *, undo: Path) -> None:
 
 
 def delete_topic(settings: Settings, name: str, topic: str, *, programs: Programs, undo: Path) -> str:
-    """The group has no offset of the topic any more, and its others as before; returns what was done.
+    """The group has no offset of the topic any more, and keeps its others; returns what was done.
 
     No Python client has a call for that. Kafka's own tool does it in one, where the local stack's programs are at hand; else
     the group is deleted and its other offsets committed again, for which the undo file, that holds all of them, stands in
@@ -45,11 +45,13 @@ def delete_topic(settings: Settings, name: str, topic: str, *, programs: Program
             commit(settings, name, {place: offset for place, offset in offsets.items() if place[0] != topic})
         except PayrelayError as error:
             raise type(error)(
-                f"{name} is deleted, and its other offsets are not back: payrelay offsets undo --execute {positional(name)} {quoted(undo)}: {error}"
+                f"{name} is deleted, and its other offsets are not back. To bring them back: payrelay offsets undo --execute {positional(name)} {quoted(undo)}: {error}"
             ) from error
         how = "the group was deleted, and its other offsets were committed again"
     if left := sorted(place for place in committed(settings, name) if place[0] == topic):
-        raise Refused(f"{name} still has offsets of {topic}: {left}")
+        raise Refused(
+            f"{name} still has offsets of {topic}, so somebody commits them: stop the group's members and repeat ({left})"
+        )
     return f"{name} has no offset of {topic} any more: {how}"
 
 
@@ -62,6 +64,8 @@ def _by_tool(settings: Settings, name: str, topic: str, programs: Programs) -> N
             capture_output=True, text=True, timeout=TOOL_S, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        raise NotReady(f"Kafka's tool did not end within {TOOL_S:.0f} s: {committed(settings, name)}") from error
+        raise NotReady(
+            f"Kafka's tool did not end within {TOOL_S:.0f} s. The group's offsets are now: {committed(settings, name)}"
+        ) from error
     if done.returncode:
         raise Refused(f"Kafka's tool refuses: {(done.stderr or done.stdout).strip()[-500:]}")

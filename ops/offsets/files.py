@@ -47,13 +47,17 @@ def from_csv(content: str, group: str, *, others: Collection[str] = ()) -> dict[
         except ValueError:
             place, wanted = ("", 0), 0
         if len(front) > 1 or not place[0]:
-            raise Refused(f"line {number} is not [group,]topic,partition,offset: {','.join(row)[:100]}")
+            raise Refused(
+                f"line {number} is not of the form [group,]topic,partition,offset, so nothing was moved: {','.join(row)[:100]}"
+            )
         if front not in ([], [group]):
             if front[0] not in others:
-                raise Refused(f"line {number} names group {front[0]!r}, which Kafka does not know; it is not {group!r}")
+                raise Refused(
+                    f"line {number} names group {front[0]!r}, which Kafka does not know and which is not {group!r}: nothing was moved"
+                )
             continue
         if place in offsets:
-            raise Refused(f"line {number}: {topic}/{partition} is there twice")
+            raise Refused(f"line {number}: {topic}/{partition} is there twice: leave one")
         offsets[place] = wanted
     return offsets
 
@@ -62,13 +66,13 @@ def read_file(path: Path, group: str, *, others: Collection[str] = ()) -> dict[P
     """Return a group's offsets of a file. Raises Refused where it cannot be read, holds none, or something else."""
     try:
         if path.stat().st_size > BYTES_MAX:
-            raise Refused(f"{path} is larger than {BYTES_MAX} bytes: no file of offsets")
+            raise Refused(f"{path} is larger than {BYTES_MAX} bytes, so it is no file of offsets")
         # Spreadsheets put a byte order mark in front, which would be part of the first name.
         offsets = from_csv(path.read_text(encoding="utf-8-sig"), group, others=others)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise Refused(f"{path} cannot be read: {error}") from error
     if not offsets:
-        raise Refused(f"{path} holds no offset of group {group!r}")
+        raise Refused(f"{path} holds no offset of group {group!r}, so nothing was moved")
     return offsets
 
 
@@ -89,7 +93,7 @@ def last_undo_file(folder: Path) -> Path:
     """Return the undo file written last. Raises Refused where there is none."""
     files = sorted(folder.glob("*.csv"))
     if not files:
-        raise Refused(f"no undo file in {folder}: nothing of this group was moved from here")
+        raise Refused(f"there is no undo file in {folder}: nothing of this group was moved from here")
     return files[-1]
 
 
@@ -99,7 +103,7 @@ def write_undo(path: Path, group: str, offsets: Mapping[Place, int]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
-        raise Refused(f"the undo file cannot be written, nothing was moved: {error}") from error
+        raise Refused(f"the undo file cannot be written, so nothing was moved: {error}") from error
     with os.fdopen(descriptor, "w") as file:
         file.write(as_csv({group: offsets}))
         file.flush()

@@ -1,4 +1,4 @@
-"""A plan carried out: an undo file, then `progress` of a group of ours, then Kafka, then both read back."""
+"""Carries out a plan: an undo file, then a consumer's `progress`, then Kafka, then both read back."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def require_inactive(settings: Settings, name: str, *, how: str, within: timedel
     deadline = time.monotonic() + within.total_seconds()
     while (current := group(settings, name)).is_active:
         if time.monotonic() >= deadline:
-            message = f"{name} is active, its members would go on from where they are:"
+            message = f"{name} is active, and its members would overwrite the new offsets. Stop them first:"
             raise Refused(message, details=[*members(current), how])
         time.sleep(POLL_S)
 
 
 def execute(settings: Settings, plan: MovePlan, undo: Path) -> list[PositionDifference]:
-    """The group stands where the plan says; returns where it does not, which is nowhere unless somebody moved it meanwhile.
+    """The group is where the plan says; returns the differences, of which there are none unless somebody moved it meanwhile.
 
     Where it stood is in the undo file before anything is moved. Of a group of ours `progress` is moved first, in one
     transaction; cut off then, the next start of its worker writes what Kafka lacks. Raises Refused, with nothing moved, where
@@ -61,7 +61,9 @@ def execute(settings: Settings, plan: MovePlan, undo: Path) -> list[PositionDiff
     except PayrelayError as error:
         if known is None:
             raise
-        raise type(error)(f"progress is moved, Kafka's mirror is not, and its worker will write it: {error}") from error
+        raise type(error)(
+            f"progress is moved, but Kafka's mirror is not: the consumer's worker writes it when it starts ({error})"
+        ) from error
     if known is not None:
         note_mirror(settings, name, known, plan.targets)
     return read_back(settings, plan)
@@ -75,7 +77,7 @@ def _require_unmoved(settings: Settings, plan: MovePlan) -> None:
         if offsets.get((topic, number)) != plan.seen.get((topic, number))
     ]
     if moved:
-        raise Refused(f"{', '.join(moved)} was moved since the plan was made: plan again")
+        raise Refused(f"{', '.join(moved)} was moved since the plan was made, so nothing was moved: plan again")
 
 
 def read_back(settings: Settings, plan: MovePlan) -> list[PositionDifference]:

@@ -1,4 +1,4 @@
-"""Groups of ours: their position is `progress` in a service's database, of which Kafka's committed offset is the mirror."""
+"""Payrelay's consumers as groups: their position is `progress` in a service's database, and Kafka's committed offset is its mirror."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class OurConsumer:
 
 
 def ours(settings: Settings, group: str) -> OurConsumer | None:
-    """Return what is known of a group if it is ours; None if it is somebody else's.
+    """Return what is known of a group if it is a consumer of payrelay; None if it is somebody else's.
 
     Raises Refused where it is ours and its progress cannot be reached, or where it has progress and is none of this version's.
     """
@@ -49,9 +49,9 @@ def ours(settings: Settings, group: str) -> OurConsumer | None:
         return None
     if READER not in settings.dsn:
         raise Refused(
-            f"{group!r} is a consumer of ours: its position is in the database, and Kafka's is only the mirror. "
+            f"{group!r} is a consumer of payrelay: its position is in the database, and Kafka's is only the mirror. "
             f"Set PAYRELAY_DSN__{READER.upper()} and PAYRELAY_DSN__{processor.service.upper()}; "
-            "if it is not ours, set PAYRELAY_GROUP_PREFIX to what ours begin with"
+            "if it is not payrelay's, set PAYRELAY_GROUP_PREFIX to what the names of payrelay's groups begin with"
         )
     topics = topics_of(settings, processor)
     cluster, ids = cluster_id(settings), topic_ids(settings, topics)
@@ -78,7 +78,7 @@ def _is_nobodys(settings: Settings, group: str) -> None:
         for service in SERVICES:
             if progress_of(connection, service, group):
                 raise Refused(
-                    f"{group!r} has progress in {service}, and is no consumer of this version under "
+                    f"{group!r} has progress in {service}, but is no consumer of this version under "
                     f"PAYRELAY_GROUP_PREFIX {settings.group_prefix!r}: set that to what its name begins with"
                 )
 
@@ -102,7 +102,7 @@ def move_progress(
                 was = lock_position(connection, group, log)
                 if was != expected:
                     raise Refused(
-                        f"{log} stood at {seen.get(place)} when the plan was made, and is at {was}: plan again"
+                        f"{log} stood at {seen.get(place)} when the plan was made, and is at {was}, so nothing was moved: plan again"
                     )
                 move_to(connection, group, log, moves[place])
     finally:
@@ -120,16 +120,16 @@ def note_mirror(settings: Settings, group: str, consumer: OurConsumer, moves: Ma
 
 
 def places_of_event(settings: Settings, consumer: OurConsumer, identity: str) -> dict[Place, int]:
-    """Return where an event first lies on the consumer's topics. Reads from when the event was made. Raises Refused where it is none."""
+    """Return the first place of an event on the consumer's topics. Reads from when the event was made. Raises Refused for an unknown event."""
     try:
         wanted = UUID(identity)
     except ValueError as error:
-        raise Misused(f"{identity!r} is no event id") from error
+        raise Misused(f"{identity!r} is no event id: give a UUID") from error
     at = time_of(wanted)
     begins = {} if at is None else offsets_at(settings, consumer.topics, at - CLOCK_TOLERANCE)
     places = _first(settings, consumer, begins, lambda message: id_of(message) == wanted, at_most=1)
     if not places:
-        raise UnknownName(f"event {wanted} is on none of {', '.join(consumer.topics)}")
+        raise UnknownName(f"event {wanted} is on none of the consumer's topics: {', '.join(consumer.topics)}")
     return places
 
 
@@ -142,7 +142,7 @@ def places_of_order(settings: Settings, consumer: OurConsumer, order_no: str) ->
 
     places = _first(settings, consumer, {}, is_of_order)
     if not places:
-        raise UnknownName(f"no event of order {order_no!r} is on {', '.join(consumer.topics)}")
+        raise UnknownName(f"no event of order {order_no!r} is on the consumer's topics: {', '.join(consumer.topics)}")
     return places
 
 
@@ -154,7 +154,7 @@ def _first(
     *,
     at_most: int = 0,
 ) -> dict[Place, int]:
-    """Return the first offset of each partition whose record is wanted, reading on until there are so many of them."""
+    """Return the first offset of each partition whose message is wanted, reading on until there are so many of them."""
     ends = bounds(settings, consumer.topics)
     places: dict[Place, int] = {}
     spans = {place: range(begins.get(place, low), high) for place, (low, high) in ends.items()}

@@ -1,4 +1,4 @@
-"""The records around a group's position."""
+"""The messages around a group's position."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ COLUMNS = (
 SHOWN_MAX = 60
 """Characters of a key or a value."""
 LOOKED_MAX = 1_000_000
-"""Offsets of a partition that are looked through, each way, for the records asked for: a compacted log has long stretches of none."""
+"""Offsets of a partition that are looked through, each way, for the messages asked for: a compacted log has long stretches of none."""
 
 
 def peek_rows(settings: Settings, view: View, *, before: int, after: int, whole: bool = False) -> list[dict[str, Any]]:
-    """Return a row for each of so many records before and after the group's position in each partition; the next one it reads is marked.
+    """Return a row for each of so many messages before and after the group's position in each partition; the next one it reads is marked.
 
     Keys, headers and bodies are cut where they are long, unless the whole is wanted.
 
-    Our consumers read records of aborted and open transactions like any other; of other groups, the next one is the first that was
+    Our consumers read messages of aborted and open transactions like any other; of other groups, the next one is the first that was
     committed.
     """
     limit = maxsize if whole else SHOWN_MAX
@@ -50,7 +50,7 @@ def peek_rows(settings: Settings, view: View, *, before: int, after: int, whole:
 
 
 def _around(settings: Settings, standings: Sequence[PartitionPosition], *, before: int, after: int) -> list[Message]:
-    """Return the last records before each position and the first from there on.
+    """Return the last messages before each position and the first from there on.
 
     By count, not by offset: where a log was compacted, offsets hold none. Ten times as many are looked at until there are enough.
     """
@@ -81,7 +81,7 @@ def _around(settings: Settings, standings: Sequence[PartitionPosition], *, befor
 
 
 def _transactions(settings: Settings, messages: Sequence[Message]) -> dict[tuple[str, int, int], str]:
-    """Return `aborted` or `open` for each record that a reader of committed records does not get, or not yet."""
+    """Return `aborted` or `open` for each message that a reader of committed messages does not get, or not yet."""
     offsets: dict[Place, set[int]] = {}
     for message in messages:
         offsets.setdefault((message.topic(), message.partition()), set()).add(message.offset())
@@ -115,7 +115,7 @@ def _row(message: Message, limit: int) -> dict[str, Any]:
 
 
 def _marked(rows: list[dict[str, Any]], view: View) -> list[dict[str, Any]]:
-    """Mark in each partition the first record at or after the position that the group would get."""
+    """Mark in each partition the first message at or after the position that the group would get."""
     begins: dict[Place, int] = {standing.place: standing.begin for standing in view.standings}
     for row in rows:
         place = (row["topic"], row["partition"])

@@ -25,7 +25,7 @@ Scope = Mapping[str, frozenset[int] | None]
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """A group and where it stands."""
+    """A group and its positions."""
 
     group: Group
     ours: OurConsumer | None
@@ -50,7 +50,7 @@ def look(settings: Settings, name: str, scope: Scope | None = None) -> View:
         wanted = [place for place in ends if known or place in offsets or place in assigned]
     else:
         if known and (others := topics - set(known.topics)):
-            raise UnknownName(f"{name} does not read {', '.join(sorted(others))}, but {', '.join(known.topics)}")
+            raise UnknownName(f"{name} does not read {', '.join(sorted(others))}; it reads {', '.join(known.topics)}")
         wanted = _scoped(scope, ends)
     return View(
         group=described,
@@ -75,7 +75,7 @@ def _scoped(scope: Scope, ends: Collection[Place]) -> list[Place]:
     for topic, partitions in scope.items():
         there = {place for place in ends if place[0] == topic}
         if not there:
-            raise UnknownName(f"there is no topic {topic!r}")
+            raise UnknownName(f"there is no topic {topic!r}. The topics are shown by: payrelay topics list")
         meant = there if partitions is None else {(topic, number) for number in partitions}
         if missing := meant - there:
             raise UnknownName(f"{topic} has no partition {', '.join(str(number) for _, number in sorted(missing))}")
@@ -100,12 +100,12 @@ def _outside(position: int | None, low: int, high: int) -> str:
     """Return that a position lies outside its log, where it does: the lag alone shows neither.
 
     >>> _outside(99, 0, 40), _outside(3, 10, 40), _outside(None, 0, 40)
-    ("59 beyond the log's end: the log was truncated or made again", "7 before the log's beginning: these records are gone", '')
+    ("59 beyond the log's end: the log was truncated or made again", "7 before the log's beginning: these messages are gone", '')
     """
     if position is not None and position > high:
         return f"{position - high} beyond the log's end: the log was truncated or made again"
     if position is not None and position < low:
-        return f"{low - position} before the log's beginning: these records are gone"
+        return f"{low - position} before the log's beginning: these messages are gone"
     return ""
 
 
@@ -126,7 +126,7 @@ class PositionMove:
     old: int | None
     new: int
     lands_at: datetime | None
-    """When the record at the new position was appended; None at the log's end."""
+    """When the message at the new position was appended; None at the log's end."""
     lag: int
     note: str
     span: range
@@ -149,7 +149,7 @@ class MovePlan:
     view: View
     moves: Sequence[PositionMove]
     uncounted: int = 0
-    """Records moved over, where they are more than were to be counted."""
+    """Messages moved over, where they are more than were to be counted."""
 
     @property
     def targets(self) -> dict[Place, int]:
@@ -168,10 +168,12 @@ def plan(settings: Settings, view: View, wish: MoveRequest, *, count_limit: int)
     """
     targets = [(standing, new) for standing in view.standings if (new := target(wish, standing)) is not None]
     if not targets and not view.group.exists:
-        raise UnknownName(f"there is no group {view.group.name!r}, and no --topic is named: payrelay offsets list")
+        raise UnknownName(
+            f"there is no group {view.group.name!r}, and no --topic is named to make it. Groups are shown by: payrelay offsets list"
+        )
     if not targets:
         raise Refused(
-            f"nothing to move: {view.group.name} has no partition that this says something of; name a --topic"
+            f"nothing to move: {view.group.name} has a position in none of the partitions that you named; name a --topic"
         )
     inside = {(standing.place, new.offset) for standing, new in targets if new.offset < standing.high}
     times = append_times(settings, inside)
@@ -210,7 +212,7 @@ def count(
 ) -> dict[Place, Counted]:
     """Return what became of the events of each span at a consumer of ours.
 
-    Of spans that lead `back`, a later record of an event that would be applied counts as applied, since it is by then, and
+    Of spans that lead `back`, a later message of an event that would be applied counts as applied, since it is by then, and
     what would park behind its key as parked.
     """
     counts = {place: Counted() for place in spans}

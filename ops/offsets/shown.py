@@ -1,4 +1,4 @@
-"""Groups, standings and plans as rows and sentences. No I/O."""
+"""Groups, positions and plans as rows and sentences. No I/O."""
 
 from __future__ import annotations
 
@@ -52,13 +52,17 @@ def standing_columns(view: View) -> tuple[str, ...]:
 
 
 def headline(view: View) -> str:
-    """Return what a group is."""
-    kind = f", ours: progress in {view.ours.processor.service}, Kafka's offset is its mirror" if view.ours else ""
+    """Return one line that describes a group."""
+    kind = (
+        f", a consumer of payrelay: progress in {view.ours.processor.service}, Kafka's offset is its mirror"
+        if view.ours
+        else ""
+    )
     return f"{view.group.name}: {view.group.state} {view.group.type}, members {len(view.group.members)}{kind}"
 
 
 def lag_line(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return how far a group is behind in all, and where most."""
+    """Return a group's whole lag, and where it is largest."""
     behind = [row for row in rows if row["lag"]]
     notes = sum(bool(row["note"]) for row in rows)
     noted = f"; notes on {notes} partitions" if notes else ""
@@ -71,7 +75,7 @@ def lag_line(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def plan_rows(plan: MovePlan) -> list[dict[str, Any]]:
-    """Return a plan's rows: where each partition stands, is to stand, and what lies between."""
+    """Return a plan's rows: each partition's old and new offset, and what lies between."""
     return [
         {
             "topic": move.place[0],
@@ -109,25 +113,25 @@ def _counts(counted: Counted) -> dict[str, int]:
 
 
 def plan_lines(plan: MovePlan) -> list[str]:
-    """Return what a plan does to events, in words; the dangerous part in capitals."""
+    """Return sentences on what a plan does to events; the dangerous part is in capitals."""
     if plan.uncounted:
         skips = any(not move.is_back and move.span for move in plan.moves)
         danger = "; those that it SKIPS may never have been applied" if skips else ""
         return [
-            f"{plan.uncounted} records lie between old and new, more than --count-limit: what became of them is not counted{danger}"
+            f"{plan.uncounted} messages lie between old and new, more than --count-limit: which of them are applied is not counted{danger}"
         ]
     lines = []
     back = _sum([move.counted for move in plan.moves if move.is_back and move.counted])
     ahead = _sum([move.counted for move in plan.moves if not move.is_back and move.counted])
     if back["records"]:
         lines.append(
-            f"redelivers {back['records']} records: {back['applied']} are applied and will be skipped, "
-            f"{back['not_applied']} will be applied ({back['outside']} of them told to the outside), {back['parked']} are parked"
+            f"redelivers {back['records']} messages: {back['applied']} are already applied and will be dropped, "
+            f"{back['not_applied']} will be applied ({back['outside']} of them notify a receiver), {back['parked']} are parked"
             + _rest(back, "; {forgotten} are older than the inbox remembers and will be parked")
         )
     if ahead["records"]:
         lines.append(
-            f"SKIPS {ahead['records']} records: {ahead['applied']} are applied, {ahead['parked']} are parked"
+            f"SKIPS {ahead['records']} messages: {ahead['applied']} are applied, {ahead['parked']} are parked"
             + _rest(ahead, ", {forgotten} are older than the inbox remembers")
         )
         if never := ahead["not_applied"] + ahead["unreadable"]:

@@ -18,7 +18,7 @@ from schemas.numeric import LENGTH_MAX, WHOLE_MAX, parse_decimal, parse_whole
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionPosition:
-    """How a group stands in a partition."""
+    """A group's position in a partition."""
 
     place: Place
     low: int
@@ -66,7 +66,7 @@ class Mode(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class MoveRequest:
-    """Where a group is to go on, as it was asked for."""
+    """Where a group should go on, as the operator gave it."""
 
     mode: Mode
     number: int = 0
@@ -118,7 +118,9 @@ def _wanted(wish: MoveRequest, standing: PartitionPosition) -> int | None:
             return standing.position
         case Mode.SHIFT:
             if standing.position is None and not standing.is_ours:
-                raise Refused(f"{standing.place[0]}/{standing.place[1]} has no committed offset to shift")
+                raise Refused(
+                    f"{standing.place[0]}/{standing.place[1]} has no committed offset to shift: use --to-offset, --to-earliest or --to-latest"
+                )
             return (standing.begin if standing.position is None else standing.position) + wish.number
 
 
@@ -157,7 +159,7 @@ def scopes(texts: Iterable[str]) -> dict[str, frozenset[int] | None]:
 def partitions(text: str) -> frozenset[int]:
     """Return the partitions of `0,2`. Raises ValueError."""
     if not re.fullmatch(rf"{NUMBER}(,{NUMBER})*", text):
-        raise ValueError(f"{text!r} are no partitions: e.g. 0,2")
+        raise ValueError(f"{text!r} are no partitions: write e.g. 0,2")
     return frozenset(map(int, text.split(",")))
 
 
@@ -166,9 +168,9 @@ def offset_map(text: str) -> dict[int, int]:
     try:
         pairs = json.loads(text, object_pairs_hook=list)  # as pairs: a dict would keep the last of two equal names
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"no JSON: {error}") from error
+        raise ValueError(f"it is not JSON: {error}") from error
     if not isinstance(pairs, list) or not pairs or not all(isinstance(pair, tuple) for pair in pairs):
-        raise ValueError('no map of partition to offset: e.g. {"0": 123, "1": 456}')
+        raise ValueError('it is no map of partition to offset: write e.g. {"0": 123, "1": 456}')
     offsets: dict[int, int] = {}
     for key, value in pairs:
         if not re.fullmatch(NUMBER, key) or type(value) is not int or not 0 <= value <= WHOLE_MAX:
@@ -199,17 +201,17 @@ def instant(text: str, zone: ZoneInfo | None) -> datetime:
         whole = parse_whole(digits, high=10**LENGTH_MAX)
         units = next((unit for limit, unit in EPOCH_UNITS if whole < limit), 1_000_000_000)
         if fraction and units != 1:
-            raise ValueError(f"{text!r} is no epoch: only seconds have a fraction")
+            raise ValueError(f"{text!r} is not an epoch: only seconds can have a fraction")
         microseconds = whole * 1_000_000 // units + int((fraction + "000000")[:6])
         try:
             return EPOCH + timedelta(microseconds=microseconds)
         except OverflowError as error:
-            raise ValueError(f"{text!r} is too far ahead") from error
+            raise ValueError(f"{text!r} is too far ahead: the last year is 9999") from error
     at = _iso(text)
     if at.tzinfo is not None:
         return at
     if zone is None:
-        raise ValueError(f"{text!r} has no zone: write Z or +08:00 behind it, or give --tz Asia/Shanghai")
+        raise ValueError(f"{text!r} names no zone: add Z or +08:00, or give --tz Asia/Shanghai")
     return in_zone(at, zone)
 
 
@@ -236,7 +238,7 @@ def duration(text: str) -> timedelta:
     """
     match = ISO_DURATION.fullmatch(text.upper()) or SHORT_DURATION.fullmatch(text.lower())
     if match is None:
-        raise ValueError(f"{text!r} is no duration: e.g. PT1H30M, 90m, 6h, 2d")
+        raise ValueError(f"{text!r} is no duration: write e.g. PT1H30M, 90m, 6h, 2d")
     try:
         parts = {
             unit: parse_decimal(number, low=0, high=10**LENGTH_MAX)
@@ -245,4 +247,4 @@ def duration(text: str) -> timedelta:
         }
         return timedelta(**{unit: float(number) for unit, number in parts.items()})
     except OverflowError as error:
-        raise ValueError(f"{text!r} is too long") from error
+        raise ValueError(f"{text!r} is too long: give a shorter duration") from error

@@ -1,4 +1,4 @@
-"""What an operator asked for, looked up: a time, a file, another group, an order or an event, as offsets. Reads only."""
+"""Turns an operator's request (a time, a file, another group, an order or an event) into offsets. Reads only."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ def look_for(settings: Settings, name: str, options: MoveOptions, scope: Scope |
     if places is not None:
         return view, MoveRequest(mode=Mode.PLACES, places=places)
     if options.from_kafka and view.ours is None:
-        raise Refused(f"{name} is no group of ours: Kafka's offset is its position already")
+        raise Refused(
+            f"{name} is no group of payrelay, so --from-kafka changes nothing: Kafka's offset is its position already"
+        )
     return view, _plain(options)
 
 
@@ -72,7 +74,7 @@ def _require_all(view: View, places: Mapping[Place, int], scope: Scope | None) -
     if strays := sorted(set(meant) - standing):
         raise UnknownName(f"{view.group.name} has no partition {strays[0][0]}/{strays[0][1]}: nothing was moved")
     if scope is not None and (silent := sorted(set(scope) - {topic for topic, _ in places})):
-        raise Refused(f"nothing is said of topic {silent[0]}: nothing was moved")
+        raise Refused(f"no offset is given for topic {silent[0]}, so nothing was moved")
 
 
 def _plain(options: MoveOptions) -> MoveRequest:
@@ -100,7 +102,9 @@ def _places(settings: Settings, name: str, options: MoveOptions) -> Mapping[Plac
         return None
     known = ours(settings, name)
     if known is None:
-        raise Refused(f"{name} is no group of ours: orders and events are found in ours only")
+        raise Refused(
+            f"{name} is no group of payrelay, and --to-order and --to-event work for those only: use --to-datetime"
+        )
     if options.to_order is not None:
         return places_of_order(settings, known, options.to_order)
     return places_of_event(settings, known, options.to_event or "")
@@ -113,7 +117,9 @@ def _positions(settings: Settings, name: str) -> dict[Place, int]:
         if standing.position is not None
     }
     if not positions:
-        raise UnknownName(f"group {name!r} has no position anywhere")
+        raise UnknownName(
+            f"group {name!r} has no position anywhere to move to. Groups are shown by: payrelay offsets list"
+        )
     return positions
 
 

@@ -1,7 +1,7 @@
-"""Whether what was recorded arrives on its topics: the newest rows of each outbox beside the records of each topic.
+"""Whether what was recorded arrives on its topics: the newest rows of each outbox beside the messages of each topic.
 
 Each topic is judged by itself: a busy one says nothing about a dead one beside it. Bounded, however much is kept: so many rows,
-and so many records from the ends of the logs. What lies further back `payrelay reconcile` knows.
+and so many messages from the ends of the logs. What lies further back `payrelay reconcile` knows.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CLOCKS = timedelta(minutes=5)
 ROWS_MAX = 1_000
 """The newest rows of a topic that are looked for."""
 RECORDS_MAX = 10_000
-"""Records read of a partition, the newest: what may have been appended before them is not judged."""
+"""Messages read of a partition, the newest: what may have been appended before them is not judged."""
 REPAIRING = "payrelay repair"
 """The advisory lock that a repair holds."""
 
@@ -55,7 +55,7 @@ class TopicArrival:
     missing: tuple[Recorded, ...]
     """On no topic, oldest first."""
     unjudged: int
-    """Not among the records that were read, and so old that they may lie before them."""
+    """Not among the messages that were read, and so old that they may lie before them."""
 
 
 def newest_rows(connection: Connection, topic: Topic, *, grace: timedelta = GRACE) -> list[Recorded]:
@@ -79,7 +79,7 @@ def _clock(connection: Connection) -> datetime:
 def arrivals(settings: Settings, *, grace: timedelta = GRACE) -> list[TopicArrival]:
     """Return of each topic which of its newest rows are on it. Reads only. Raises Unreachable.
 
-    A row without a record is missing if every record that was appended since its recording was read, and left open else.
+    A row without a message is missing if every message that was appended since its recording was read, and left open else.
     """
     with reader_engine(settings).connect() as connection:
         rows = {topic.name: newest_rows(connection, topic, grace=grace) for topic in TOPICS}
@@ -103,7 +103,7 @@ def _arrival(settings: Settings, topic: Topic, rows: Collection[Recorded]) -> To
 
 
 def _read(settings: Settings, spans: Mapping[Place, range]) -> tuple[set[UUID], dict[Place, datetime]]:
-    """Return the events in the spans, and when the first record of each was appended."""
+    """Return the events in the spans, and when the first message of each was appended."""
     seen: set[UUID] = set()
     first: dict[Place, datetime] = {}
     for message in read(settings, spans):
@@ -115,7 +115,7 @@ def _read(settings: Settings, spans: Mapping[Place, range]) -> tuple[set[UUID], 
 
 
 def judge(topic: str, rows: Collection[Recorded], seen: Collection[UUID], *, whole_since: datetime) -> TopicArrival:
-    """Return how the rows fare, with every record that was appended since then read.
+    """Return how the rows fare, with every message that was appended since then read.
 
     >>> at = datetime(2026, 1, 1, tzinfo=UTC)
     >>> old, new = (Recorded(id=UUID(int=first_id_at(moment).int | 7 << 76 | 2 << 62), lsn=1) for moment in (at, at + timedelta(hours=1)))
@@ -164,7 +164,7 @@ def check_positions(settings: Settings) -> Verdict:
     except NoConnector:
         return Verdict(False, NO_CONNECTOR, "payrelay connect apply --execute")
     if beyond := now.beyond():
-        return Verdict(False, f"{beyond}: the database went back, and new events are passed over", REPAIR)
+        return Verdict(False, f"{beyond}: the database went back, so the connector passes over new events", REPAIR)
     return Verdict(True, "within the log")
 
 
@@ -178,7 +178,7 @@ def check_arrivals(settings: Settings, *, grace: timedelta = GRACE) -> Verdict:
     with reader_engine(settings).connect() as connection:
         repairing = is_repairing(connection)
     if repairing:
-        return Verdict(False, f"{message}; a repair is under way", "wait for the repair's end, then: payrelay doctor")
+        return Verdict(False, f"{message}; a repair is under way", "wait until the repair ends, then: payrelay doctor")
     return Verdict(False, message, _fix(settings, checked))
 
 
@@ -198,7 +198,7 @@ def _told(checked: Collection[TopicArrival], grace: timedelta) -> str:
 
 
 def _arrived(arrival: TopicArrival) -> str:
-    """Return how many rows have arrived, and how many lie further back than the records that were read, as on a busy topic.
+    """Return how many rows have arrived, and how many lie further back than the messages that were read, as on a busy topic.
 
     >>> for judged, unjudged in ((7, 0), (0, 7), (500, 500), (0, 0)):
     ...     print(_arrived(TopicArrival(topic="a", judged=judged, missing=(), unjudged=unjudged)))

@@ -1,4 +1,4 @@
-"""What is recorded and not yet published, found without reading what is: cheap with a million kept rows.
+"""Events recorded and not yet published, counted without reading published ones: cheap with a million kept rows.
 
 The outbox has no index on its `lsn`, and needs none: ids and lsn grow together, so the point from which on nothing is
 published is found by bisecting time, one look-up by primary key a step. With 1,000,000 rows kept, on two busy cores: 4 ms
@@ -19,7 +19,7 @@ from sqlalchemy import Connection, text
 from outbox.clock import first_id_at
 
 PENDING_MAX = 100_000
-"""Rows that are counted; a larger backlog is told as this many."""
+"""Rows that are counted; a larger backlog is reported as this many."""
 NEAR = timedelta(milliseconds=50)
 """How exactly the oldest row's time is known."""
 

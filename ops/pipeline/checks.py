@@ -1,6 +1,6 @@
-"""The checks of `payrelay doctor`: does everything recorded arrive, and is everything running that should run?
+"""The checks of `payrelay doctor`: does every recorded event arrive, and does everything run that should?
 
-Each row judges one thing by what arrives, and names the command that fixes it.
+Each row checks one thing by what really arrives, and names the command that fixes it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Check:
     check: str
     ok: bool
     found: str
-    mend: str = ""
+    fix: str = ""
 
 
 def examine(settings: Settings, *, now: datetime, folder: StackFolder | None = None) -> list[Check]:
@@ -98,13 +98,13 @@ class Examination:
     def _outcome(self, name: str, servers: Sequence[str], check: Callable[[], Check]) -> Check:
         for server in servers:
             if server in self._away:
-                return Check(check=name, ok=False, found="not known", mend=self._start(server))
+                return Check(check=name, ok=False, found=f"{server} does not answer", fix=self._start(server))
         try:
             return check()
         except (PayrelayError, KafkaException, SQLAlchemyError, OSError, ValueError) as error:
             server = "postgres" if isinstance(error, SQLAlchemyError) else servers[0] if servers else ""
             self._away[server] = f"{type(error).__name__}"
-            return Check(check=name, ok=False, found=message_of(error), mend=self._start(server))
+            return Check(check=name, ok=False, found=message_of(error), fix=self._start(server))
 
     def _start(self, server: str) -> str:
         """Return how a server that does not answer is started."""
@@ -170,10 +170,10 @@ class Examination:
     def _parts(self, folder: StackFolder) -> Check:
         """Every part of the local stack runs."""
         if not folder.is_up():
-            return Check(check="parts", ok=False, found="the local stack is down", mend="payrelay up")
+            return Check(check="parts", ok=False, found="the local stack is down", fix="payrelay up")
         stopped = stopped_parts(folder)
         state = f"not running: {', '.join(stopped)}" if stopped else "all run"
-        return Check(check="parts", ok=not stopped, found=state, mend=self._start_parts(stopped) if stopped else "")
+        return Check(check="parts", ok=not stopped, found=state, fix=self._start_parts(stopped) if stopped else "")
 
     def _heartbeat(self) -> Check:
         """The connector reads the slot and writes its heartbeat."""
@@ -181,9 +181,9 @@ class Examination:
             beat_at = beat_of(connection)
         limit_s = max(5.0, BEATS_MAX * self.settings.heartbeat_interval_ms / 1000)
         age_s = None if beat_at is None else max(0.0, (self.now - beat_at).total_seconds())
-        state = "none yet" if age_s is None else f"{age_s:.1f} s old, limit {limit_s:.0f} s"
+        state = "no heartbeat yet" if age_s is None else f"{age_s:.1f} s old, limit {limit_s:.0f} s"
         ok = age_s is not None and age_s <= limit_s
-        return Check(check="heartbeat", ok=ok, found=state, mend="" if ok else self._streaming_fix())
+        return Check(check="heartbeat", ok=ok, found=state, fix="" if ok else self._streaming_fix())
 
     def _slot(self) -> Check:
         slot = self._slot_state
@@ -191,27 +191,27 @@ class Examination:
             return Check(
                 check="slot",
                 ok=False,
-                found=f"{self.settings.slot} belongs to database {slot.database}: nothing of this one is published",
-                mend=f"export PAYRELAY_SLOT={self.settings.slot}_2; payrelay migrate; payrelay connect apply --execute",
+                found=f"{self.settings.slot} belongs to database {slot.database}, so nothing of this database is published",
+                fix=f"export PAYRELAY_SLOT={self.settings.slot}_2; payrelay migrate; payrelay connect apply --execute",
             )
         if not slot.found or slot.wal_status == "lost":
-            return Check(check="slot", ok=False, found="lost", mend=REPAIR)
+            return Check(check="slot", ok=False, found="lost: nothing is published", fix=REPAIR)
         state = f"{'active' if slot.active else 'not active'}, {slot.retained_bytes} bytes of WAL retained"
         ok = slot.active and slot.retained_bytes <= RETAINED_BYTES_MAX
-        return Check(check="slot", ok=ok, found=state, mend="" if ok else self._streaming_fix())
+        return Check(check="slot", ok=ok, found=state, fix="" if ok else self._streaming_fix())
 
     def _publication(self) -> Check:
         with reader_engine(self.settings).connect() as connection:
             tables = published_tables(connection)
         ok = tables == PUBLISHED_TABLES
         return Check(
-            check="publication", ok=ok, found=f"{tables} of {PUBLISHED_TABLES} tables", mend="" if ok else REPAIR
+            check="publication", ok=ok, found=f"{tables} of {PUBLISHED_TABLES} tables", fix="" if ok else REPAIR
         )
 
     def _connector(self) -> Check:
         """Kafka Connect says that it runs. It says so of a dead pipeline too: heartbeat and arrival judge that."""
         state, fix = self._connector_state
-        return Check(check="connector", ok=not fix, found=state, mend=fix)
+        return Check(check="connector", ok=not fix, found=state, fix=fix)
 
     def _topics(self) -> Check:
         problems = [(state, problem) for state in self._topic_states for problem in state.problems]
@@ -226,7 +226,7 @@ class Examination:
         if moved:  # nothing takes partitions away: what is there is declared, once consumers have read what lay before
             fixes.append(f"export PAYRELAY_PARTITIONS='{json.dumps(dict(self.settings.partitions) | moved)}'")
         differences = "; ".join(f"{state.topic}: {problem}" for state, problem in problems) or "as declared"
-        return Check(check="topics", ok=not problems, found=differences, mend="; ".join(fixes))
+        return Check(check="topics", ok=not problems, found=differences, fix="; ".join(fixes))
 
     def _days_ahead(self) -> Check:
         with reader_engine(self.settings).connect() as connection:
@@ -235,31 +235,31 @@ class Examination:
         return Check(
             check="days ahead",
             ok=ok,
-            found=f"{ahead}, at least {DAYS_AHEAD_MIN}",
-            mend="" if ok else "payrelay upkeep",
+            found=f"{ahead} days, {DAYS_AHEAD_MIN} are needed",
+            fix="" if ok else "payrelay upkeep",
         )
 
     def _processors(self) -> Check:
         """Every processor's consumer group has a member."""
         idle = idle_processors(self.settings)
-        state = f"nobody runs {', '.join(idle)}" if idle else "each has a member in its group"
+        state = f"no worker runs {', '.join(idle)}" if idle else "each has a member in its group"
         fix = self._run(idle, by_hand=f"payrelay worker {' '.join(idle)}") if idle else ""
-        return Check(check="processors", ok=not idle, found=state, mend=fix)
+        return Check(check="processors", ok=not idle, found=state, fix=fix)
 
     def _notifiers(self) -> Check:
         """Every notification queue has a notifier."""
         idle = idle_queues(self.settings)
         names = [f"notifier:{queue}" for queue in idle]
-        state = f"nobody serves {', '.join(idle)}" if idle else "each queue has a notifier"
+        state = f"no notifier serves {', '.join(idle)}" if idle else "each queue has a notifier"
         fix = self._run(names, by_hand=f"payrelay worker {' '.join(names)}") if idle else ""
-        return Check(check="notifiers", ok=not idle, found=state, mend=fix)
+        return Check(check="notifiers", ok=not idle, found=state, fix=fix)
 
     def _services(self) -> Check:
         """Every HTTP service answers."""
         silent = silent_services(self.settings)
         state = f"no answer from {', '.join(silent)}" if silent else "each answers"
         fix = self._run(silent, by_hand=f"payrelay serve {' '.join(silent)}") if silent else ""
-        return Check(check="services", ok=not silent, found=state, mend=fix)
+        return Check(check="services", ok=not silent, found=state, fix=fix)
 
     def _positions(self) -> Check:
         """Every consumer's progress lies inside its log."""
@@ -277,7 +277,7 @@ class Examination:
             check="positions",
             ok=not holes,
             found=state or "inside their logs",
-            mend=_fix_of_hole(holes, stops_workers=self.folder is not None) if holes else "",
+            fix=_fix_of_hole(holes, stops_workers=self.folder is not None) if holes else "",
         )
 
     def _lag(self) -> Check:
@@ -295,7 +295,7 @@ class Examination:
         late = sorted(consumer for consumer, age_s in ages.items() if age_s > LAG_S_MAX)
         names = [consumer.removeprefix(self.settings.group_prefix) for consumer in late]
         fix = self._run(names, by_hand=f"payrelay worker {' '.join(names)}") if late else ""
-        return Check(check="lag", ok=not late, found=state or "no consumer has begun", mend=fix)
+        return Check(check="lag", ok=not late, found=state or "no consumer has begun", fix=fix)
 
     def _parked(self) -> Check:
         with reader_engine(self.settings).connect() as connection:
@@ -305,15 +305,15 @@ class Examination:
             }
         parked = {service: count for service, count in counts.items() if count}
         fix = (
-            "payrelay parked retry --execute --yes  # of what stays: payrelay parked skip ID --reason WHY"
+            "payrelay parked retry --execute --yes  # for what stays parked: payrelay parked skip ID --reason WHY"
             if parked
             else ""
         )
-        return Check(check="parked", ok=not parked, found=str(parked or 0), mend=fix)
+        return Check(check="parked", ok=not parked, found=str(parked or 0), fix=fix)
 
 
 def _check_of(name: str, verdict: Verdict) -> Check:
-    return Check(check=name, ok=verdict.ok, found=verdict.found, mend=verdict.fix)
+    return Check(check=name, ok=verdict.ok, found=verdict.found, fix=verdict.fix)
 
 
 def days_ahead(connection: Connection, today: date) -> int:

@@ -82,19 +82,19 @@ def judge_clocks(*, apart: timedelta, recorded_ahead: timedelta, waiting: Sequen
     """
     if abs(apart) > APART_MAX:
         state = f"the host's clock is {_span(apart)} {'ahead of' if apart > timedelta() else 'behind'} the database's"
-        return Verdict(False, state, "set the wrong clock right; then payrelay upkeep")
+        return Verdict(False, state, "set the wrong clock right, then: payrelay upkeep")
     step = ""
     if recorded_ahead > AHEAD_MAX:
         step = (
             f"events were recorded up to {_span(recorded_ahead)} ahead of the clock, which was set back since: "
-            "consumers park them, the others flow; "
+            "consumers park these events, and apply the others; "
         )
     if not waiting:
         return Verdict(True, f"{step}host and database agree within {_span(apart)}")
     ready = sum(key.has_day for key in waiting)
-    state = f"{step}{len(waiting)} parked keys wait with events ahead of the clock, {ready} of them can be applied"
+    state = f"{step}{len(waiting)} parked keys wait with events ahead of the clock, {ready} of them can be applied now"
     return Verdict(
-        False, state, "payrelay upkeep" if ready else "wait: their days are made 14 days before, and upkeep retries"
+        False, state, "payrelay upkeep" if ready else "wait: once their days are 14 days away, upkeep retries them"
     )
 
 

@@ -51,8 +51,8 @@ def require_harmless(engine: Engine, table: str, condition: str) -> None:
         transaction.rollback()
     if called:
         raise Refused(
-            f"the condition calls {', '.join(called)}, which may have an effect beyond reading: only functions of PostgreSQL's own "
-            "that are stable or immutable will do (now() instead of clock_timestamp())"
+            f"the condition calls {', '.join(called)}, which may have an effect beyond reading. Use only PostgreSQL's own functions "
+            "that are stable or immutable, e.g. now() instead of clock_timestamp()"
         )
 
 
@@ -68,7 +68,7 @@ def _parsed(connection: Connection, table: str, condition: str) -> str:
     except psycopg.Error as error:
         if error.sqlstate is None or error.sqlstate.startswith(("08", "57P")):
             raise Unreachable(f"PostgreSQL does not answer: {message_of(error)}") from error
-        raise Refused(f"the condition does not hold as SQL: {message_of(error)}") from error
+        raise Refused(f"the condition is not valid SQL: {message_of(error)}") from error
     parsed = text("SELECT ev_action FROM pg_rewrite WHERE ev_class = CAST(:view AS regclass)")
     return str(connection.execute(parsed, {"view": f"pg_temp.{VIEW}"}).scalar_one())
 

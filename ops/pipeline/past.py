@@ -1,4 +1,4 @@
-"""Consumers that read what is older than their inbox: which of them are through, and what is forgotten then.
+"""Consumers that read events older than their inbox: which have finished, and what is forgotten then.
 
 docs/adr/0015-a-consumers-first-begin.md says why. A part of upkeep's round, as the tables' owner.
 """

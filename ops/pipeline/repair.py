@@ -32,7 +32,7 @@ MARGIN = timedelta(minutes=15)
 """Longer than any transaction may be open: what was recorded this long before the last heartbeat has been published."""
 REPAIR_S = 120.0
 LEFT_S = 10.0
-"""What streams has reached its topic after so long."""
+"""Seconds after which a streamed row has reached its topic."""
 STEADY_S = 3.0
 """A reader of the slot that has stayed for this long is no task about to be restarted."""
 POLL_S = 0.1
@@ -121,7 +121,7 @@ def _oldest(connection: Connection, topic: Topic) -> datetime | None:
 
 
 def repair_slot(settings: Settings, repair: Repair, *, say: Callable[[str], None]) -> None:
-    """Slot and publication are new, Kafka Connect's note is gone, what was missing is on its topic, and the connector streams.
+    """Slot and publication are new, Kafka Connect's offset is deleted, missing events are on their topics, and the connector streams.
 
     Own transactions, as the owner. May be repeated. The new slot is made first, while the connector goes on: that waits for open
     transactions, for `slot_wait_s` at most. Then the connector is stopped, given the new slot, and resumed with the snapshot
@@ -132,13 +132,13 @@ def repair_slot(settings: Settings, repair: Repair, *, say: Callable[[str], None
     client = ConnectClient(settings.connect_url)
     if other := slot_state(settings).database:
         raise Refused(
-            f"the slot {settings.slot} belongs to database {other}, and stays: set PAYRELAY_SLOT to a free name"
+            f"the slot {settings.slot} belongs to database {other}, so it is not touched: set PAYRELAY_SLOT to a free name"
         )
     engine = owner_engine(settings)
     try:
         with _alone(engine) as owner:
             _publish_all(engine, within_s=settings.slot_wait_s)
-            say("making a new slot: open transactions are waited for")
+            say("making a new slot, which waits for open transactions")
             create_slot(owner, settings.slot + SPARE, temporary=True, within_s=settings.slot_wait_s)
             say("stopping the connector")
             with resumed_after_failure(client, settings):
@@ -147,7 +147,9 @@ def repair_slot(settings: Settings, repair: Repair, *, say: Callable[[str], None
                 apply_connector(client, settings, since=_bounds(repair))
                 client.delete_offsets(settings.connector)
                 _take_place(owner, settings)
-            say(f"slot and publication are new; emitting again from {min(repair.since.values())} on")
+            say(
+                f"slot and publication are new; publishing again what was recorded from {min(repair.since.values())} on"
+            )
             emit_missing(client, settings, repair, say=say)
     finally:
         engine.dispose()
@@ -165,7 +167,7 @@ def emit_missing(client: ConnectClient, settings: Settings, repair: Repair, *, s
     client.wait_running(settings.connector)
     since = datetime.now().astimezone() - MARGIN
     wait_published(settings, _all_topics(settings), repair.missing, since=since, within_s=REPAIR_S)
-    say(f"{len(repair.missing)} missing events are on their topics; taking the bound away")
+    say(f"{len(repair.missing)} missing events are on their topics; the connector gets its usual configuration again")
     before = _wait_streaming(settings)
     if apply_connector(client, settings):
         client.wait_running(settings.connector)
@@ -186,7 +188,7 @@ def _emit_left(settings: Settings, *, since: datetime, say: Callable[[str], None
     still = missing_events(settings, since=since)
     left = {service: ids & still.get(service, set()) for service, ids in left.items()}
     if count := sum(map(len, left.values())):
-        say(f"{count} events were committed in between: emitting them too")
+        say(f"{count} events were committed in between: publishing them too")
         emit_again(settings, left, within_s=REPAIR_S)
 
 
@@ -196,20 +198,22 @@ def _alone(engine: Engine) -> Generator[Connection]:
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         name = {"name": REPAIRING}
         if not connection.execute(text("SELECT pg_try_advisory_lock(hashtextextended(:name, 0))"), name).scalar():
-            raise Refused("another repair is under way: wait for its end, then: payrelay doctor")
+            raise Refused("another repair is running, so this one did nothing. When it has ended: payrelay doctor")
         yield connection  # closed, it lets go of the lock and of a temporary slot
 
 
 @contextmanager
 def resumed_after_failure(client: ConnectClient, settings: Settings) -> Generator[None]:
-    """Whatever goes wrong inside, the connector is told to go on."""
+    """Whatever goes wrong inside, the connector is asked to resume."""
     try:
         yield
     except BaseException as error:
         try:
             client.resume(settings.connector)
         except PayrelayError as second:
-            raise NotReady(f"{error}. The connector is stopped: payrelay connect resume ({second})") from error
+            raise NotReady(
+                f"{error}. The connector is still stopped. To start it: payrelay connect resume ({second})"
+            ) from error
         raise
 
 
@@ -225,8 +229,8 @@ def _publish_all(engine: Engine, *, within_s: float) -> None:
         with engine.connect() as connection:
             blocking = holders(connection, TABLES)
         raise NotReady(
-            f"the publication cannot be made whole while its tables are locked, and some were for {within_s:.0f} s: {blocking}. "
-            "End them, then repeat"
+            f"the publication cannot be repaired while its tables are locked, and some were for {within_s:.0f} s: {blocking}. "
+            "End these sessions, then repeat the command"
         ) from error
 
 
@@ -259,7 +263,9 @@ def _wait_streaming(settings: Settings, *, after: int = 0) -> int:
         if pid is not None and pid != after and time.monotonic() - since >= STEADY_S:
             return int(pid)
         time.sleep(POLL_S)
-    raise NotReady(f"nobody reads slot {settings.slot} after {REPAIR_S:.0f} s: payrelay connect status")
+    raise NotReady(
+        f"the connector does not read slot {settings.slot} after {REPAIR_S:.0f} s. Its state: payrelay connect status"
+    )
 
 
 def _drop_slot(settings: Settings, owner: Connection) -> None:
@@ -278,7 +284,9 @@ def _drop_slot(settings: Settings, owner: Connection) -> None:
         )
         if gone.rowcount or not slot_state(settings).found:
             return
-    raise NotReady(f"slot {settings.slot} is held and does not let go: payrelay connect status")
+    raise NotReady(
+        f"slot {settings.slot} is still in use, so it cannot be replaced. Who uses it: payrelay connect status"
+    )
 
 
 def _all_topics(settings: Settings) -> list[str]:

@@ -1,7 +1,7 @@
-"""Kept outbox rows emitted again by the connector, under the same event ids: Debezium's incremental snapshot, asked for by a signal.
+"""Publishes kept outbox rows again through the connector, under the same event ids: a signal asks for Debezium's incremental snapshot.
 
 In chunks between live events, which flow on; a connector that is restarted in the middle goes on where it was. What to emit is
-looked up first, by the reading role, and the connector is told ids or a span of them: no text of anybody's reaches its SQL.
+looked up first, by the reading role, and the connector gets ids or a span of them: no text of anybody's reaches its SQL.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def find_rows(settings: Settings, services: Collection[str], wanted: Rows) -> di
     engine = reader_engine(settings, role=SEARCHER if wanted.where else READER)
     for service in services:
         if service not in SERVICES:
-            raise UnknownName(f"no service {service!r}; there are {', '.join(SERVICES)}")
+            raise UnknownName(f"there is no service {service!r}; there are: {', '.join(SERVICES)}")
         if wanted.where:
             require_harmless(engine, f"{service}.outbox", wanted.where)
         with engine.begin() as connection:
@@ -73,7 +73,9 @@ def find_rows(settings: Settings, services: Collection[str], wanted: Rows) -> di
             if ids := _look_up(connection, service, wanted):
                 chosen[service] = ids
     if (rows := sum(map(len, chosen.values()))) > ROWS_MAX:
-        raise Refused(f"more than {ROWS_MAX} rows ({rows}): ask for a shorter stretch")
+        raise Refused(
+            f"{rows} rows match, and at most {ROWS_MAX} are published at once: choose fewer, e.g. with --since and --to"
+        )
     return chosen
 
 
@@ -102,19 +104,19 @@ def _look_up(connection: Connection, service: str, wanted: Rows) -> list[UUID]:
     except DBAPIError as error:
         if isinstance(error.orig, QueryCanceled):
             raise Refused(
-                f"the condition was not looked up in {LOOK_UP_MS // 1000} s: narrow it by --since and --to"
+                f"the search for rows took longer than {LOOK_UP_MS // 1000} s, so nothing was published: narrow it by --since and --to"
             ) from error
         if isinstance(error, OperationalError):
             raise
-        raise Refused(f"the condition does not hold as SQL: {str(error.orig).splitlines()[0]}") from error
+        raise Refused(f"the condition is not valid SQL: {str(error.orig).splitlines()[0]}") from error
 
 
 def emit_again(settings: Settings, ids: Mapping[str, Collection[UUID]], *, within_s: float) -> None:
-    """Each of the events, by the service whose outbox keeps it, is on its topic once more, or at last.
+    """Each of the events, by the service whose outbox keeps it, is on its topic again, or for the first time.
 
     Own transactions, as the owner. May be repeated: whoever knows an event drops the repeat. Live events flow meanwhile. Raises
     Refused for events that no outbox keeps, or a connector that takes no signals; NotReady if it does not run, or after
-    `within_s`: what it was told by then it goes on with. Refused too where the database went back: a signal would be passed over.
+    `within_s`: it finishes what it was asked for by then. Refused too where the database went back: a signal would be passed over.
     """
     kept = {service: sorted(set(wanted)) for service, wanted in ids.items() if wanted}
     if not kept:
@@ -124,7 +126,9 @@ def emit_again(settings: Settings, ids: Mapping[str, Collection[UUID]], *, withi
     topics = [settings.topic_prefix + topic.name for topic in TOPICS if topic.service in kept]
     _require_listener(settings)
     if unmade := set(topics) - {topic for topic, _ in bounds(settings, topics)}:
-        raise Refused(f"{', '.join(sorted(unmade))} does not exist: payrelay topics apply --execute")
+        raise Refused(
+            f"{', '.join(sorted(unmade))} does not exist. To create missing topics: payrelay topics apply --execute"
+        )
     engine = owner_engine(settings)
     try:
         for service, condition, wanted in signals:  # one after the other: see IDS_MAX
@@ -138,18 +142,20 @@ def emit_again(settings: Settings, ids: Mapping[str, Collection[UUID]], *, withi
 
 
 def _signals(settings: Settings, ids: Mapping[str, Sequence[UUID]]) -> Iterator[tuple[str, str, set[UUID]]]:
-    """Give what the connector is told: service, condition, ids. As one span where nothing else lies in it, else as lists."""
+    """Give what the connector is asked for: service, condition, ids. As one span where nothing else lies in it, else as lists."""
     with reader_engine(settings).connect() as connection:
         for service, wanted in ids.items():
             if service not in SERVICES:
-                raise UnknownName(f"no service {service!r}; there are {', '.join(SERVICES)}")
+                raise UnknownName(f"there is no service {service!r}; there are: {', '.join(SERVICES)}")
             inside, kept = connection.execute(
                 text(f"""SELECT count(*), count(*) FILTER (WHERE id = ANY(:ids)) FROM {service}.outbox
                          WHERE id BETWEEN :first AND :last"""),  # noqa: S608 - a schema of ours
                 {"ids": wanted, "first": wanted[0], "last": wanted[-1]},
             ).one()
             if kept < len(wanted):
-                raise Refused(f"{len(wanted) - kept} of {len(wanted)} events are in the outbox of {service} no more")
+                raise Refused(
+                    f"{len(wanted) - kept} of {len(wanted)} events are in the outbox of {service} no more, so nothing was published: leave them out"
+                )
             if inside == kept:
                 yield service, f"id >= '{wanted[0]}' AND id <= '{wanted[-1]}'", set(wanted)
                 continue
@@ -163,16 +169,22 @@ def _require_listener(settings: Settings) -> None:
     """The connector runs and hears signals; raises what emit_again says otherwise."""
     client = ConnectClient(settings.connect_url)
     if (client.config(settings.connector) or {}).get(SIGNAL_SETTING) != SIGNALS:
-        raise Refused("the connector takes no signals: payrelay connect apply --execute")
+        raise Refused(
+            "the connector takes no signals, so nothing was published. To configure it: payrelay connect apply --execute"
+        )
     if not client.status(settings.connector).is_running:
-        raise NotReady("the connector does not run: payrelay connect status, then resume or restart")
+        raise NotReady(
+            "the connector does not run, so nothing was published. Its state: payrelay connect status; then resume or restart it"
+        )
     if beyond := standing(settings).beyond():
         raise Refused(
-            f"{beyond}: the connector passes over signals as over events: payrelay doctor --repair-slot --execute"
+            f"{beyond}: the connector passes over signals as it passes over events. To repair it: payrelay doctor --repair-slot --execute"
         )
     with reader_engine(settings).connect() as connection:
         if published_tables(connection) < PUBLISHED_TABLES:
-            raise Refused("the publication is not whole: payrelay doctor --repair-slot --execute")
+            raise Refused(
+                "the publication lacks tables, so nothing was published. To repair it: payrelay doctor --repair-slot --execute"
+            )
 
 
 def _signal(engine: Engine, service: str, condition: str) -> None:

@@ -1,7 +1,7 @@
-"""Where the connector, the slot and PostgreSQL's log stand: three positions that three stores hold.
+"""The positions of the connector, the slot and PostgreSQL's log, which three stores hold.
 
-Kafka Connect's note can be ahead of the log: the database was restored to an older copy, or a standby that lagged took over.
-PostgreSQL then passes over whatever is written below the noted position, in silence, and the connector looks well.
+Kafka Connect's offset can be ahead of the log: the database was restored to an older copy, or a standby that lagged took over.
+PostgreSQL then silently passes over whatever is written below the stored offset, and the connector looks well.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from outbox.settings import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class SourcePositions:
-    """Where the connector, the slot and the log stand."""
+    """The positions of the connector, the slot and the log."""
 
     noted: Exported
     noted_lsn: int | None
@@ -31,7 +31,7 @@ class SourcePositions:
     def described(self) -> str:
         """Return it in one line."""
         return (
-            f"Kafka Connect has noted {shown(self.noted_lsn)}; the slot has confirmed {shown(self.confirmed_lsn)} and does not "
+            f"Kafka Connect stores {shown(self.noted_lsn)}; the slot has confirmed {shown(self.confirmed_lsn)} and does not "
             f"go back; the log ends at {shown(self.written_lsn)}"
         )
 
@@ -39,11 +39,11 @@ class SourcePositions:
         """Return which positions lie beyond the log's end, and so are another history's; empty where none does.
 
         >>> SourcePositions(noted=Exported(connector="c", offsets=[]), noted_lsn=7, confirmed_lsn=3, written_lsn=5).beyond()
-        "Kafka Connect's note, 0/7, lies beyond the end of the log, 0/5"
+        "Kafka Connect's offset, 0/7, lies beyond the end of the log, 0/5"
         """
         ahead = [
             f"{name}, {shown(position)},"
-            for name, position in (("Kafka Connect's note", self.noted_lsn), ("the slot", self.confirmed_lsn))
+            for name, position in (("Kafka Connect's offset", self.noted_lsn), ("the slot", self.confirmed_lsn))
             if position is not None and position > self.written_lsn
         ]
         return f"{' and '.join(ahead)} lies beyond the end of the log, {shown(self.written_lsn)}" if ahead else ""
@@ -54,7 +54,7 @@ class SourcePositions:
 
 
 def standing(settings: Settings, *, patience_s: float = 30.0) -> SourcePositions:
-    """Return where connector, slot and log stand. Reads only. Raises NoConnector, and Unreachable after `patience_s`."""
+    """Return the positions of connector, slot and log. Reads only. Raises NoConnector, and Unreachable after `patience_s`."""
     noted = ConnectClient(settings.connect_url, patience_s=patience_s).offsets(settings.connector)
     with reader_engine(settings).connect() as connection:  # after the note: the log's end only grows
         slot = slot_of(connection, settings.slot)
@@ -68,7 +68,7 @@ def standing(settings: Settings, *, patience_s: float = 30.0) -> SourcePositions
 
 
 def passed_lsn(settings: Settings) -> int | None:
-    """Return up to where the connector will publish nothing any more, by the slot and its own note; None without a slot.
+    """Return up to where the connector will publish nothing any more, by the slot and its stored offset; None without a slot.
 
     Where Kafka Connect does not answer, or has no connector, by the slot alone.
     """

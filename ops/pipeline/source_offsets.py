@@ -1,4 +1,4 @@
-"""Connect's note of how far the connector has read: what a change of it would do, and it done. connect/source_offsets.py says what counts."""
+"""Plans and makes changes of the offset that Kafka Connect stores. connect/source_offsets.py says what counts."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ def require_harmless(settings: Settings, now: SourcePositions, wanted: Exported,
     """Raises Refused, saying what would happen, for a position that the connector cannot or must not read on from. Reads only."""
     target = position_of(wanted.offsets)
     if now.confirmed_lsn is None:
-        raise Refused("the slot is lost: payrelay doctor --repair-slot --execute")
+        raise Refused(
+            "the slot is lost, so there is no position to read on from. To repair it: payrelay doctor --repair-slot --execute"
+        )
     if target is None:
-        raise Refused("the file names no position")
+        raise Refused("the file names no position: give one that `payrelay connect offsets get` printed")
     if target < now.confirmed_lsn:
         raise Refused(
-            f"{shown(target)} lies before what the slot has confirmed, {shown(now.confirmed_lsn)}: PostgreSQL does not go back, and "
-            "the connector would emit every kept row again. Rows again: payrelay connect snapshot. Forget the note: reset "
+            f"{shown(target)} lies before what the slot has confirmed, {shown(now.confirmed_lsn)}. PostgreSQL does not go back, and "
+            "the connector would publish every kept row again. To publish rows again: payrelay connect snapshot. To delete the stored offset: reset "
             "without a file. To undo a reset nothing is needed"
         )
     if target > now.written_lsn:
         raise Refused(
-            f"{shown(target)} lies beyond the end of the log, {shown(now.written_lsn)}: it is another database's"
+            f"{shown(target)} lies beyond the end of the log, {shown(now.written_lsn)}, so it belongs to another database: give a file of this one"
         )
     unpublished = plan_repair(settings, now=at).missing
     with reader_engine(settings).connect() as connection:
@@ -44,17 +46,21 @@ def require_harmless(settings: Settings, now: SourcePositions, wanted: Exported,
             for service in SERVICES
         )
     if skipped:
-        raise Refused(f"{shown(target)} passes over {skipped} recorded events that are on no topic: they would be lost")
+        raise Refused(
+            f"{shown(target)} passes over {skipped} recorded events that are on no topic: they would be lost, so nothing was changed"
+        )
 
 
 def plan_reset(settings: Settings, *, at: datetime) -> Repair:
-    """Return what the connector emits once its note is forgotten: a bounded stretch, with all that is on no topic. Reads only.
+    """Return what the connector publishes once its stored offset is deleted: a bounded stretch, with all that is on no topic. Reads only.
 
-    Raises Refused where the slot itself lies beyond the log's end: without a note the connector would read on from there.
+    Raises Refused where the slot itself lies beyond the log's end: without a stored offset the connector would read on from there.
     """
     now = standing(settings)
     if now.confirmed_lsn is not None and now.confirmed_lsn > now.written_lsn:
-        raise Refused(f"{now.beyond()}: payrelay doctor --repair-slot --execute")
+        raise Refused(
+            f"{now.beyond()}, so the database went back. To repair it: payrelay doctor --repair-slot --execute"
+        )
     return plan_repair(settings, now=at)
 
 

@@ -43,7 +43,7 @@ PURGE_BATCHES_MAX = 200
 """Batches purged in a round, each in a transaction of its own."""
 
 SEGMENT = timedelta(days=7)
-"""Kafka drops whole segments, of up to a week: a record may outlive its topic's retention by as much."""
+"""Kafka drops whole segments, of up to a week: a message may outlive its topic's retention by as much."""
 
 NOTIFICATIONS = "payments.bank_notification"
 
@@ -178,7 +178,7 @@ def _purge(settings: Settings, clocks: Callable[[Connection], Clocks]) -> int:
 
 @contextmanager
 def _noted(report: Upkeep, place: str) -> Iterator[None]:
-    """What goes wrong inside stands in the report, and the round goes on."""
+    """An error inside is noted in the report, and the round goes on."""
     try:
         yield
     except (PayrelayError, SQLAlchemyError, KafkaException, OSError) as error:

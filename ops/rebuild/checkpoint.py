@@ -1,4 +1,4 @@
-"""Where a rebuild may begin: at the logs' beginning where they are whole, else at a checkpoint that their records follow on.
+"""Where a rebuild may begin: at the logs' beginning where they are whole, else at a checkpoint that their messages follow on.
 
 A checkpoint is the consumer's rows and positions, copied in one snapshot; its balances are held against its entries when it is
 taken and whenever it is used.
@@ -40,13 +40,17 @@ def usable_checkpoint(
     """
     gone = sorted(str(log) for log in kept if log not in logs)
     if beyond := [str(log) for log, position in kept.items() if log in logs and position > logs[log].stop]:
-        raise Refused(f"{', '.join(beyond)} ends before the position of {consumer}: it has lost records")
+        raise Refused(
+            f"{', '.join(beyond)} ends before the position of {consumer}: it has lost messages, so no checkpoint can be compared with it"
+        )
     checkpoints = [
         made for made in find_schemas(connection) if made.purpose == "checkpoint" and made.consumer == consumer
     ]
     if named:
         if not (checkpoints := [made for made in checkpoints if made.name == named]):
-            raise UnknownName(f"{named!r} is no checkpoint of {consumer}: payrelay replay drop lists them")
+            raise UnknownName(
+                f"{named!r} is no checkpoint of {consumer}. The checkpoints are shown by: payrelay replay drop"
+            )
     elif not gone and not (cut := [f"{log} begins at {span.start}" for log, span in logs.items() if span.start]):
         return None
     for made in sorted(checkpoints, key=lambda made: made.at, reverse=True):
@@ -55,15 +59,17 @@ def usable_checkpoint(
         if joins and all(stands.get(log) == position for log, position in kept.items() if log not in logs):
             return made
     if named:
-        raise Refused(f"{named} does not join the logs as they are: records after it are gone, or it is ahead of live")
+        raise Refused(
+            f"checkpoint {named} cannot be continued from: messages after it are gone from the logs, or it is ahead of the live rows"
+        )
     if gone:
         raise Refused(
-            f"{consumer} has read {', '.join(gone)} as it was before its topic was made again: those records are gone, and what "
-            f"they did cannot be made again. A checkpoint from now on can be begun from: payrelay replay checkpoint {quoted(consumer)}"
+            f"{consumer} has read {', '.join(gone)} as it was before its topic was made again. Those messages are gone, and what "
+            f"they did cannot be rebuilt. To be able to rebuild from now on: payrelay replay checkpoint {quoted(consumer)}"
         )
     raise Refused(
-        f"the history is not whole: {', '.join(cut[:NAMED])}. A rebuild of the rest would take all that is older for an "
-        f"error. With a checkpoint it can begin there: payrelay replay checkpoint {quoted(consumer)} takes one for the next time"
+        f"the history is not whole: {', '.join(cut[:NAMED])}. A rebuild of the rest would report every older row as an "
+        f"error. A rebuild can start from a checkpoint. To take one for the next time: payrelay replay checkpoint {quoted(consumer)}"
     )
 
 
@@ -98,7 +104,7 @@ def require_past_read(connection: Connection, service: str, consumer: str) -> No
     if topics := behind_horizons(connection, consumer, schema=service):
         raise Refused(
             f"{consumer} has yet to read what is older than its inbox in {', '.join(sorted(topics))}: let it catch up; "
-            "payrelay upkeep notes that it has"
+            "once it has, payrelay upkeep notes that"
         )
 
 
@@ -112,4 +118,6 @@ def verified(connection: Connection, subject: Rebuild, schema: str) -> None:
         if kept.get(account, 0) != entered.get(account, 0)
     ]
     if off:
-        raise Refused(f"{schema} is no sound beginning: {'; '.join(off[:NAMED])}{' …' if len(off) > NAMED else ''}")
+        raise Refused(
+            f"{schema} is no sound beginning, because its own rows disagree: {'; '.join(off[:NAMED])}{' …' if len(off) > NAMED else ''}"
+        )

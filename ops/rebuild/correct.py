@@ -39,7 +39,9 @@ def corrections_of(rebuilt: Rebuilt) -> list[Correction]:
     A voucher whose event is on no topic is left alone: nothing is known against it. Raises Refused for what has no vouchers.
     """
     if not rebuilt.subject.corrects:
-        raise Refused(f"{rebuilt.consumer} has no vouchers to correct by: --correct is for the ledger")
+        raise Refused(
+            f"{rebuilt.consumer} has no vouchers to correct: --correct is for the ledger, --switch for projections"
+        )
     actions = {What.MISSING: "post", What.EXTRA: "reverse", What.DIFFERENT: "reverse and correct"}
     return [
         Correction(action="correct" if finding.live == REVERSED else actions[finding.what], finding=finding)
@@ -51,7 +53,7 @@ def corrections_of(rebuilt: Rebuilt) -> list[Correction]:
 def correct(
     settings: Settings, rebuilt: Rebuilt, chosen: Sequence[Correction], *, reason: str, actor: str, at: datetime
 ) -> Iterator[tuple[Correction, str]]:
-    """Each correction is posted; gives what was posted, or why it was not: somebody has seen to it meanwhile.
+    """Each correction is posted; gives what was posted, or why not: somebody else has posted it meanwhile.
 
     Own transactions, one a correction, as the service. May be repeated and cut off anywhere: what was posted is not posted again.
     Raises Refused where the shadow is no longer the one that the corrections were made from.

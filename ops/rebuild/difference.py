@@ -32,7 +32,7 @@ class What(StrEnum):
     SKIPPED = "skipped"
     """An operator has skipped the event: it is not to be applied."""
     BY_HAND = "by hand"
-    """People have reversed, or corrected to something else, what an event had told: theirs stands."""
+    """People have reversed or corrected the event's row, and their version stays."""
 
 
 REVERSED = "reversed by hand"
@@ -49,7 +49,7 @@ class DifferingRow:
     subject: str
     live: str
     rebuilt: str
-    mend: str = ""
+    fix: str = ""
     event_id: UUID | None = None
     number: int | None = None
     """Of the live row, where it has one."""
@@ -130,7 +130,7 @@ def compare(subject: Rebuild, live: Side, rebuilt: Side) -> RebuildDifference:
         for finding in (*by_hand, *judged):
             if finding is not None:
                 difference.add(finding)
-        # What people did is in live's balances on top of what the event had told; what is excused is in neither side's.
+        # What people did is in live's balances on top of the event's; what is excused is in neither side's.
         _adjust(subject, adjust, live, [pair.live for pair in touched])
         stands = [
             pair.rebuilt
@@ -194,7 +194,7 @@ def _by_hand(subject: Rebuild, pair: _Pair, stands: str | None) -> DifferingRow 
         subject=pair.row.subject,
         live=stands or REVERSED,
         rebuilt=wanted or "",
-        mend="--correct" if is_open else "",
+        fix="--correct" if is_open else "",
         event_id=pair.row.event_id,
         number=pair.live.number,
         rebuilt_number=pair.rebuilt.number if pair.rebuilt is not None else None,
@@ -204,7 +204,7 @@ def _by_hand(subject: Rebuild, pair: _Pair, stands: str | None) -> DifferingRow 
 def _judged(
     subject: Rebuild, pairs: Sequence[_Pair], live: Side, rebuilt: Side, skipped: Collection[UUID]
 ) -> list[DifferingRow]:
-    """Return what each unequal pair is, and what mends it."""
+    """Return what each unequal pair is, and what fixes it."""
     missing = {pair.rebuilt.event_id for pair in pairs if pair.live is None}
     extra = {pair.live.event_id for pair in pairs if pair.rebuilt is None}
     parked, applied = live.holding("parked", missing), live.holding("inbox", missing)
@@ -224,30 +224,30 @@ def _judge(
 ) -> DifferingRow:
     identity = pair.row.event_id
     how = "--correct" if subject.corrects else "--switch" if subject.switches else ""
-    what, mend, is_met = What.DIFFERENT, how, True
+    what, fix, is_met = What.DIFFERENT, how, True
     if pair.live is None:
         what = What.MISSING
         if identity in parked:
-            what, mend = What.PARKED, f"payrelay parked retry: {parked[identity].cause} {parked[identity].error[:100]}"
+            what, fix = What.PARKED, f"payrelay parked retry: {parked[identity].cause} {parked[identity].error[:100]}"
         elif identity in skipped:
-            what, mend = What.SKIPPED, ""
+            what, fix = What.SKIPPED, ""
         elif identity not in applied:
-            mend = f"payrelay replay redeliver --consumer {quoted(consumer)} --event {identity} --execute"
+            fix = f"payrelay replay redeliver --consumer {quoted(consumer)} --event {identity} --execute"
         elif not how:
-            mend = "the event counts as applied, and its row is gone: restore it from a backup"
+            fix = "the event counts as applied, and its row is gone: restore it from a backup"
     elif pair.rebuilt is None:
         what, is_met = What.EXTRA, identity in met or identity in rejected
         if identity in rejected:
-            mend = f"{how}; the handler rejects its event: {rejected[identity].error[:100]}"
+            fix = f"{how}; the handler rejects its event: {rejected[identity].error[:100]}"
         elif not is_met:
-            mend = "its event is on no topic: payrelay timeline"
+            fix = "its event is on no topic: payrelay timeline"
     return DifferingRow(
         what=what,
         kind=subject.kind,
         subject=pair.row.subject,
         live=_content(pair.live, pair.rebuilt),
         rebuilt=_content(pair.rebuilt, pair.live),
-        mend=mend,
+        fix=fix,
         event_id=identity,
         number=pair.live.number if pair.live is not None else None,
         rebuilt_number=pair.rebuilt.number if pair.rebuilt is not None else None,
@@ -294,5 +294,5 @@ def _account(name: str, kept: int, wanted: int) -> DifferingRow:
         subject=name,
         live=str(kept),
         rebuilt=str(wanted),
-        mend=f"{kept - wanted:+d} in live",
+        fix=f"{kept - wanted:+d} in live",
     )

@@ -29,7 +29,7 @@ from outbox.retry import backoff_s
 from outbox.settings import Settings
 
 BATCH = 1_000
-"""Records in a transaction, over all partitions."""
+"""Messages in a transaction, over all partitions."""
 
 TRIES_MAX = 8
 """Attempts at a batch whose failure may pass: about half a minute."""
@@ -44,12 +44,12 @@ NEVER = UUID(int=0), UUID(int=(1 << 128) - 1)
 """A shadow's inbox has no days, and forgets nothing: no event is behind its horizon."""
 
 Told = Callable[[int, int], None]
-"""Is told, now and then, how many records are done, of how many."""
+"""Is called now and then with how many messages are done, of how many."""
 
 
 @dataclass(slots=True)
 class FedMessage:
-    """A record for delivery."""
+    """A message for delivery."""
 
     offset: int
     key: bytes | None
@@ -63,7 +63,7 @@ class Skipped:
 
     count: int
     places: Collection[tuple[str, int, int]]
-    """Topic id, partition and offset of records that did not read as events; the others are known to the shadow's inbox."""
+    """Topic id, partition and offset of messages that did not read as events; the others are known to the shadow's inbox."""
 
 
 def logs_of(settings: Settings, processor: Processor) -> dict[Log, range]:
@@ -126,7 +126,7 @@ class Feeder:
                 begin_log(connection, self.consumer, log, next_offset=position)
 
     def feed(self, begin: Mapping[Log, int], end: Mapping[Log, int]) -> None:
-        """What lies between is applied or parked, and progress stands at the end of each log that is named there.
+        """What lies between is applied or parked, and progress is at the end of each log that is named there.
 
         Own transactions; may be repeated and cut off anywhere. Raises Refused where the handler rejects nearly everything, or
         somebody else feeds the same schema.
@@ -159,13 +159,17 @@ class Feeder:
         if slices:
             for outcome in self._delivered(slices).values():
                 if not isinstance(outcome, Delivered):
-                    raise Refused(f"the shadow is not where it was left, somebody else feeds it: {outcome}")
+                    raise Refused(
+                        f"the shadow is not where it was left, so another rebuild feeds it: wait for it, then repeat ({outcome})"
+                    )
                 self.parked += outcome.parked
         for log, stop in stops.items():
             self.records += len(waiting[log])
             at[log], waiting[log] = stop, []
         if self.parked > PARKED_MAX:
-            raise Refused(f"the handler rejects {self.parked} of {self.records} events: mend it first")
+            raise Refused(
+                f"the handler rejects {self.parked} of {self.records} events, too many for a rebuild to say anything: fix the handler first"
+            )
 
     def _delivered(self, slices: Sequence[Slice]) -> Mapping[Log, Any]:
         for attempt in range(1, TRIES_MAX):

@@ -2,7 +2,7 @@
 
 Effects and progress commit together, so one snapshot of the live schema holds positions and rows that belong to each other. The
 shadow is brought near, the snapshot opened, the shadow brought exactly to the snapshot's positions, and the two compared.
-Live rows are only read. Killed anywhere, the next call goes on, or begins anew if the code has changed.
+Live rows are only read. If it is killed anywhere, the next call goes on, or starts over if the code has changed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from outbox.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = ("schemas", "outbox", "consumers", "ops/rebuild")
-"""What decides how an event is applied; a shadow that other code has filled is begun anew."""
+"""What decides how an event is applied; a shadow that other code has filled is started over."""
 
 ROUNDS_MAX = 20
 NEAR = 2_000
@@ -69,7 +69,7 @@ def rebuild(
     checkpoint: str = "",
     progress: Told = lambda _done, _total: None,
 ) -> Rebuilt:
-    """The shadow holds what the consumer's handler makes of its topics up to live's positions; returns how live differs.
+    """The shadow holds the rows that the consumer's handler makes from its topics, up to the live positions; returns how live differs.
 
     Own transactions, as the owner and the service; live is only read, and may go on. May be repeated and cut off anywhere. Raises
     Refused where the logs are not whole and no checkpoint reaches them, or where live's rows do not belong to its positions.
@@ -117,7 +117,7 @@ def alone(settings: Settings, consumer: str) -> Generator[None]:
             {"consumer": consumer},
         ).scalar_one()
         if not free:
-            raise Refused(f"{consumer} is being rebuilt by somebody else: wait for it")
+            raise Refused(f"{consumer} is being rebuilt by somebody else: wait for that to end, then repeat")
         yield
 
 
@@ -128,7 +128,9 @@ def alone_with(settings: Settings, rebuilt: Rebuilt) -> Generator[None]:
         with reader_engine(settings).connect() as connection:
             schema = find_schema(connection, rebuilt.shadow.name)
         if schema != rebuilt.shadow:
-            raise Refused(f"{rebuilt.shadow.name} was made again or dropped since it was compared: run it again")
+            raise Refused(
+                f"{rebuilt.shadow.name} was made again or dropped since it was compared, so nothing was done: run the rebuild again"
+            )
         yield
 
 
@@ -253,13 +255,13 @@ def _near(live: Connection, processor: Processor, feeder: Feeder) -> None:
 
 
 def _exactly(settings: Settings, live: Connection, processor: Processor, feeder: Feeder) -> dict[Log, int]:
-    """The shadow stands where live does in the snapshot that this call opens; returns where."""
+    """The shadow is at the live position in the snapshot that this call opens; returns that position."""
     positions = progress_of(live, processor.service, feeder.consumer)
     _require_belonging(live, processor, feeder.consumer)
     with reader_engine(settings).connect() as beside:
         begin = progress_of(beside, shadow_of(processor.service), feeder.consumer)
     if added := [str(log) for log in positions if log not in begin]:
-        raise Refused(f"{', '.join(added)} was added while the rebuild ran: run it again")
+        raise Refused(f"{', '.join(added)} was added while the rebuild ran: run the rebuild again")
     feeder.feed(begin, positions)
     return positions
 
@@ -281,7 +283,7 @@ def _require_belonging(live: Connection, processor: Processor, consumer: str) ->
     ).scalar()
     if ahead is not None:
         raise Refused(
-            f"{consumer} has applied events beyond its position in {ahead}, which was set back: let it catch up first"
+            f"{consumer} has applied events beyond its position in {ahead}, which was set back: let its worker catch up first"
         )
 
 

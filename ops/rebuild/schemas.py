@@ -182,7 +182,7 @@ def drop_schema(connection: Connection, name: str, *, missing_ok: bool = False) 
         if missing_ok and exists is None:
             return
         raise UnknownName(
-            f"{name!r} was not made by a rebuild, a switch or a checkpoint: payrelay replay drop lists them"
+            f"{name!r} was not made by a rebuild, a switch or a checkpoint. What was made is shown by: payrelay replay drop"
         )
     if name in SERVICES:
         raise ValueError(name)

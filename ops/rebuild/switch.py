@@ -1,4 +1,4 @@
-"""Rebuilt tables in the place of the live ones, in one transaction that nobody sees a part of.
+"""Puts rebuilt tables in place of the live ones, in one transaction.
 
 It locks live `progress`, brings the shadow to just there, and only then locks what is moved: inbox, then the handler's tables,
 then the parking lot, in the order in which whoever applies an event takes them. Whoever waited goes on with the new tables, from the
@@ -50,18 +50,20 @@ def require_switchable(connection: Connection, rebuilt: Rebuilt) -> None:
     service = rebuilt.shadow.service
     if not rebuilt.subject.switches:
         raise Refused(
-            f"{rebuilt.consumer} keeps money: its history is never swapped, only corrected (ledger: --correct)"
+            f"{rebuilt.consumer} keeps money, whose history is never swapped, only corrected: for the ledger use --correct"
         )
     if rebuilt.difference.unmet:
         raise Refused(
-            f"{rebuilt.difference.unmet} rows would be lost: their events are on no topic, and the rebuild has not met them"
+            f"{rebuilt.difference.unmet} rows would be lost: their events are on no topic, so the rebuild has not seen them. What is missing: payrelay reconcile"
         )
     others = connection.execute(
         text(f"SELECT DISTINCT consumer FROM {service}.progress WHERE consumer <> :consumer"),  # noqa: S608
         {"consumer": rebuilt.consumer},
     ).scalars()
     if named := sorted(others):
-        raise Refused(f"the tables of {service} are also {', '.join(named)}'s: a switch would lose what it has applied")
+        raise Refused(
+            f"{', '.join(named)} uses the tables of {service} too, and a switch would lose what it has applied: they cannot be switched"
+        )
 
 
 def switch(
@@ -87,7 +89,7 @@ def switch(
                 names = {"schema": rebuilt.shadow.name, "live": chosen.service}
                 owner.execute(text(rebuilt.subject.carried.format(**names)))
         if skipped.count != rebuilt.shadow.skips:
-            raise Refused("events were skipped since the rebuild began, which has applied them: run it again")
+            raise Refused("events were skipped since the rebuild began, and it has applied them: run the rebuild again")
         feeder = Feeder(
             settings,
             repeatable(chosen, rebuilt.subject),
@@ -118,7 +120,9 @@ def _patiently(engine: Engine, feeder: Feeder, rebuilt: Rebuilt) -> Switched:
             if getattr(error.orig, "sqlstate", None) not in RETRIED:
                 raise
             time.sleep(backoff_s(attempt, cap_s=1.0))
-    raise NotReady(f"the tables' locks were not to be had after {TRIES_MAX} tries: end the long transactions")
+    raise NotReady(
+        f"the tables stayed locked for {TRIES_MAX} tries, so nothing was switched: end the long transactions, then repeat"
+    )
 
 
 def _switch(owner: Connection, feeder: Feeder, rebuilt: Rebuilt) -> tuple[str, int, int, int]:
@@ -136,9 +140,9 @@ def _switch(owner: Connection, feeder: Feeder, rebuilt: Rebuilt) -> tuple[str, i
         owner.execute(text(f"LOCK TABLE {service}.{table} IN ACCESS EXCLUSIVE MODE"))
     owner.execute(text(f"LOCK TABLE {service}.parked IN SHARE ROW EXCLUSIVE MODE"))
     if {log: at for log, at in progress_of(owner, shadow, consumer).items() if log in positions} != positions:
-        raise Refused("the shadow is not where live is: somebody else feeds it")
+        raise Refused("the shadow is not at the live position, so another rebuild feeds it: wait for it, then repeat")
     if skipped_of(owner, service, consumer).count != rebuilt.shadow.skips:
-        raise Refused("an event was skipped just now, which the rebuild has applied: run it again")
+        raise Refused("an event that the rebuild has applied was skipped just now: run the rebuild again")
     _require_met(owner, rebuilt)
     at = utc_now()
     old = Made(name=f"{service}_old_{at:%Y%m%d_%H%M%S_%f}", service=service, consumer=consumer, purpose="old", at=at)
@@ -167,7 +171,9 @@ def _require_met(owner: Connection, rebuilt: Rebuilt) -> None:
         {"consumer": rebuilt.consumer},
     ).scalar_one()
     if lost:
-        raise Refused(f"{lost} rows would be lost: their events are on no topic, and the rebuild has not met them")
+        raise Refused(
+            f"{lost} rows would be lost: their events are on no topic, so the rebuild has not seen them. What is missing: payrelay reconcile"
+        )
 
 
 def _move_inbox(owner: Connection, service: str, shadow: str, old: str, consumer: str) -> tuple[int, int]:

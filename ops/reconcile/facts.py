@@ -66,7 +66,7 @@ def kept_from(connection: Connection, service: str) -> datetime:
 def unrecorded(
     connection: Connection, service: str, *, since: datetime | None, before: datetime, limit: int
 ) -> list[Finding]:
-    """Return the facts committed in that time that no row of the outbox tells of; without a beginning, of the days that it keeps.
+    """Return the facts committed in that time that no outbox row records; without a beginning, of the days that it keeps.
 
     First beside the rows of the same time; what is not among them, beside all. Facts and rows of one snapshot.
     """
@@ -83,7 +83,7 @@ def unrecorded(
 
 
 def still_unrecorded(connection: Connection, service: str, numbers: Sequence[str]) -> list[Finding]:
-    """Return which facts of these business numbers no row of the kept outbox tells of."""
+    """Return which facts of these business numbers no kept outbox row records."""
     about = {"kept": "-infinity", "since": "-infinity", "before": "infinity", "numbers": list(numbers)}
     if not (facts := _facts_of(service)):
         return []
@@ -101,7 +101,7 @@ def _finding(service: str, row: Row[Any]) -> Finding:
         order_no=row.order_no,
         business_no=row.business_no,
         effect=row.fact,
-        found="no outbox row tells of it",
+        found="no outbox row records it",
     )
 
 

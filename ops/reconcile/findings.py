@@ -1,4 +1,4 @@
-"""What a reconciliation finds: a hole, the event it is a hole of, and the command that mends it. Pure."""
+"""A finding of reconcile: its kind, its event, and the command that fixes it. Pure."""
 
 from __future__ import annotations
 
@@ -11,62 +11,62 @@ from outbox.quoting import positional, quoted
 
 
 class Kind(StrEnum):
-    """What is wrong, from the first station of a payment's way to the last."""
+    """Kinds of findings, in the order of a payment's way."""
 
     UNRECORDED = "unrecorded"
-    """A fact of a service, and no outbox row tells of it."""
+    """A service has a fact that no outbox row records."""
     CONTRADICTED = "contradicted"
-    """An outbox row tells of a fact that its service does not have, or has otherwise."""
+    """An outbox row records a fact that its service does not have, or has otherwise."""
     UNPUBLISHED = "unpublished"
-    """An outbox row, and no record of it on its topic."""
+    """An outbox row has no message on its topic."""
     UNDELIVERED = "undelivered"
-    """A record that its consumer has passed by: not applied, not parked."""
+    """A consumer has passed a message by: not applied, not parked."""
     PARKED = "parked"
     NO_EFFECT = "no_effect"
-    """The consumer's inbox knows the event, and its effect is not there."""
+    """The event counts as applied, but its effect is not there."""
     WRONG_EFFECT = "wrong_effect"
-    """The effect is another one than the event calls for."""
+    """The effect differs from the one that the event calls for."""
     STRAY_EFFECT = "stray_effect"
-    """An effect that no event calls for: of no payment, or one too many."""
+    """No event calls for the effect: it belongs to no payment, or is one too many."""
     FORGOTTEN = "forgotten"
-    """The effect is there, and the consumer's inbox does not know the event: a redelivery would be taken for another one."""
+    """The effect is there, but the event does not count as applied: a redelivery would apply it again."""
     UNTOLD = "untold"
-    """The notification is written, and was not answered yet."""
+    """The notification is written, but not answered yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """A hole. What of it does not apply is empty."""
+    """A difference between what should be there and what is. Fields that do not apply are empty."""
 
     kind: Kind
     service: str
-    """Whose rows are meant, or whose outbox the event is in."""
+    """The service whose rows are meant, or whose outbox holds the event."""
     consumer: str = ""
     event_id: UUID | None = None
     type: str = ""
     key: str = ""
     order_no: str = ""
     business_no: str = ""
-    """What the effect hangs on: the payment's number, the bank's transaction of money in suspense, or the deposit's."""
+    """The number that the effect belongs to: the payment's, the deposit's, or the bank transaction's of money in suspense."""
     effect: str = ""
     """Which of several, e.g. the account."""
     place: str = ""
-    """Where its record lies, e.g. payment.order/2@4711."""
+    """Where its message is, e.g. payment.order/2@4711."""
     found: str = ""
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """What makes it the same finding in a later run."""
+        """The values that identify the same finding in a later run."""
         return (self.kind, self.consumer, str(self.event_id or ""), self.business_no, self.effect)
 
     @property
-    def mend(self) -> str:
-        """The command that mends it."""
-        return mend_of(self)
+    def fix(self) -> str:
+        """The command that fixes it."""
+        return fix_of(self)
 
 
-def mend_of(finding: Finding) -> str:
-    """Return the command that mends a finding; where none does, what an operator is to look at."""
+def fix_of(finding: Finding) -> str:
+    """Return the command that fixes a finding; where none does, what an operator should look at."""
     match finding.kind:
         case Kind.UNPUBLISHED:
             return f"payrelay connect snapshot --event {finding.event_id} --execute"

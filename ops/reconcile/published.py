@@ -16,12 +16,12 @@ from outbox.settings import Settings
 from schemas.numeric import parse_whole
 
 RUN = 500_000
-"""Records sorted in memory at a time: some 100 MB."""
+"""Messages sorted in memory at a time: some 100 MB."""
 BUFFERED = 4_096
-"""Records read back at a time, of each run."""
+"""Messages read back at a time, of each run."""
 
 Spot = tuple[str, int, int]
-"""A record's topic, partition and offset."""
+"""A message's topic, partition and offset."""
 
 _ENTRY = struct.Struct(">16sHiq")
 
@@ -50,7 +50,7 @@ class Published:
             file.close()
 
     def look(self, settings: Settings, *, since: datetime | None, wanted: Collection[UUID] = ()) -> None:
-        """Every record appended since then, up to the ends as they are now, is known; all there are, without a time.
+        """Every message appended since then, up to the ends as they are now, is known; all there are, without a time.
 
         May be repeated: looks from the last ends on. Raises Unreachable.
         """
@@ -80,7 +80,7 @@ class Published:
         self._last = []
 
     def in_order(self) -> Iterator[tuple[UUID, list[Spot]]]:
-        """Give each event's id with the topic, partition and offset of its records."""
+        """Give each event's id with the topic, partition and offset of its messages."""
         runs = [_unpack(file, count) for file, count in self._spilled]
         for identity, entries in groupby(heapq.merge(self._last, *runs), key=lambda entry: entry[0]):
             yield (
@@ -96,7 +96,7 @@ def _unpack(file: IO[bytes], count: int) -> Iterator[Found]:
 
 
 def spot_of(place: str) -> Spot | None:
-    """Return the record that a finding names.
+    """Return the message that a finding names.
 
     >>> spot_of("payment.order/2@4711"), spot_of("")
     (('payment.order', 2, 4711), None)

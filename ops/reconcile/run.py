@@ -1,4 +1,4 @@
-"""One reconciliation: what should have happened beside what did, since the last one or from the beginning."""
+"""One run of reconcile: compares what should have happened with what did, since the last run or from the beginning."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ _STRANGE = f"""
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a run has found."""
+    """The result of a run."""
 
     findings: list[Finding]
     closed: list[Finding]
-    """Earlier ones that are mended."""
+    """Earlier findings that are fixed now."""
     waiting: dict[str, int]
     """Events older than the grace that are on their way, by what they wait for."""
     skipped: int
@@ -85,7 +85,7 @@ class Report:
 
 
 def reconcile(settings: Settings, *, full: bool = False, grace: timedelta = GRACE) -> Report:
-    """Every hole of what is older than the grace is known, and stands in `reconcile.finding` until it is mended.
+    """Every difference in what is older than the grace is a finding, and stays in `reconcile.finding` until it is fixed.
 
     Looks at what is new since the last run, at whatever effect was written since, and at every open finding again; all of it
     with `full`. Own transactions; reads the services, writes only its own rows, at the end and at once. May be repeated and
@@ -130,7 +130,7 @@ class ReconcileRun:
             state.recorded_behind(self._connection, service, last) for service in self._services
         )
         if goes_back:
-            log.warning("a clock was set back since checkpoint %s: looking from the beginning", last.upto)
+            log.warning("a clock was set back since checkpoint %s, so everything that is kept is looked at", last.upto)
         return (None, True) if goes_back else (last.upto, False)
 
     def go(self) -> Report:
@@ -149,7 +149,7 @@ class ReconcileRun:
         return self._finish(looked, before)
 
     def _facts(self, begin: datetime | None, before: datetime) -> None:
-        """Facts that no event tells of, of the time and of earlier findings."""
+        """Return the facts that no event records, of the time and of earlier findings."""
         for service in self._services:
             findings = unrecorded(self._connection, service, since=begin, before=before, limit=FINDINGS_MAX)
             earlier = [
@@ -212,7 +212,7 @@ class ReconcileRun:
                 key=effect.business_no,
                 business_no=effect.business_no,
                 effect=effect.effect,
-                found=f"there is {stands or 'a record'}, and no event calls for it",
+                found=f"there is {stands or 'a row'}, but no event calls for it",
             )
             for effect in effects
             if (stands := under.get(effect.business_no, {}).get(effect.effect)) is not None and stands not in NO_EFFECT

@@ -142,7 +142,7 @@ class Scan:
             if outbox_row.lsn > self._published_lsn:
                 self.waits(outbox_row.id, CONNECTOR)
             else:
-                self.outcome.add(_finding(outbox_row, Kind.UNPUBLISHED, what=f"no record of it on {outbox_row.topic}"))
+                self.outcome.add(_finding(outbox_row, Kind.UNPUBLISHED, what=f"no message of it on {outbox_row.topic}"))
 
     def _compare(self, chunk: Sequence[OutboxRow]) -> list[Finding]:
         events = [(outbox_row, outbox_row.envelope.event) for outbox_row in chunk if outbox_row.envelope is not None]
@@ -335,7 +335,7 @@ def envelope_of(row: Row[Any]) -> Envelope | None:
 def beside(
     service: str, rows: Iterable[Row[Any]], published: Iterable[tuple[UUID, Sequence[Spot]]]
 ) -> Iterator[OutboxRow]:
-    """Give each row with where its records lie. Both come in the order of ids."""
+    """Give each row with where its messages lie. Both come in the order of ids."""
     records = iter(published)
     record = next(records, None)
     for row in rows:

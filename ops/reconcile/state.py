@@ -74,7 +74,7 @@ def engine_of(settings: Settings) -> Engine:
 def alone(connection: Connection) -> None:
     """No other run begins until this connection is closed; raises Refused if there is one."""
     if not connection.execute(text("SELECT pg_try_advisory_lock(hashtextextended('payrelay reconcile', 0))")).scalar():
-        raise Refused("another reconcile is running: wait for its end")
+        raise Refused("another reconcile is running: wait for its end, then repeat")
 
 
 def settled_before(connection: Connection, *, grace: timedelta, now: datetime) -> datetime | None:
@@ -125,7 +125,7 @@ def recorded_behind(connection: Connection, service: str, checkpoint: Checkpoint
 
 
 def open_findings(connection: Connection) -> list[Finding]:
-    """Return what was found and is not mended yet, as far as earlier runs know."""
+    """Return the findings of earlier runs that are not fixed yet."""
     rows = connection.execute(
         text(f"SELECT {', '.join(_FIELDS)} FROM reconcile.finding WHERE closed_at IS NULL ORDER BY id")  # noqa: S608
     )
@@ -141,7 +141,7 @@ def remember(
     lsn: int,
     goes_back: bool = False,
 ) -> None:
-    """What was found is open, what was mended is not, and the checkpoint stands there, or where it stood if that is later.
+    """Findings are open, fixed ones are closed, and the checkpoint is at `upto`, or where it was if that is later.
 
     With `goes_back` it stands there in any case.
 

@@ -19,9 +19,9 @@ class Observed:
     """Id and cause."""
     on_topic: bool = True
     passed: bool = True
-    """Its progress is beyond every record of the event."""
+    """Its progress is beyond every message of the event."""
     present: Mapping[str, str] = field(default_factory=dict)
-    """What stands under the event's business number: each effect, and what it amounts to."""
+    """The effects under the event's business number, each with its value."""
     status: str = ANSWERED
     """Of the notification, where there is one."""
 
@@ -31,12 +31,12 @@ Hole = tuple[Kind, str, str]
 
 
 def judge(calls_for: Values, seen: Observed) -> list[Hole] | None:
-    """Return the holes of an event at a consumer; None while it is on its way there.
+    """Return the differences of an event at a consumer; None while it is on its way there.
 
     >>> judge({"M1": "100"}, Observed(known=True, present={"M1": "100"}))
     []
     >>> judge({"M1": "100"}, Observed(known=True))
-    [(<Kind.NO_EFFECT: 'no_effect'>, '', 'the inbox knows it, and its effect is not there')]
+    [(<Kind.NO_EFFECT: 'no_effect'>, '', 'it counts as applied, but its effect is not there')]
     >>> judge({}, Observed(known=False, passed=False)) is None
     True
     """
@@ -48,11 +48,15 @@ def judge(calls_for: Values, seen: Observed) -> list[Hole] | None:
         if not calls_for or missing:
             if not seen.on_topic:
                 return []
-            return [(Kind.UNDELIVERED, "", "its record was passed by")] if seen.passed else None
-        holes: list[Hole] = [(Kind.FORGOTTEN, "", "its effect is there, and the inbox does not know it")]
+            return (
+                [(Kind.UNDELIVERED, "", "its message was passed by: neither applied nor parked")]
+                if seen.passed
+                else None
+            )
+        holes: list[Hole] = [(Kind.FORGOTTEN, "", "its effect is there, but it does not count as applied")]
         return holes + _differences(calls_for, seen)
     if calls_for and len(missing) == len(calls_for):
-        return [(Kind.NO_EFFECT, "", "the inbox knows it, and its effect is not there")]
+        return [(Kind.NO_EFFECT, "", "it counts as applied, but its effect is not there")]
     return _differences(calls_for, seen)
 
 
@@ -62,13 +66,15 @@ def _differences(calls_for: Values, seen: Observed) -> list[Hole]:
     holes: list[Hole] = []
     for effect, value in calls_for.items():
         if effect not in seen.present:
-            holes.append((Kind.WRONG_EFFECT, effect, f"calls for {value}, there is nothing"))
+            holes.append((Kind.WRONG_EFFECT, effect, f"the event calls for {value}, but there is nothing"))
         elif (stands := seen.present[effect]) != value:
-            holes.append((Kind.WRONG_EFFECT, effect, f"calls for {value}, there is {stands or 'nothing'}"))
+            holes.append(
+                (Kind.WRONG_EFFECT, effect, f"the event calls for {value}, but there is {stands or 'nothing'}")
+            )
         elif seen.status != ANSWERED:
             holes.append((Kind.UNTOLD, effect, f"it is {seen.status}"))
     holes += [
-        (Kind.STRAY_EFFECT, effect, f"there is {stands} too, which it does not call for")
+        (Kind.STRAY_EFFECT, effect, f"there is also {stands}, which the event does not call for")
         for effect, stands in seen.present.items()
         if effect not in calls_for and stands not in NO_EFFECT
     ]

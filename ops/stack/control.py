@@ -111,7 +111,7 @@ def down(folder: StackFolder, *, wipe: bool = False) -> bool:
 
 def _require_stack(folder: StackFolder) -> None:
     if folder.path.is_symlink() or (folder.path.exists() and not (folder.path / STATE).is_file()):
-        raise Refused(f"{folder.path} holds no {STATE}: no stack was made there, and nothing is removed")
+        raise Refused(f"{folder.path} holds no {STATE}, so no stack was made there, and nothing was removed")
 
 
 def _remove_stack(path: Path) -> None:
@@ -134,7 +134,7 @@ def _remove(path: Path) -> None:
         if path.exists():  # something else removed a file at the same time
             shutil.rmtree(path, ignore_errors=True)
     except OSError as error:
-        raise NotReady(f"{path} is not wholly removed: {error}") from error
+        raise NotReady(f"{path} is not wholly removed: {error}. Repeat the command once the cause is fixed") from error
 
 
 def stop(folder: StackFolder, parts: Sequence[str]) -> None:
@@ -154,7 +154,7 @@ def start(folder: StackFolder, parts: Sequence[str]) -> None:
     for part in parts:
         _stop_file(folder, part).unlink(missing_ok=True)
     if held := [part for part in parts if part in folder.stopped_parts()]:
-        raise Refused(f"a command that still runs has stopped {', '.join(held)}, and starts it again when it ends")
+        raise Refused(f"a running command has stopped {', '.join(held)}, and starts it again when it ends")
     _signal_supervisor(folder, signal.SIGHUP)
     _wait_for(folder, parts, "running", limit_s=UP_S)
 
@@ -208,10 +208,10 @@ def _stop_file(folder: StackFolder, part: str) -> Path:
 
 def _require(folder: StackFolder, parts: Sequence[str]) -> None:
     if not folder.is_up():
-        raise Refused("the stack is down: payrelay up")
+        raise Refused("the stack is down. To start it: payrelay up")
     known = [state.name for state in folder.states()]
     if unknown := [part for part in parts if part not in known]:
-        raise UnknownName(f"no part {', '.join(unknown)}; there are: {', '.join(known)}")
+        raise UnknownName(f"there is no part {', '.join(unknown)}; there are: {', '.join(known)}")
 
 
 class _Patience:
@@ -239,7 +239,7 @@ class _Patience:
 
 
 def _wait_for(folder: StackFolder, parts: Sequence[str], state: str, *, limit_s: float = UP_S) -> None:
-    """The parts are in that state. Raises NotReady once no part has moved for so long, or one fails; one that had failed before is still
+    """The parts are in that state. Raises NotReady once no part has moved for `limit_s`, or one fails; one that had failed before is still
     to be seen trying.
     """
     patience = _Patience(limit_s)

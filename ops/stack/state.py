@@ -211,7 +211,7 @@ class StackFolder:
 
         ports = self.read("ports.json")
         if not ports:
-            raise FileNotFoundError(f"no stack {self.name!r} here: payrelay up")
+            raise FileNotFoundError(f"there is no stack {self.name!r} here. To start the local one: payrelay up")
         addressed = (*INFRASTRUCTURE, *(f"service:{name}" for name in HTTP_SERVICES))
         if missing := [name for name in addressed if not isinstance(ports.get(name), int)]:
             raise NotReady(
@@ -249,7 +249,7 @@ class StackFolder:
             states = [PartState(**row) for row in content.get("parts", [])]
             supervisor = content["supervisor"] if states else None
         except (TypeError, KeyError) as error:
-            raise NotReady(f"{self.path / STATE} is not of this version: payrelay down, payrelay up") from error
+            raise NotReady(f"{self.path / STATE} was written by another version: payrelay down, payrelay up") from error
         is_up = self.is_up()
         for state in states:
             if not is_up:

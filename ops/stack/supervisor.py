@@ -56,7 +56,7 @@ UPKEEP_S = 3600.0
 
 
 class Supervisor:
-    """Keeps a stack's parts alive until it is told to end."""
+    """Keeps a stack's parts alive until it is asked to end."""
 
     def __init__(self, folder: StackFolder, *, infrastructure: bool) -> None:
         self.folder = folder
@@ -390,7 +390,7 @@ def main() -> None:
     try:
         supervisor = Supervisor(folder, infrastructure="--infrastructure" in options)
         asyncio.run(supervisor.run())
-    except Exception as error:  # noqa: BLE001 - whoever waits for the stack must be told
+    except Exception as error:  # noqa: BLE001 - whoever waits for the stack must see the error
         with contextlib.suppress(OSError):
             folder.write(STATE, {"error": f"{type(error).__name__}: {error}"})
             traceback.print_exc()

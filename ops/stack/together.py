@@ -18,7 +18,7 @@ KILL_AFTER_S = 20.0
 def run_together(commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]]) -> int:
     """Run each payrelay command as a process of its own until SIGTERM or Ctrl-C, or until one of them ends: then all have ended.
 
-    Returns 0 if they were told to end and did so in order; else the exit code of the first that ended or failed, at least 1.
+    Returns 0 if they were asked to end and did so in order; else the exit code of the first that ended or failed, at least 1.
     """
     processes: list[subprocess.Popen[bytes]] = []
     signals: list[int] = []

@@ -41,14 +41,14 @@ def run_tool(settings: Settings, name: str, arguments: Sequence[str], *, program
         return _run([str(path), *arguments], environment=environment_of(dsn))
     if name in KAFKA:
         if not programs.are_there():
-            raise Refused(f"{name} is not here: payrelay setup fetches Kafka's programs")
+            raise Refused(f"{name} is not installed. To fetch Kafka's programs: payrelay setup")
         quick = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
         broker = ["--bootstrap-server", settings.kafka_bootstrap]
         return _run(
             [java(), *quick, "-cp", programs.class_path(Path.cwd()), KAFKA[name], *broker, *arguments],
             environment=JVM_ENVIRONMENT,
         )
-    raise UnknownName(f"no program {name!r}; there are: {', '.join((*POSTGRES, *KAFKA))}")
+    raise UnknownName(f"there is no program {name!r}; there are: {', '.join((*POSTGRES, *KAFKA))}")
 
 
 READ_ONLY = "-c default_transaction_read_only=on"
@@ -90,7 +90,7 @@ def newest_enough(name: str, paths: Sequence[Path], wanted: int) -> Path:
         ", ".join(f"{path} is of version {version}" for path, version in versions.items()) or "there is none"
     )
     raise Refused(
-        f"PostgreSQL is of version {wanted}, and its {name} is not here: {versions_here}; put the right one on the PATH"
+        f"PostgreSQL is of version {wanted}, and no {name} of that version is here: {versions_here}. Put the right one on the PATH"
     )
 
 

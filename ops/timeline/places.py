@@ -16,12 +16,12 @@ from outbox.settings import Settings
 from schemas.codec import TYPE
 
 LOOK_MAX = 200_000
-"""Records of a partition that are looked at for an event whose place no inbox tells."""
+"""Messages of a partition that are looked at for an event whose place no inbox tells."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MessagePlace:
-    """A record of an event."""
+    """A message of an event."""
 
     place: Place
     offset: int
@@ -35,15 +35,15 @@ class MessagePlace:
 
 @dataclass(kw_only=True)
 class Records:
-    """An event's records, the first one first: one that was emitted again has several."""
+    """An event's messages, the first one first: one that was emitted again has several."""
 
     found: list[MessagePlace] = field(default_factory=list)
     all_seen: bool = True
-    """Whether a record that is not here is nowhere; else only so many records were looked at."""
+    """Whether a message that is not here is nowhere; else only so many messages were looked at."""
 
 
 def find_records(settings: Settings, facts: PaymentFacts) -> dict[UUID, Records]:
-    """Return the records of each of a payment's events. Bounded, however long the topics are. Raises Unreachable."""
+    """Return the messages of each of a payment's events. Bounded, however long the topics are. Raises Unreachable."""
     topics = topics_of_events(facts, settings.topic_prefix)
     records = {event_id: Records() for event_id in topics}
     addresses = {

@@ -1,4 +1,4 @@
-"""A payment's rows and records as steps of a story, causes before what they cause. Pure."""
+"""A payment's rows and messages as steps of a story, causes before what they cause. Pure."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class StoryStep:
     where: str
     what: str
     detail: str = ""
-    mend: str = ""
+    fix: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ def steps_of(
     progress: ReadProgress,
     consumers: Mapping[str, Sequence[Consumer]],
 ) -> list[StoryStep]:
-    """Return every step of a payment that its rows and records tell, and those that are missing or waited for."""
+    """Return every step of a payment that its rows and messages tell, and those that are missing or waited for."""
     steps = [*_bank(facts), *_payment(facts)]
     steps += [step for row in facts.outbox for step in _outbox(facts, row)]
     event_ids = sorted(records, key=lambda event_id: event_id.int)
@@ -95,7 +95,7 @@ def _bank(facts: PaymentFacts) -> Iterator[StoryStep]:
 
 
 def _payment(facts: PaymentFacts) -> Iterator[StoryStep]:
-    """The states of the payment, each at the commit of the event that tells of it where there is one."""
+    """The states of the payment, each at the commit of the event that records it where there is one."""
     payment = facts.payment
     events = {row.type.split(".")[1]: row for row in facts.outbox if row.key == payment.payment_no}
     if request := events.get("balance_requested"):
@@ -114,13 +114,13 @@ def _payment(facts: PaymentFacts) -> Iterator[StoryStep]:
         )
         if ending is None and payment.status != "EXPIRED" and not _is_known(facts):
             yield StoryStep(
-                key="untold",
+                key="unrecorded",
                 cause="ended",
                 at=None,
                 where="payments.outbox",
                 what=MISSING,
-                detail="no event of it is in the outbox, nor has one had an effect",
-                mend=f"payrelay reconcile: {payment.payment_no} is {payment.status} and nobody was told",
+                detail=f"{payment.payment_no} is {payment.status}, but no outbox row records it, and no consumer has an effect of it",
+                fix="payrelay reconcile",
             )
     for row in facts.suspense:
         yield StoryStep(
@@ -161,7 +161,7 @@ def _outbox(facts: PaymentFacts, row: Any) -> Iterator[StoryStep]:
 
 
 def _records(facts: PaymentFacts, event_id: UUID, records: Records, progress: ReadProgress) -> Iterator[StoryStep]:
-    """The event's records; or that it waits to be published, or has been lost on the way."""
+    """The event's messages; or that it waits to be published, or has been lost on the way."""
     for number, message in enumerate(records.found):
         yield StoryStep(
             key=("record", event_id, number) if number else ("record", event_id),
@@ -175,13 +175,13 @@ def _records(facts: PaymentFacts, event_id: UUID, records: Records, progress: Re
     if records.found or row is None:
         return
     waits = progress.slot_found and (row.lsn >= progress.confirmed_lsn or progress.at - row.committed_at < GRACE)
-    detail, mend = f"{event_id} is not on the topic", f"payrelay connect snapshot --event {event_id} --execute"
+    detail, fix = f"{event_id} is not on the topic", f"payrelay connect snapshot --event {event_id} --execute"
     if waits:
-        detail, mend = f"published up to {_lsn(progress.confirmed_lsn)}", "payrelay doctor"
+        detail, fix = f"waits to be published: the slot is at {_lsn(progress.confirmed_lsn)}", "payrelay doctor"
     elif not records.all_seen:
-        detail = f"{event_id} is not among the {LOOK_MAX} records of each partition after it was recorded"
+        detail = f"{event_id} is not among the first {LOOK_MAX} messages of each partition after it was recorded"
     elif not progress.slot_found:
-        mend = "payrelay doctor --repair-slot --execute"
+        fix = "payrelay doctor --repair-slot --execute"
     yield StoryStep(
         key=("record", event_id),
         cause=("outbox", event_id),
@@ -189,7 +189,7 @@ def _records(facts: PaymentFacts, event_id: UUID, records: Records, progress: Re
         where=row.topic,
         what=WAITING if waits else MISSING,
         detail=detail,
-        mend=mend,
+        fix=fix,
     )
 
 
@@ -231,8 +231,8 @@ def _consumers(
             where=f"{consumer.service}.inbox",
             what=WAITING if waits else MISSING,
             detail=f"{name}: {consumer.name} is at {next_offset}"
-            + ("" if waits else ", past the record, and has not applied it"),
-            mend="payrelay status"
+            + ("" if waits else ", past the message, and has not applied it"),
+            fix="payrelay status"
             if waits
             else f"payrelay replay redeliver --consumer {quoted(consumer.name)} --event {event_id} --execute",
         )
@@ -252,7 +252,7 @@ def _parked(facts: PaymentFacts) -> Iterator[StoryStep]:
             where=f"{row.service}.parked",
             what=row.cause,
             detail=f"{row.service}:{row.id} {row.type or ''} by {row.consumer}: {row.error[:200]}",
-            mend=f"payrelay parked retry {row.service}:{row.id} --execute",
+            fix=f"payrelay parked retry {row.service}:{row.id} --execute",
         )
     for row in facts.audited:
         yield StoryStep(

@@ -27,7 +27,7 @@ class StoryLine:
     where: str
     what: str
     detail: str
-    mend: str
+    fix: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ def story_of(facts: PaymentFacts, steps: Sequence[StoryStep]) -> Story:
             where=step.where,
             what=step.what,
             detail=step.detail,
-            mend=step.mend,
+            fix=step.fix,
         )
         for step in sorted(steps, key=lambda step: place[step.key])
     ]
@@ -104,7 +104,7 @@ def story_of(facts: PaymentFacts, steps: Sequence[StoryStep]) -> Story:
 
 
 def places_in_time(steps: Sequence[StoryStep], first: datetime) -> dict[Hashable, datetime]:
-    """Return where in time each step stands: when it happened, and not before what has caused it. Pure."""
+    """Return each step's place in time: when it happened, and not before its cause. Pure."""
     by_key = {step.key: step for step in steps}
     places: dict[Hashable, datetime] = {}
 

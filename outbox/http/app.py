@@ -163,16 +163,18 @@ class Database:
             try:
                 return once()
             except AheadOfClock as error:
-                log.warning("session closed: %s", error)
+                log.warning("a database session is closed, since its clock was set back: %s", error)
                 return once()
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, whole)
         except DataError as error:  # a value that no column takes, such as text with a NUL
-            raise HttpError(400, "bad_request", f"a value is not acceptable: {error.orig}".splitlines()[0]) from error
+            raise HttpError(
+                400, "bad_request", f"a value of the request is not acceptable: {error.orig}".splitlines()[0]
+            ) from error
         except (SQLAlchemyError, AheadOfClock) as error:
             log.warning("transaction failed: %s %s", type(error).__name__, getattr(error, "orig", ""))
-            raise HttpError(503, "unavailable", "the database does not answer; ask again, the same way") from error
+            raise HttpError(503, "unavailable", "the database does not answer: send the same request again") from error
 
     def close(self) -> None:
         """Open transactions are finished, connections closed."""
@@ -183,7 +185,7 @@ class Database:
 def usable_secret(name: str, secret: SecretStr) -> str:
     """Return a signing secret; raises Refused naming the setting if none can be signed with."""
     if not can_sign(secret.get_secret_value()):
-        raise Misused(f"{name} must be set to {SECRET_FORM}")
+        raise Misused(f"{name} is not set as this service needs it: set it to {SECRET_FORM}")
     return secret.get_secret_value()
 
 
@@ -194,9 +196,13 @@ async def read_body(request: Request) -> bytes:
         async for chunk in request.stream():
             body += chunk
             if len(body) > BODY_BYTES_MAX:
-                raise HttpError(413, "body_too_large", f"the body may have {BODY_BYTES_MAX} bytes at most")
+                raise HttpError(
+                    413, "body_too_large", f"the body is too large: it may have {BODY_BYTES_MAX} bytes at most"
+                )
     except ClientDisconnect as error:
-        raise HttpError(408, "too_slow", "the request's body did not come whole; send it again") from error
+        raise HttpError(
+            408, "too_slow", "the request's body did not arrive whole in time: send the request again"
+        ) from error
     return bytes(body)
 
 
@@ -222,7 +228,9 @@ def listen(host: str, port: int) -> list[socket.socket]:
         return [socket.create_server(place[:2], family=family) for family, _, _, _, place in dict.fromkeys(places)]
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or str(error)
-        raise Refused(f"no service at {host}:{port} ({why}): PAYRELAY_HOST and the services' ports") from error
+        raise Refused(
+            f"a service cannot listen at {host}:{port} ({why}): set PAYRELAY_HOST and the service's port to a free address"
+        ) from error
 
 
 def serve(apps: Sequence[tuple[Starlette, str, int]], settings: Settings) -> None:

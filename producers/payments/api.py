@@ -63,7 +63,7 @@ def create_app(settings: Settings) -> Starlette:
                 while await database.transact(expire_some):
                     pass
             except Exception as error:  # noqa: BLE001 - the next round tries again
-                log.warning("expiry waits: %r", error)
+                log.warning("expired orders cannot be closed now, and are tried again: %r", error)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None]:
@@ -89,7 +89,7 @@ def create_app(settings: Settings) -> Starlette:
         query = request.query_params
         link = read_link(link_secret, query.get("link", ""), query.get("signature", ""), method="balance")
         if link is None:
-            raise HttpError(403, "bad_link", "the payment link is not ours: open the payment again")
+            raise HttpError(403, "bad_link", "the payment link is not this service's: open the payment again")
 
         def confirmed(connection: Connection) -> JSONResponse:
             _require_payer(connection, request, body, link.payment_no, decoy=link_secret)
@@ -108,7 +108,7 @@ def create_app(settings: Settings) -> Starlette:
         def read(connection: Connection) -> JSONResponse:
             row = find_payment(connection, _merchant_of(connection, request, b"", decoy=link_secret), payment_no)
             if row is None:
-                raise HttpError(404, "no_payment", f"no payment {payment_no!r} of yours")
+                raise HttpError(404, "no_payment", f"you have no payment {payment_no!r}")
             return JSONResponse(row)
 
         return await database.transact(read)
@@ -150,7 +150,7 @@ def _merchant_of(connection: Connection, request: Request, body: bytes, *, decoy
     # An unknown key costs as much as a wrong signature.
     at = signed_at(row.secret if row is not None else decoy, request.headers, body)
     if row is None or at is None or not is_fresh(at, utc_now()):
-        raise HttpError(401, "unauthorized", "key, signature or time is wrong: docs/reference/http.md")
+        raise HttpError(401, "unauthorized", "the key, the signature or the time is wrong: docs/reference/http.md")
     note_authenticated(request)
     return str(row.merchant_no)
 
@@ -161,7 +161,7 @@ def _require_payer(connection: Connection, request: Request, body: bytes, paymen
     at = signed_at(secret or decoy, request.headers, body)
     is_for_this = request.headers.get(ID) == payment_no
     if secret is None or not is_for_this or at is None or not is_fresh(at, utc_now()):
-        raise HttpError(401, "unauthorized", "not signed by the payer for this payment: docs/reference/http.md")
+        raise HttpError(401, "unauthorized", "the payer has not signed this payment: docs/reference/http.md")
     note_authenticated(request)
 
 

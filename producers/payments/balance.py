@@ -23,7 +23,7 @@ def confirm_payment(connection: Connection, payment_no: str, *, now: datetime) -
     if order is None or order.method != "balance":
         raise Refused(f"there is no balance payment {payment_no!r}")
     if order.status == "EXPIRED" or (order.status == "CREATED" and order.expires_at <= now):
-        raise Refused("the payment was not confirmed in time: order again")
+        raise Refused("the payment was not confirmed in time and has expired: order again")
     if order.status != "CREATED":
         return str(order.status)
     charges = charges_of(order)

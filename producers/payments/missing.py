@@ -1,4 +1,4 @@
-"""Facts that nobody was told of, recorded after all: from their rows, as they were decided."""
+"""Records events that are missing from the outbox, from the rows of their facts, as they were decided."""
 
 from __future__ import annotations
 

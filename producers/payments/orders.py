@@ -135,9 +135,9 @@ def _opened_before(connection: Connection, merchant_no: str, request: PaymentReq
         .where(payment.c.merchant_no == merchant_no, payment.c.order_no == request.order_no)
     ).first()
     if first is None:
-        raise NoAccount(f"there is no open account of payer {request.payer_no!r}")
+        raise NoAccount(f"payer {request.payer_no!r} has no open account")
     if first.request_sha256 != digest:
-        raise OrderConflict(f"order {request.order_no!r} was asked for before, with another body")
+        raise OrderConflict(f"order {request.order_no!r} was made before with another body: use another order number")
     return OpenedPayment(
         payment_no=first.payment_no,
         account_no=first.bank_account_no,

@@ -1,4 +1,4 @@
-"""Scene 4: what the bank says of a payment is settled, once, and told to all who follow, in one local transaction.
+"""Scene 4: the bank's notification settles the payment once, and records the event, in one local transaction.
 
 The bank has the money even where the order cannot take it: such money goes to suspense for an operator, never away.
 """
@@ -50,7 +50,7 @@ class OrderState:
 
 @dataclass(frozen=True, kw_only=True)
 class Booking:
-    """What a bank transaction was booked as before: it settled a payment, or stands in suspense."""
+    """What a bank transaction was booked as before: it settled a payment, or is in suspense."""
 
     payment_no: str
     amount_fen: int
@@ -58,7 +58,7 @@ class Booking:
 
 
 def decide(order: OrderState | None, notification: BankNotification, booking: Booking | None) -> Decision:
-    """Return what a verified notification means for an order as it stands, and for its transaction's booking. Pure.
+    """Return what a verified notification means for the order in its present state, and for its transaction's booking. Pure.
 
     A success is never dropped: it settles the order, is a repeat of what was booked, or goes to suspense; a second story of
     one transaction is refused, and the bank keeps it.
@@ -166,7 +166,7 @@ def receive_notification(
         case "refuse", _:
             connection.execute(_FORGET, {"webhook_id": webhook_id})
             log.warning(
-                "refused transaction=%s payment=%s: %s",
+                "the bank's notification was refused, and nothing was recorded transaction=%s payment=%s: %s",
                 notification.transaction_no,
                 notification.payment_no,
                 decision.reason,
@@ -217,7 +217,7 @@ _FORGET_OLD = text("""
 def forget_notifications(connection: Connection, *, before: datetime, limit: int) -> int:
     """Answers given before then are no longer remembered, at most so many if the caller commits; returns how many. Repeatable.
 
-    A notification that comes once more is judged anew, by the payment as it stands: nothing is settled twice.
+    A notification that comes again is judged again, by the payment's present state: nothing is settled twice.
     """
     return connection.execute(_FORGET_OLD, {"before": before, "limit": limit}).rowcount
 
@@ -263,7 +263,7 @@ def locked_order(connection: Connection, payment_no: str) -> Row[Any] | None:
 
 
 def settle_payment(connection: Connection, order: Row[Any], notification: BankNotification, *, now: datetime) -> None:
-    """The order, locked by the caller, is SETTLED; fee, cost and points are decided, and all are told, if the caller commits.
+    """The order, locked by the caller, is SETTLED; fee, cost and points are decided, and the event is recorded, if the caller commits.
 
     Of an order that had EXPIRED the limit is counted again. Transaction: the caller's. Not repeatable by itself: `decide` sees
     to it.
@@ -283,7 +283,7 @@ def _rule(order: Row[Any], what: Literal["fee", "cost"]) -> FeeRule:
 
 
 def fail_payment(connection: Connection, order: Row[Any], notification: BankNotification, *, now: datetime) -> None:
-    """The order, locked by the caller, is FAILED, its limit is free again, and everybody is told, if the caller commits."""
+    """The order, locked by the caller, is FAILED, its limit is free again, and the event is recorded, if the caller commits."""
     reason = notification.reason or "refused by the bank"
     _finish(connection, order, notification, now, status="FAILED", reason=reason)
     free_limit(connection, order.payer_no, order.limit_day, order.amount_fen)
@@ -294,7 +294,7 @@ def fail_payment(connection: Connection, order: Row[Any], notification: BankNoti
 def suspend_money(
     connection: Connection, order: Row[Any] | None, notification: BankNotification, *, reason: str, now: datetime
 ) -> None:
-    """The bank's transaction is in suspense, once, and accounting is told, if the caller commits. May be repeated."""
+    """The bank's transaction is in suspense, once, and an event for accounting is recorded, if the caller commits. May be repeated."""
     money = {
         "bank_transaction_no": notification.transaction_no,
         "payment_no": notification.payment_no,

@@ -22,7 +22,6 @@ LONG_FUNCTIONS = {
     # A command with its options, of which each takes a line or two.
     "ops/cli/connect.py:snapshot": 44,
     "ops/cli/notify.py:resend": 51,
-    "ops/cli/offsets.py:reset": 44,
     "ops/cli/parked.py:retry": 42,
     "ops/cli/replay.py:redeliver": 51,
     # To be cut up.
@@ -59,7 +58,7 @@ LONG_MODULES = {
     "ops/kafka/reader.py": 320,
     "ops/ledger/reads.py": 335,
     "ops/pipeline/checks.py": 355,
-    "ops/reconcile/mend.py": 350,
+    "ops/reconcile/fix.py": 350,
     "ops/reconcile/run.py": 325,
     "ops/reconcile/scan.py": 345,
     "ops/stack/control.py": 365,

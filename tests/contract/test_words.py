@@ -6,9 +6,12 @@ import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
+import typer
 
+from ops.cli.main import app
 from tests.tree import PACKAGES, ROOT, TESTS, sources
 
 GLOSSARY = ROOT / "docs/glossary.md"
@@ -17,6 +20,11 @@ EMPTY_NAMES = {"one", "told", "found", "asked"}
 """They say nothing about what they hold."""
 
 BANNED_CLASSES = {"Standing", "Found", "Met", "Ours", "Wish", "Asked", "Opened", "Seen", "Unexpected"}
+
+BANNED_WORDS = ("mend", "mends", "mended", "anew", "told", "ere", "lest", "once more", "in vain")
+"""A newcomer stumbles over them: fix, again, notified, before. Not in help, errors, pages and alerts; an option's name may stay."""
+
+_BANNED = re.compile(rf"(?<![\w-])({'|'.join(BANNED_WORDS)})(?!\w)", re.IGNORECASE)
 
 _TERM = re.compile(r"^- \*\*(?P<term>[^*]+)\*\*.*`(?P<place>[^`]+)`$", re.MULTILINE)
 
@@ -100,3 +108,72 @@ def test_the_glossary_has_one_meaning_for_each_of_its_terms_and_they_are_in_use(
 
 def test_the_first_screen_of_the_readme_links_the_glossary() -> None:
     assert "(docs/glossary.md)" in "\n".join((ROOT / "README.md").read_text().splitlines()[:20])
+
+
+def banned_words(text: str) -> list[str]:
+    return _BANNED.findall(text)
+
+
+def help_texts(command: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Give what `--help` says of a command, of its options and of the commands below it."""
+    yield path, command.help or ""
+    for parameter in command.params:
+        yield f"{path} {parameter.name}", getattr(parameter, "help", None) or ""
+    for name, child in getattr(command, "commands", {}).items():
+        yield from help_texts(child, f"{path} {name}")
+
+
+def spoken(tree: ast.AST) -> Iterator[str]:
+    """Give the texts of errors that are raised, of lines that are said, and of warnings that are logged."""
+    for node in ast.walk(tree):
+        call = node.exc if isinstance(node, ast.Raise) else node
+        if not isinstance(call, ast.Call):
+            continue
+        logs = (
+            isinstance(call.func, ast.Attribute)
+            and isinstance(call.func.value, ast.Name)
+            and "log" in call.func.value.id
+        )
+        says = isinstance(call.func, ast.Name) and call.func.id == "say"
+        if isinstance(node, ast.Raise) or logs or says:
+            yield from (
+                part.value
+                for argument in call.args
+                for part in ast.walk(argument)
+                if isinstance(part, ast.Constant) and isinstance(part.value, str)
+            )
+
+
+def pages() -> Iterator[tuple[str, str]]:
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "ops/monitoring/alerts.yaml"]:
+        if "adr" not in path.parts:
+            yield str(path.relative_to(ROOT)), path.read_text()
+    for path in sorted((ROOT / "ops/console/templates").glob("*.html")):
+        yield path.name, re.sub(r"\{[{%].*?[%}]\}|<[^>]*>", " ", path.read_text())
+
+
+def test_help_is_in_plain_words() -> None:
+    texts = list(help_texts(typer.main.get_command(app), "payrelay"))
+    assert len(texts) > 200
+    assert {place: words for place, text in texts if (words := banned_words(text))} == {}
+
+
+def test_errors_and_warnings_are_in_plain_words() -> None:
+    texts = [(file, text) for file, tree in modules() for text in spoken(tree)]
+    assert len(texts) > 300
+    assert {f"{file}: {text}": words for file, text in texts if (words := banned_words(text))} == {}
+
+
+def test_pages_and_alerts_are_in_plain_words() -> None:
+    assert {place: words for place, text in pages() if (words := banned_words(text))} == {}
+
+
+def test_a_banned_word_is_noticed() -> None:
+    assert banned_words("Mend the handler, then run it once more.") == ["Mend", "once more"]
+    assert banned_words("`--anew` starts over; an `untold` notification is amended; where it is listed") == []
+    for source in (
+        'raise Refused(f"{name}: mend it")',
+        'say("begun anew")',
+        'log.warning("nobody was told: %s", error)',
+    ):
+        assert [words for text in spoken(ast.parse(source)) if (words := banned_words(text))] != [], source

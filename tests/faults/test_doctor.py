@@ -122,9 +122,9 @@ def test_what_is_broken_is_found_and_its_hint_fixes_it(stack: Stack, operator: O
     break_it(stack)
     row = operator.doctor().get(check, {"ok": True})
     assert not row["ok"], f"doctor does not notice that {broken}"
-    hint = operator.run(row["mend"])
-    assert hint.returncode == 0, (row["mend"], hint.stderr[-1000:])
-    eventually(lambda: not operator.findings(), within_s=60, what=f"all well again after: {row['mend']}")
+    hint = operator.run(row["fix"])
+    assert hint.returncode == 0, (row["fix"], hint.stderr[-1000:])
+    eventually(lambda: not operator.findings(), within_s=60, what=f"all well again after: {row['fix']}")
 
 
 def test_of_partitions_that_were_added_doctor_asks_to_declare_them(pipeline: Pipeline, commands: Path) -> None:
@@ -132,8 +132,8 @@ def test_of_partitions_that_were_added_doctor_asks_to_declare_them(pipeline: Pip
     operator = Operator(commands, environment(pipeline.settings))
     row = operator.doctor()["topics"]
     assert not row["ok"]
-    assert "payrelay topics apply" not in row["mend"], "which changes nothing"
-    printed = operator.run(f"{row['mend']}; payrelay topics list")
+    assert "payrelay topics apply" not in row["fix"], "which changes nothing"
+    printed = operator.run(f"{row['fix']}; payrelay topics list")
     assert printed.returncode == 0, printed.stdout
 
 
@@ -151,8 +151,8 @@ def test_a_position_outside_its_log_is_found_and_its_hint_brings_it_in(pipeline:
     operator = Operator(commands, environment(pipeline.settings))
     row = operator.doctor()["positions"]
     assert not row["ok"]
-    hint = operator.run(row["mend"])
-    assert hint.returncode == 0, (row["mend"], hint.stderr[-1000:])
+    hint = operator.run(row["fix"])
+    assert hint.returncode == 0, (row["fix"], hint.stderr[-1000:])
     assert operator.doctor()["positions"]["ok"]
 
 
@@ -173,7 +173,7 @@ def test_a_parked_event_is_found_and_its_hint_applies_it_now_that_its_handler_is
     operator = Operator(commands, environment(pipeline.settings))
     row = operator.doctor()["parked"]
     assert not row["ok"]
-    operator.run(row["mend"])  # other tests leave events that nothing can apply
+    operator.run(row["fix"])  # other tests leave events that nothing can apply
     assert (pipeline.parked(), pipeline.posted()) == (0, 1)
 
 

@@ -221,7 +221,7 @@ def test_a_log_that_has_lost_its_end_is_read_on_from_there(pipeline: Pipeline) -
     pipeline.send(pipeline.events(200)[100:])
     pipeline.all_posted()
     pipeline.prove()
-    assert "it has lost records" in worker.log.read_text()
+    assert "it has lost messages" in worker.log.read_text()
 
 
 def test_an_end_seen_before_a_freeze_is_not_taken_for_a_loss(pipeline: Pipeline) -> None:
@@ -233,7 +233,7 @@ def test_an_end_seen_before_a_freeze_is_not_taken_for_a_loss(pipeline: Pipeline)
     pipeline.send(pipeline.events(200)[100:])
     pipeline.all_posted()
     pipeline.prove()
-    assert "it has lost records" not in worker.log.read_text()
+    assert "it has lost messages" not in worker.log.read_text()
 
 
 def test_a_topic_deleted_and_made_again_is_read_from_its_beginning(pipeline: Pipeline) -> None:

@@ -17,7 +17,7 @@ from ops.cli.doctor import upkeep as command_of_upkeep
 from ops.pipeline.running import idle_queues
 from ops.pipeline.upkeep import upkeep
 from ops.reconcile.findings import Finding, Kind
-from ops.reconcile.mend import FixStep, carry_out
+from ops.reconcile.fix import FixStep, carry_out
 from outbox.clock import utc_now
 from outbox.database import driver_url
 from outbox.settings import READER, Settings

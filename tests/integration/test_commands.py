@@ -171,7 +171,7 @@ def test_topics_apply_shows_and_ends_with_1_and_does_it_with_execute(
 ) -> None:
     for name, value in environment(pipeline.settings).items():
         monkeypatch.setenv(name, value)
-    assert run("topics", "apply") == (0, "", "nothing changed\n")
+    assert run("topics", "apply") == (0, "", "every topic is as declared: nothing to do\n")
     pipeline.delete_topic()
     code, out, said = run("topics", "apply", "-o", "json")
     assert (code, said) == (1, "1 topics would change; nothing was done: --execute changes them\n")

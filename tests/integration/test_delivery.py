@@ -166,7 +166,7 @@ def test_events_ahead_of_the_clock_are_parked_without_the_brake_and_upkeep_appli
     assert stretch.posted() == 3
     own = settings.model_copy(update={"group_prefix": prefix})
     [finding] = [check for check in examine(own, now=utc_now()) if check.check == "clocks"]
-    assert (finding.ok, finding.mend) == (False, "payrelay upkeep")
+    assert (finding.ok, finding.fix) == (False, "payrelay upkeep")
     for retried in ({stretch.consumer: 31}, {}):
         report = upkeep(own, now=utc_now())
         assert report.retried == retried

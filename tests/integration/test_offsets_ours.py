@@ -139,15 +139,15 @@ def test_a_plan_tells_what_has_become_of_the_events_between_and_what_would(
     operated.apply(10, 7, 4)
     back = offsets("reset", operated.group, "--to-earliest", *on(operated))
     assert back.of(*COUNTS) == [(0, 10, 9, 0, 1), (0, 7, 7, 0, 0), (0, 4, 4, 0, 0)]
-    assert "redelivers 21 records: 20 are applied and will be skipped, 0 will be applied" in back.said
+    assert "redelivers 21 messages: 20 are already applied and will be dropped, 0 will be applied" in back.said
     assert "1 are parked" in back.said
     ahead = offsets("reset", operated.group, "--to-latest", *on(operated))
     assert ahead.of(*COUNTS) == [(10, 0, 0, 0, 0), (10, 3, 0, 3, 0), (10, 6, 0, 6, 0)]
-    assert "SKIPS 9 records: 0 are applied" in ahead.said
+    assert "SKIPS 9 messages: 0 are applied" in ahead.said
     assert "9 OF THEM WERE NEVER APPLIED" in ahead.said
     assert "payrelay replay redeliver" in ahead.said
     bounded = offsets("reset", operated.group, "--to-latest", *on(operated), "--count-limit", 8)
-    assert "9 records lie between old and new, more than --count-limit" in bounded.said
+    assert "9 messages lie between old and new, more than --count-limit" in bounded.said
     assert "may never have been applied" in bounded.said
     assert "applied" not in bounded.rows[0]
     peeked = offsets("peek", operated.group, *on(operated), "-p", "1", "--before", 1, "--after", 1).rows
@@ -237,7 +237,7 @@ def test_events_that_would_be_told_to_the_outside_are_counted(pipeline: Pipeline
     with engine_of(operated.settings, "owner").begin() as connection:
         connection.execute(text("DELETE FROM notification.inbox WHERE consumer = :group"), {"group": operated.group})
     back = offsets("reset", operated.group, "--to-earliest", *on(operated))
-    assert "2 will be applied (2 of them told to the outside)" in back.said
+    assert "2 will be applied (2 of them notify a receiver)" in back.said
 
 
 def test_progress_and_kafka_move_together_and_are_moved_back(operated: Operated, offsets: Command) -> None:
@@ -273,7 +273,7 @@ def test_an_order_and_an_event_are_positions(operated: Operated, offsets: Comman
     ):  # fmt: skip
         refused = offsets("reset", operated.group, *wrong)
         assert (refused.code, says in refused.said) == (2, True)
-    assert "no group of ours" in offsets("reset", "somebody", "--to-order", "O1").said
+    assert "no group of payrelay" in offsets("reset", "somebody", "--to-order", "O1").said
 
 
 def test_what_another_tool_committed_is_not_ours_until_it_is_adopted(operated: Operated, offsets: Command) -> None:

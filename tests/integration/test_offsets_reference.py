@@ -118,19 +118,21 @@ def _anybodys(page: Page, foreign: Foreign, folder: Path) -> None:
     page.say(
         "# Offsets",
         "",
-        "What `payrelay offsets` prints, on the real stack: written by `pytest --write-pages tests/integration/test_offsets_reference.py`, and",
-        "compared by the same test. Options: [command line](cli.md). All of it works on any Kafka with `PAYRELAY_KAFKA_BOOTSTRAP` alone and no",
-        "database, without a JVM; of groups of ours it knows more. Nothing is moved or deleted without `--execute`, which asks, unless `--yes`.",
-        "Exit codes: 0 done, 1 refused or read back different, 2 usage, 3 cannot reach. Everywhere `-o table|json|csv`.",
-        "(`faust reset` deletes Faust's local tables, and no offsets.)",
+        "This page shows what `payrelay offsets` prints on the real stack. `pytest --write-pages tests/integration/test_offsets_reference.py` writes it,",
+        "and the same test compares it. Options: [command line](cli.md). Everything works on any Kafka with `PAYRELAY_KAFKA_BOOTSTRAP` alone, without a",
+        "database or a JVM; for payrelay's consumers it shows more. Nothing is moved or deleted without `--execute`, which asks first, unless `--yes` is given.",
+        "Exit codes: 0 done, 1 refused or read back different, 2 usage, 3 cannot reach. Every command takes `-o table|json|csv`.",
+        "(`faust reset` deletes Faust's local tables, not offsets.)",
     )  # fmt: skip
     page.say(
-        "## Groups, and where they stand",
+        "## Groups and their positions",
         "",
-        "Also those that are none of consumers, which Kafka's own tool does not show.",
+        "The list includes groups that are not consumer groups, which Kafka's own tool does not show.",
     )
     page.run("list", "-o", "csv", only=f"^(group|{foreign.prefix}|payrelay-connect)")
-    page.say("Lag is in messages and in seconds: the age of the oldest that waits. `--watch` shows it again every 2 s.")
+    page.say(
+        "Lag is shown in messages and in seconds, the age of the oldest message that waits. `--watch` repeats every 2 s."
+    )
     page.run("describe", group)
     page.run("describe", group, "--only-lagging", "--topic", f"{topic}:0,1")
     page.run("peek", group, "--topic", topic, "-p", "0", "--before", 2, "--after", 3)
@@ -138,27 +140,27 @@ def _anybodys(page: Page, foreign: Foreign, folder: Path) -> None:
     page.say(
         "## A plan first",
         "",
-        "Old, new, what lies between, when the record was made that it lands on, and the lag there.",
+        "A plan shows the old and the new offset, what lies between, the time of the message at the new offset, and the lag there.",
     )
     page.run("reset", group, "--to-earliest")
     page.run("reset", group, "--to-latest", "--topic", topic)
     page.say(
-        "A time without a zone is refused, unless one is given; it is told back in UTC and as it is here. ISO 8601, or an epoch."
+        "A time is ISO 8601 or an epoch. One without a zone is refused, unless `--tz` names it. The plan repeats the time in UTC and in the zone."
     )
     page.run("reset", group, "--to-datetime", "2026-01-05T16:10:30")
     page.run("reset", group, "--to-datetime", "2026-01-05T16:10:30", "--tz", "Asia/Shanghai", "--topic", topic)
     page.run("reset", group, "--by-duration", "1h50m", "-p", "0")
-    page.say("What lies outside the log is clamped, and it is said.")
+    page.say("An offset outside the log is moved to its nearest end, and a note says so.")
     page.run("reset", group, "--shift-by", -5, "--topic", topic)
     page.run("reset", group, "--to-offset", 12, "--topic", f"{topic}:0,2")
     page.run("reset", group, "--topic", topic, "--map", '{"0": 7, "2": 19}')
     page.run("reset", group, "--to-current", "--topic", topic, "-p", "1", "-o", "json")
 
-    page.say("## Moved, read back, undone", "", "Where the group stood is in an undo file before it is moved. Undone twice, it is moved again.")  # fmt: skip
+    page.say("## Moved, read back, undone", "", "The group's position is in an undo file before it is moved. A second undo makes the move again.")  # fmt: skip
     page.run("reset", group, "--to-earliest", "--topic", topic, "--execute", "--yes")
     page.run("undo", group, "--execute", "--yes")
     page.say(
-        "The files are those of `kafka-consumer-groups`, both ways: its `--export` is read by `--from-file`, and it reads these."
+        "The files have the format of `kafka-consumer-groups`: `--from-file` reads its `--export`, and it reads these."
     )
     page.run("export", group)
     page.run("export", group, "--file", folder / "report.csv")
@@ -166,12 +168,12 @@ def _anybodys(page: Page, foreign: Foreign, folder: Path) -> None:
     page.say("Another group's position, to try something in its shadow first:")
     page.run("reset", f"{group}-shadow", "--from-group", group, "--execute", "--yes")
 
-    page.say("## An active group", "", "It is refused with its members, where they run, and what stops them; `--wait 60s` waits for it. EMPTY and DEAD are moved.")  # fmt: skip
+    page.say("## An active group", "", "An active group is refused. The error names its members, where they run and how to stop them; `--wait 60s` waits for them to end. Groups that are EMPTY or DEAD are moved.")  # fmt: skip
     consumer = foreign.join()
     page.run("reset", group, "--to-earliest", "--execute", "--yes")
     consumer.close()
 
-    page.say("## Deleted", "", "A group, or its offsets of one topic: by Kafka's own tool where the stack's programs are at hand, else as here. `undo` brings them back.")  # fmt: skip
+    page.say("## Deleted", "", "Delete a group, or its offsets of one topic: with Kafka's own tool where the stack's programs are installed, else as here. `undo` brings them back.")  # fmt: skip
     page.run("delete", group, "--topic", f"{foreign.prefix}views", "--execute", "--yes")
     page.run("delete", f"{group}-shadow")
     page.run("delete", f"{group}-shadow", "--execute", "--yes")
@@ -183,14 +185,14 @@ def _ours(page: Page, operated: Operated) -> None:
     operated.send(30, unreadable=[0])
     operated.apply(10, 7, 4)
     page.say(
-        "## Groups of ours",
+        "## Payrelay's consumers",
         "",
         "Their position is `progress` in the service's database, and Kafka's committed offset its mirror ([ADR 2](../adr/0002-progress-is-the-truth.md)).",
-        "They are moved together, `progress` first; cut off between the two, the next start of the worker writes the mirror. Where `progress`",
-        "cannot be reached nothing is moved. A plan says what the events between old and new are to the consumer: a group moved back is redelivered,",
-        "and what is applied is skipped; one moved ahead SKIPS, and what was never applied is said loudly. More than `--count-limit` are not counted.",
+        "Both are moved together, `progress` first. If the command is cut off between the two, the next start of the worker writes the mirror. If `progress`",
+        "cannot be reached, nothing is moved. A plan counts the events between old and new by what the consumer has done with them. A group that moves back is redelivered",
+        "these events, and drops those already applied. A group that moves ahead SKIPS them, and the plan warns of events that were never applied. More than `--count-limit` are not counted.",
         "",
-        "`payrelay replay redeliver` fills such holes beside the running worker, `payrelay replay rebuild` makes a consumer's tables anew.",
+        "`payrelay replay redeliver` fills such holes beside the running worker, `payrelay replay rebuild` makes a consumer's tables again.",
     )  # fmt: skip
     page.run("describe", operated.group, *topic, "-p", "0")
     page.run("reset", operated.group, "--to-earliest", *topic)
@@ -199,13 +201,13 @@ def _ours(page: Page, operated: Operated) -> None:
         "peek", operated.group, *topic, "-p", "0", "--before", 10, "--after", 0, "-o", "csv", only="^topic|,0,.*PARKED"
     )
     page.say(
-        "An order or an event is a position: the partitions that hold it stand at its first event, the others stay."
+        "An order or an event can name a position: the partitions that hold it move to its first event, the others stay."
     )
     page.run("reset", operated.group, "--to-order", operated.pipeline.sent[13].order_no)
     page.run("reset", operated.group, "--to-event", operated.ids[3], "--execute", "--yes")
     page.run("undo", operated.group, "--execute", "--yes")
     page.say(
-        "What another tool has committed moves nothing; `--from-kafka` adopts it, `--to-current` brings Kafka back into line."
+        "An offset that another tool has committed moves nothing. `--from-kafka` adopts it, `--to-current` overwrites it in Kafka."
     )
     from ops.kafka.groups import commit
 
@@ -217,8 +219,8 @@ def _stopping(page: Page, folder: Path) -> None:
     page.say(
         "## Workers of the local stack",
         "",
-        "`--stop-workers` stops the parts that run the group and starts them again, also after an error or Ctrl-C; what is confirmed was planned",
-        "while they stood still. Killed, the command leaves nothing stopped: its stop is a locked file, and the supervisor starts the part again as",
+        "`--stop-workers` stops the parts that run the group and starts them again, also after an error or Ctrl-C. The plan that you confirm was made",
+        "while they were stopped. If the command is killed, nothing stays stopped: its stop is a locked file, and the supervisor starts the part again as",
         "soon as nobody holds it. `payrelay stop PART` and `payrelay start PART` do the same by hand; `payrelay status` then shows `stopped`.",
     )  # fmt: skip
     page.run("reset", "points", "--to-current", "--stop-workers", "--execute", "--yes", "--undo-file", folder / "undo.csv",

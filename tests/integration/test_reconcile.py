@@ -23,7 +23,7 @@ from ops.ledger.reads import check
 from ops.pipeline.health import reader_engine
 from ops.reconcile import state
 from ops.reconcile.findings import Finding, Kind
-from ops.reconcile.mend import FixStep, carry_out, plan
+from ops.reconcile.fix import FixStep, carry_out, plan
 from ops.reconcile.run import Report, reconcile
 from ops.stack.control import down, up
 from ops.stack.state import StackFolder
@@ -49,7 +49,7 @@ def killed(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[1] == "remember":
     state.remember = killed
 else:
-    import ops.reconcile.mend as mend
+    import ops.reconcile.fix as mend
     note, left = mend._note, [int(sys.argv[1])]
     def counted(*given):
         left[0] -= 1
@@ -263,7 +263,7 @@ def test_beside_live_payments_nothing_false_is_named(field: Field) -> None:
 def test_the_command_counts_names_and_plans(field: Field, command: Any) -> None:
     code, output, said = command("-o", "json")
     assert (code, len(output["findings"])) == (1, len(field.planted))
-    mends = {finding["kind"]: finding["mend"] for finding in output["findings"]}
+    mends = {finding["kind"]: finding["fix"] for finding in output["findings"]}
     assert mends["undelivered"].startswith("payrelay replay redeliver --consumer ")
     assert mends["unpublished"].startswith("payrelay connect snapshot --event ")
     assert mends["parked"].startswith("payrelay parked retry funds:")

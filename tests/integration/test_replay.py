@@ -261,7 +261,7 @@ def test_the_outside_is_told_again_only_when_asked_and_under_the_same_id(
     assert (code, row["known"], row["resent"], notifications()) == (0, 1, 0, before)
     code, [row], said = payrelay(*window, "--resend-external")
     assert (row["resent"], notifications()) == (1, before)
-    assert "tell the outside of 0 for the first time and of 1 again" in said
+    assert "notify about 0 for the first time and about 1 again" in said
     for resent in (1, 0):  # the second time it is due already
         code, [row], _ = payrelay(*window, "--resend-external", "--execute", "--yes")
         assert (code, row["known"], row["resent"]) == (0, 1, resent)
@@ -365,7 +365,7 @@ def test_a_role_that_owns_nothing_reads_the_outboxes_and_nothing_else(settings: 
     "where", ["true); DELETE FROM payments.outbox; --", "true) UNION SELECT 1 --", "no_such_column = 1", "id ="]
 )
 def test_a_condition_that_is_more_or_less_than_one_is_refused(settings: Settings, where: str) -> None:
-    with pytest.raises(Refused, match="does not hold as SQL"):
+    with pytest.raises(Refused, match="is not valid SQL"):
         find_rows(settings, ["payments"], Rows(where=where))
 
 
@@ -606,5 +606,5 @@ def test_connects_note_is_forgotten_or_set_and_what_would_lose_events_is_refused
         (tmp_path / "none.json").write_bytes(content)
         with pytest.raises(Refused, match=why):
             payrelay("connect", "offsets", "reset", "--from-file", str(tmp_path / "none.json"))
-    with pytest.raises(Refused, match="what is noted cannot be kept"):
+    with pytest.raises(Refused, match="the present offset cannot be kept"):
         payrelay("connect", "offsets", "reset", "--export", str(kept), "--execute", "--yes")

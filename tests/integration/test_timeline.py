@@ -192,7 +192,7 @@ def holes(settings: Settings, number: str) -> dict[str, tuple[str, str]]:
     [story] = timeline(settings, number)
     assert story.is_whole == all(line.what != "missing" for line in story.lines)
     return {
-        line.where: (line.what, line.mend)
+        line.where: (line.what, line.fix)
         for line in story.lines
         if line.what in ("missing", "waiting") and not line.where.startswith("notification.notify")
     }
@@ -243,7 +243,7 @@ def test_what_waits_is_told_from_what_is_missing_and_what_mends_it(
         chosen = events(
             connection, ParkedFilter(key=opened.payment_no, consumer=f"{settings.group_prefix}points"), limit=10
         )
-    assert line.mend == f"payrelay parked retry {chosen[0].id} --execute"
+    assert line.fix == f"payrelay parked retry {chosen[0].id} --execute"
     skip(settings, chosen, Act(action=Action.SKIP, actor="test", reason="told twice"))
     [story] = timeline(settings, opened.payment_no)
     points_lines = [line for line in story.lines if line.where.startswith("points")]

@@ -95,7 +95,7 @@ def test_tail_goes_on_live(pipeline: Pipeline, settings: Settings) -> None:
 def test_an_unknown_topic_is_refused(payrelay: Command) -> None:
     code, _, said = payrelay("topics", "tail", "nothing.here", "--from-beginning", "--no-follow")
     assert code != 0
-    assert "there is no topic 'nothing.here': payrelay topics list" in said
+    assert "there is no topic 'nothing.here'. The topics are shown by: payrelay topics list" in said
 
 
 def test_peek_shows_bodies(pipeline: Pipeline, payrelay: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ def test_sql_reads_as_ops_and_writes_nothing(settings: Settings) -> None:
 def test_sql_as_a_service_is_refused_outside_the_local_stack(settings: Settings) -> None:
     assert "PAYRELAY_KAFKA_BOOTSTRAP" in environment(settings)
     refused = sql(settings, "--as", "funds", "-c", "SELECT 1")
-    assert (refused.returncode, refused.stderr.startswith("payrelay: --as is for the local stack")) == (1, True)
+    assert (refused.returncode, refused.stderr.startswith("payrelay: --as works on the local stack only")) == (1, True)
     unknown = sql(settings, "--as", "nobody", "-c", "SELECT 1")
     assert unknown.returncode == 2
     assert all(service in unknown.stderr for service in SERVICES)

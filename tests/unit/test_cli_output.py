@@ -115,16 +115,16 @@ TABLES: dict[str, dict[str, Any]] = {
                              "error": "body: Input data was truncated"},
     "timeline": {"at": AT, "since_first_ms": 1234.567, "since_cause_ms": 12.2, "where": "accounting.inbox", "what": "missing",
                  "detail": f"{EVENT}: accounting is at 12, past the record, and has not applied it",
-                 "mend": f"payrelay replay redeliver --consumer accounting --event {EVENT} --execute"},
+                 "fix": f"payrelay replay redeliver --consumer accounting --event {EVENT} --execute"},
     "reconcile": {"kind": "unpublished", "consumer": "", "event": EVENT, "type": "payment.balance_requested.v1", "key": PAYMENT,
                   "order_no": "slot-O000019", "place": "", "found": "no record of it on payment.order",
-                  "mend": f"payrelay connect snapshot --event {EVENT} --execute"},
+                  "fix": f"payrelay connect snapshot --event {EVENT} --execute"},
     "topics list": {"topic": "__debezium-heartbeat.payrelay", "partitions": 1, "retention_ms": 86_400_000, "found": True,
                     "topic_id": "KQh15VPgRFWWJ3ec8iR4BQ", "problems": ""},
     "ledger statement": {"occurred_at": AT, "voucher_no": 12, "kind": "settlement", "business_no": PAYMENT, "debit_fen": 0,
                          "credit_fen": 1234567, "balance_fen": 123456789},
     "doctor": {"check": "parked", "ok": False, "found": "accounting 0, bank_notification 0, funds 0, notification 0, points 0",
-               "mend": "payrelay parked list"},
+               "fix": "payrelay parked list"},
 }  # fmt: skip
 
 
@@ -215,7 +215,7 @@ def test_a_suggested_command_is_what_it_says_whatever_the_names(kind: Kind) -> N
         kind=kind, service="payments", consumer=HOSTILE, event_id=EVENT, type="", key="", order_no=HOSTILE, business_no="", effect="",
         place="", found="it is FAILED",
     )  # fmt: skip
-    assert HOSTILE in shlex.split(finding.mend.removeprefix("by hand: "))
+    assert HOSTILE in shlex.split(finding.fix.removeprefix("by hand: "))
 
 
 @pytest.mark.parametrize("name", ["a b", "a\x1b[2J'\\", "a\nb", "x\u202ey", "a\xa0b", "\x9b31m", "é\u3000\n"])
@@ -228,7 +228,7 @@ def test_a_shell_reads_a_quoted_name_as_it_is(name: str) -> None:
 
 def test_a_number_that_looks_like_an_option_is_suggested_as_what_it_is() -> None:
     finding = Finding(kind=Kind.CONTRADICTED, service="payments", order_no="--help")
-    assert shlex.split(finding.mend.removeprefix("by hand: ")) == ["payrelay", "timeline", "--", "--help"]
+    assert shlex.split(finding.fix.removeprefix("by hand: ")) == ["payrelay", "timeline", "--", "--help"]
 
 
 @pytest.mark.parametrize("group", ["topics", "connect"])

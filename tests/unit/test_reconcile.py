@@ -82,7 +82,7 @@ def test_each_event_calls_for_what_its_handlers_do() -> None:
 def test_an_amount_of_another_currency_is_no_amount_of_a_balance() -> None:
     paid = envelope(settled(amount_fen=1_000, fee_fen=6, currency="USD"))
     assert judge(EXPECTED["funds"](paid, {}), Observed(known=True, present={"T-M1": "994"})) == [
-        (Kind.WRONG_EFFECT, "T-M1", "calls for 994 USD, there is 994")
+        (Kind.WRONG_EFFECT, "T-M1", "the event calls for 994 USD, but there is 994")
     ]
 
 
@@ -111,7 +111,7 @@ def test_an_event_and_its_row_differ_where_they_say_otherwise() -> None:
 def test_every_kind_says_what_mends_it() -> None:
     for kind in Kind:
         finding = Finding(kind=kind, service="funds", consumer="funds", event_id=UUID(int=7), business_no="P")
-        assert finding.mend
+        assert finding.fix
 
 
 def test_a_span_of_time_is_read() -> None:

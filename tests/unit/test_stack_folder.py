@@ -145,4 +145,4 @@ def test_logs_names_parts_as_status_does(home: Path) -> None:
         (logs / f"{stem}.log").write_text(f"a line of {stem}\n")
     parts = ["postgres", "service:bank", "worker:bank_notification", "worker:notifier:bank"]
     unknown = CliRunner().invoke(app, ["logs", "nonsense"])
-    assert str(unknown.exception) == f"no log of 'nonsense'; there are: {', '.join(parts)}"
+    assert str(unknown.exception) == f"there is no log of 'nonsense'; there are: {', '.join(parts)}"

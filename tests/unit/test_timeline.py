@@ -57,7 +57,7 @@ def story(*, slot_found: bool = True, confirmed: int = 200, next_offset: int = 0
 
 def at_end(payment_story: Story) -> tuple[str, str, str]:
     line = payment_story.lines[-1]
-    return line.where, line.what, line.mend.partition(str(ID))[0].strip()
+    return line.where, line.what, line.fix.partition(str(ID))[0].strip()
 
 
 @pytest.mark.parametrize(

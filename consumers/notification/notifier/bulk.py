@@ -1,4 +1,4 @@
-"""Acting on everything that matches: in steps, each a transaction, each item in the audit table. Cut off anywhere, it goes on.
+"""Bulk actions on everything that matches: in steps, each a transaction, each item in the audit table. One that is cut off goes on.
 
 An act is kept with its filter, how far it has come, who wants it and why. Transactions: the caller's, one a step.
 """
@@ -17,14 +17,14 @@ from consumers.notification.notifier.filter import NotificationFilter, condition
 from outbox.errors import Refused
 
 STEP = 500
-"""Records of a step: few enough that no sender waits long for one of them."""
+"""Notifications of a step: few enough that no sender waits long for one of them."""
 COUNTED_MAX = 100_000
 """What matches beyond is not counted, and acted on all the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BulkProgress:
-    """How far an act has come."""
+    """How far a bulk action has come."""
 
     matched: int
     """When it began, counted up to 100,000."""
@@ -37,12 +37,12 @@ class BulkProgress:
 def begin_resend(
     connection: Connection, identity: UUID, wanted: NotificationFilter, *, newest: UUID, reason: str, actor: str
 ) -> int:
-    """Everything that matches and is no newer than that record is to be sent again, by `step`; returns how much matches.
+    """Everything that matches and is no newer than that notification is to be sent again, by `step`; returns how much matches.
 
     Where nothing does there is no act. May be repeated: an act begun before is left as it is. Raises Refused without a reason.
     """
     if not reason.strip():
-        raise Refused("say why: the reason is kept in the audit table")
+        raise Refused("the reason is empty: say why, because the audit table keeps it")
     matched = count_matching(connection, wanted, newest=newest)
     if matched:
         parameters = {"id": identity, "wanted": json.dumps(wanted.given()), "matched": matched, "newest": newest}
@@ -56,7 +56,7 @@ _BEGIN = text("""
 
 
 def count_matching(connection: Connection, wanted: NotificationFilter, *, newest: UUID) -> int:
-    """Return how many records match and are no newer than that one, counted up to 100,000."""
+    """Return how many notifications match and are no newer than that one, counted up to 100,000."""
     where, given = conditions(wanted)
     statement = (
         f"SELECT count(*) FROM (SELECT FROM notify_record WHERE {where} AND id <= :newest LIMIT :most) AS record"  # noqa: S608
@@ -66,13 +66,13 @@ def count_matching(connection: Connection, wanted: NotificationFilter, *, newest
 
 
 def step(connection: Connection, identity: UUID, *, limit: int = STEP) -> BulkProgress:
-    """The act's next records are due, each with its row in the audit table. May be repeated, and run beside itself.
+    """The bulk action's next notifications are due, each with its row in the audit table. May be repeated, and run beside itself.
 
     Raises Refused for an id that is no act's.
     """
     act = connection.execute(_ACT, {"id": identity}).first()
     if act is None:
-        raise Refused(f"there is no act {identity}")
+        raise Refused(f"there is no bulk action {identity}")
     if act.ended_at is not None:
         return _progress(act)
     ids = _next(connection, act, limit)
@@ -90,7 +90,7 @@ _ADVANCE = text("""
 
 
 def stop(connection: Connection, identity: UUID, *, actor: str) -> bool:
-    """The act goes no further; what it did stands. Returns whether it had not ended before. May be repeated."""
+    """The bulk action goes no further; what it did stays. Returns whether it had not ended before. May be repeated."""
     return bool(connection.execute(_STOP, {"id": identity, "actor": actor}).rowcount)
 
 
@@ -99,7 +99,7 @@ _STOP = text("""
 
 
 def unfinished(connection: Connection) -> list[UUID]:
-    """Return the acts that have not come to their end, the oldest first."""
+    """Return the bulk actions that have not ended, the oldest first."""
     return list(connection.execute(text("SELECT id FROM notify_act WHERE ended_at IS NULL ORDER BY id")).scalars())
 
 

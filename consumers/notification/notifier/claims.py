@@ -1,4 +1,4 @@
-"""Whose records are sent next, and what becomes of those that were: receiver by receiver, in order of due time, under a lease.
+"""Whose notifications are sent next, and what becomes of those that were: receiver by receiver, in order of due time, under a lease.
 
 A turn looks at lanes that are worth a look, never at what is blocked or not yet due. Time is the caller's `now`, by the
 database's clock: `look` reads it.
@@ -34,7 +34,7 @@ from outbox.errors import UnknownName
 from outbox.rows import as_json
 
 LEASE_S = 30.0
-"""How long a claimed record is its sender's: longer than an attempt may take, and than it takes to write down."""
+"""How long a claimed notification is its sender's: longer than an attempt may take, and than it takes to write down."""
 LANES_MAX = 200
 """Lanes of each kind looked at in a claim."""
 LOOK_AGAIN = timedelta(seconds=1)
@@ -49,7 +49,7 @@ IS_PROMPT, IS_OTHER = "pace = 'PROMPT'", "pace IS DISTINCT FROM 'PROMPT'"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claimed:
-    """A record that the caller may send until its lease ends."""
+    """A notification that the caller may send until its lease ends."""
 
     id: UUID
     queue: str
@@ -84,26 +84,26 @@ class Ended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NextState:
-    """What becomes of a record after an attempt."""
+    """What becomes of a notification after an attempt."""
 
     status: str
     finished_at: datetime | None
     planned_at: datetime
-    """By the rule; of a finished record as it was."""
+    """By the rule; of a finished notification as it was."""
     postponed_to: datetime | None = None
     cause: str | None = None
 
 
 def queue_of(connection: Connection, queue: str) -> Queue:
-    """Return a queue's limits; raises Refused for one that is none."""
+    """Return a queue's limits; raises Refused for an unknown queue."""
     row = connection.execute(text("SELECT * FROM notify_queue WHERE queue = :queue"), {"queue": queue}).first()
     if row is None:
-        raise UnknownName(f"no queue {queue!r}: payrelay notify rule list")
+        raise UnknownName(f"there is no queue {queue!r}. The queues are shown by: payrelay notify rule list")
     return Queue(**{field.name: getattr(row, field.name) for field in fields(Queue)})
 
 
 def verdict(ended: Ended, lane: Lane) -> NextState:
-    """Return what becomes of a record, by its rule and the lane as it is after the attempt. Pure."""
+    """Return what becomes of a notification, by its rule and the lane as it is after the attempt. Pure."""
     if ended.result is Result.SUCCESS:
         return NextState(status="SUCCESS", finished_at=ended.ended_at, planned_at=ended.claimed.planned_at)
     attempt = ended.claimed.attempt - ended.claimed.rule_begin
@@ -166,11 +166,11 @@ def turn(
     slow: Collection[str] = (),
     newly_slow: Collection[str] = (),
 ) -> list[Claimed]:
-    """Finish what has ended, and return as many due records, now the caller's until their lease ends.
+    """Finish what has ended, and return as many due notifications, now the caller's until their lease ends.
 
-    Each attempt that ended is in the log. Its record is finished, or due by its rule, unless somebody else has claimed it since;
+    Each attempt that ended is in the log. Its notification is finished, or due by its rule, unless somebody else has claimed it since;
     a SUCCESS counts even then. `slow` names the receivers with an attempt under way for more than a second, `newly_slow` those of
-    them that no turn knows of yet: they are prompt no more. Claimed are the longest waiting receivers' records first, of each
+    them that no turn knows of yet: they are prompt no more. Claimed are the longest waiting receivers' notifications first, of each
     the longest due, shared out evenly: into the room of their kind, or `limit` of each. What a lane had held back is noted with
     its cause. Several senders may take turns side by side. Not repeatable: the log would have the attempts twice.
     """
@@ -246,7 +246,7 @@ def _given(rows: Sequence[Any], lanes: Mapping[str, Lane], free: Mapping[str, in
 
 def _order(merchant_no: str, lane: Lane, share: int, queue: Queue) -> dict[str, Any]:
     until, cause = held_back(lane) or (None, None)
-    # The bound is looked at once more: another sender may have claimed of the lane while it was being locked here.
+    # The bound is checked again: another sender may have claimed of the lane while it was being locked here.
     return {
         "merchant_no": merchant_no,
         "share": share,
@@ -334,9 +334,9 @@ def _finish(
 
 
 def _apart(ended: Sequence[Ended]) -> list[list[Ended]]:
-    """Return the attempts in parts, none with a record twice: what was claimed again after its lease may end in one turn.
+    """Return the attempts in parts, none with a notification twice: what was claimed again after its lease may end in one turn.
 
-    A record's SUCCESS comes first: nothing else may count before it.
+    A notification's SUCCESS comes first: nothing else may count before it.
     """
     parts: list[dict[UUID, Ended]] = []
     for finished in sorted(ended, key=lambda attempt: attempt.result is not Result.SUCCESS):
@@ -412,12 +412,12 @@ _FINISH = text("""
            error, false
     FROM ended WHERE ((id, lease) IN (SELECT id, lease FROM counted)) IS NOT TRUE""")
 # IN as a value is looked up in a hash table: a join of what just ended would compare each with each.
-# A SUCCESS counts whoever has the record by now: as the next attempt, once, unless it was sent again since, which begins a rule anew.
+# A SUCCESS counts whoever has the record by now: as the next attempt, once, unless it was sent again since, which starts a rule again.
 # Anything else counts only as the attempt that it was, and while nobody else has claimed it.
 
 
 def hand_back(connection: Connection, queue: str, unbegun: Sequence[Claimed]) -> None:
-    """Records that were claimed and are not sent are due as they were, unless their lease was somebody else's by then.
+    """Notifications that were claimed and are not sent are due as they were, unless their lease was somebody else's by then.
 
     May be repeated, and run beside itself.
     """
@@ -436,7 +436,7 @@ _HAND_BACK = text("""
 
 
 def release_expired(connection: Connection, queue: str, *, now: datetime | None = None) -> int:
-    """Records whose senders have not told in time what came of them are due again, the same attempt once more; returns how many.
+    """Notifications whose senders did not report an outcome in time are due again, for the same attempt; returns how many.
 
     The time is the database's, or `now`. Each has a row with the cause. May be repeated, and run beside itself.
     """

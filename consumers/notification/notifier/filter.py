@@ -1,4 +1,4 @@
-"""Which records are meant: the one filter of the command line, the console and what acts on everything that matches. Pure."""
+"""Which notifications are meant: the one filter of the command line, the console and what acts on everything that matches. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HTTP = re.compile(r"[1-5]\d\d|[1-5]xx|none", re.ASCII)
 
 @dataclass(frozen=True, kw_only=True)
 class NotificationFilter:
-    """Which records are meant; what is empty leaves all in. Raises Misused for what can match nothing."""
+    """Which notifications are meant; what is empty leaves all in. Raises Misused for what can match nothing."""
 
     id: UUID | None = None
     queue: str = ""
@@ -43,14 +43,14 @@ class NotificationFilter:
         if self.status and self.status not in STATUSES:
             raise Misused(f"{self.status!r} is no status; there are: {', '.join(STATUSES)}")
         if self.http_status and not _HTTP.fullmatch(self.http_status):
-            raise Misused(
-                f"{self.http_status!r} is no HTTP status: such as 503, 5xx, or none where nothing was answered"
-            )
+            raise Misused(f"{self.http_status!r} is no HTTP status: give e.g. 503, 5xx, or none for no answer")
         for moment in (self.begin, self.end):
             if moment is not None and moment.tzinfo is None:
-                raise Misused(f"{moment.isoformat()} has no zone")
+                raise Misused(f"{moment.isoformat()} names no zone: add one, e.g. +08:00")
             if moment is not None and moment < EPOCH:
-                raise Misused(f"{moment.isoformat()} is before 1970: nothing was made then")
+                raise Misused(
+                    f"{moment.isoformat()} is before 1970, when there were no notifications: give a later time"
+                )
 
     def given(self) -> dict[str, str]:
         """Return what is not empty, as text that `parsed` takes."""
@@ -74,7 +74,7 @@ def parsed(given: dict[str, str]) -> NotificationFilter:
 
 
 def conditions(wanted: NotificationFilter) -> tuple[str, dict[str, Any]]:
-    """Return the filter as conditions on `notify_record`, and their parameters. A record's id tells when it was made.
+    """Return the filter as conditions on `notify_record`, and their parameters. A notification's id tells when it was made.
 
     >>> conditions(NotificationFilter(status="WAITING", http_status="5xx"))
     ('(leased_until IS NOT NULL OR leased_until IS NULL AND finished_at IS NULL) AND http_status BETWEEN :http_low AND :http_high', {'http_low': 500, 'http_high': 599})

@@ -1,6 +1,6 @@
 """What merchants may ask of their own notifications: one, those of an order, and a feed of all from a cursor on.
 
-The feed is in the order of ids, which are made before their transaction commits: a record that commits late has an id behind
+The feed is in the order of ids, which are made before their transaction commits: a notification that commits late has an id behind
 a cursor that was given out meanwhile. So nothing is shown that is younger than the oldest transaction that still runs, nor than
 the earlier of two clocks, the database's and ours. A cursor ahead of both was given out before a clock was set back: what was
 written since has ids behind it, so the feed begins again a week before.

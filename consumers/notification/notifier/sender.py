@@ -1,4 +1,4 @@
-"""The notifier: claims due records after their commit, posts them signed, writes down what came of it. At least once, same id
+"""The notifier: claims due notifications after their commit, posts them signed, writes down what came of it. At least once, same id
 each time.
 
 One turn is one transaction: what has ended is finished, and what is due is claimed into the room that is left. Times are the
@@ -93,7 +93,7 @@ def idle_s(idle_turns: int) -> float:
 
 
 class Sender:
-    """Sends a queue's due records until told to end."""
+    """Sends a queue's due notifications until it is asked to end."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ class Sender:
         self._released_at = -RELEASE_S
 
     async def run(self) -> None:
-        """Due records are claimed, sent and written down, a bounded number at a time; told to end, what is under way is finished."""
+        """Due notifications are claimed, sent and noted, a bounded number at a time; when asked to end, what is under way is finished."""
         attempt, most, slots, outcome = 0, 0, asyncio.Semaphore(0), TurnOutcome.IDLE
         idle_turns = 0
         session: aiohttp.ClientSession | None = None
@@ -296,7 +296,7 @@ async def attempt(
     allow_private: bool,
     clock: Callable[[], datetime] = utc_now,
 ) -> Ended:
-    """Return what came of sending a record, within the total time-out. Whatever is wrong with its receiver, nothing is raised."""
+    """Return what came of sending a notification, within the total time-out. Whatever is wrong with its receiver, nothing is raised."""
     started_at, began = clock(), time.monotonic()
 
     def ended(result: Result, error: str = "", **more: object) -> Ended:
@@ -413,7 +413,9 @@ def platform_as_receiver(settings: Settings) -> Callable[[Connection], None]:
     """Return what makes the platform the bank's receiver, at the address and with the secret that the settings name."""
     secret = settings.bank_notify_secret.get_secret_value()
     if not is_secret(secret):
-        raise Misused(f"PAYRELAY_BANK_NOTIFY_SECRET must be set to {SECRET_FORM}")
+        raise Misused(
+            f"PAYRELAY_BANK_NOTIFY_SECRET is not set as the notifier of the bank's queue needs it: set it to {SECRET_FORM}"
+        )
     url = f"{settings.payments_url}/bank/notifications"
     return lambda connection: register_receiver(connection, PLATFORM, url=url, secret=secret)
 

@@ -1,4 +1,4 @@
-"""Where a notification may go: an address is judged after resolution, and once more as it is connected to."""
+"""Where a notification may go: an address is judged after resolution, and again when it is connected to."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ def check_url(url: str, *, allow_private: bool) -> URL:
         parsed = URL(url)
         port = parsed.port
     except ValueError as error:
-        raise ForbiddenAddress(f"no URL: {error}") from error
+        raise ForbiddenAddress(f"it is not a URL: {error}") from error
     if parsed.scheme != "https" and not (allow_private and parsed.scheme == "http"):
-        raise ForbiddenAddress("https is needed")
+        raise ForbiddenAddress("it must begin with https://")
     if not parsed.host or parsed.user or parsed.password:
-        raise ForbiddenAddress("a host and no user is needed")
+        raise ForbiddenAddress("it must name a host, and no user or password")
     if not allow_private and port not in PORTS:
-        raise ForbiddenAddress(f"port {port} is none of {', '.join(map(str, PORTS))}")
+        raise ForbiddenAddress(f"port {port} is not allowed: use one of {', '.join(map(str, PORTS))}")
     try:
         literal = ipaddress.ip_address(parsed.host)
     except ValueError:

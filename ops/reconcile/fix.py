@@ -1,4 +1,4 @@
-"""Findings mended: by the functions of the services whose rows are missing, each step safe to repeat. First the plan, then the deed."""
+"""Fixes findings with the functions of the services whose rows are missing. The plan comes first, and each step is safe to repeat."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ RECORDABLE = ("payment.settled", "payment.failed", "payment.suspense_recorded", 
 
 @dataclass(frozen=True, kw_only=True)
 class FixStep:
-    """Something to be done about findings of one kind, at one place."""
+    """What is done about findings of one kind, at one consumer or service."""
 
     what: str
     kind: Kind
@@ -62,20 +62,20 @@ class FixStep:
 
 
 @dataclass(kw_only=True)
-class Mended:
-    """What came of a step."""
+class FixOutcome:
+    """The outcome of a step."""
 
     step: FixStep
     done: int = 0
     failed: dict[str, str] = field(default_factory=dict)
-    """By event or business number, why it is as it was."""
+    """By event or business number, why it is not fixed."""
 
 
 WHAT = {
     Kind.UNRECORDED: "record the event from the fact's row",
-    Kind.UNPUBLISHED: "emit the outbox row again, by the connector",
+    Kind.UNPUBLISHED: "publish the outbox row again, through the connector",
     Kind.UNDELIVERED: "redeliver the event",
-    Kind.NO_EFFECT: "apply the event, which the inbox knows, once",
+    Kind.NO_EFFECT: "apply the event, which counts as applied, once",
     Kind.FORGOTTEN: "note the event in the inbox",
     Kind.PARKED: "retry the event's key",
     Kind.WRONG_EFFECT: "correct the effect, by an entry of its own",
@@ -90,13 +90,13 @@ VOUCHERS = {
 
 
 def plan(settings: Settings, findings: Sequence[Finding]) -> list[FixStep]:
-    """Return what would be done, in order; last, what only an operator can mend. Reads only."""
+    """Return what would be done, in order; last, what only an operator can fix. Reads only."""
     told_before = _told_before(settings, [finding for finding in findings if finding.kind is Kind.UNRECORDED])
     steps: list[FixStep] = []
     left: list[Finding] = []
     by_kind: dict[tuple[Kind, str], list[Finding]] = {}
     for finding in findings:
-        if _is_mendable(finding, told_before):
+        if _is_fixable(finding, told_before):
             by_kind.setdefault((finding.kind, finding.consumer or finding.service), []).append(finding)
         else:
             left.append(finding)
@@ -115,7 +115,7 @@ def plan(settings: Settings, findings: Sequence[Finding]) -> list[FixStep]:
     ]
 
 
-def _is_mendable(finding: Finding, told_before: set[str]) -> bool:
+def _is_fixable(finding: Finding, told_before: set[str]) -> bool:
     match finding.kind:
         case Kind.UNRECORDED:
             return finding.type in RECORDABLE and finding.business_no not in told_before
@@ -129,12 +129,12 @@ def _by_hand(kind: Kind) -> str:
     if kind is Kind.UNTOLD:
         return "nothing: the notifier sends it"
     if kind is Kind.UNRECORDED:
-        return "by hand: its row says too little, or its effects are there already"
+        return "by hand: the row says too little to record the event, or its effects are there already"
     return "by hand"
 
 
 def _told_before(settings: Settings, findings: Sequence[Finding]) -> set[str]:
-    """Return the business numbers that some consumer has an effect of: they were told, under a row that is gone."""
+    """Return the business numbers that some consumer has an effect of: their event was recorded, and its row is gone."""
     numbers = sorted({finding.business_no for finding in findings})
     announced: set[str] = set()
     if not numbers:
@@ -154,25 +154,25 @@ AWAY = (PayrelayError, SQLAlchemyError, KafkaException, OSError)
 """What fails one step or finding: refused, or a server away, even after a deadlock was tried again. The others are done."""
 
 
-def carry_out(settings: Settings, steps: Sequence[FixStep], *, actor: str, within_s: float) -> Iterator[Mended]:
-    """Each step is done, or its failures say why not; gives them one after the other.
+def carry_out(settings: Settings, steps: Sequence[FixStep], *, actor: str, within_s: float) -> Iterator[FixOutcome]:
+    """Each step is done, or its failures say why not; gives their outcomes one after the other.
 
-    Own transactions, as the services, one for each event or correction. May be repeated and cut off anywhere: what is mended
+    Own transactions, as the services, one for each event or correction. May be repeated and cut off anywhere: what is fixed
     is left alone.
     """
     with _Hands(settings, actor) as hands:
         for step in steps:
-            mended = Mended(step=step)
+            outcome = FixOutcome(step=step)
             try:
                 if not step.by_hand:
-                    hands.do(step, mended, within_s)
+                    hands.do(step, outcome, within_s)
             except AWAY as error:
-                mended.failed[step.at] = message_of(error)
-            yield mended
+                outcome.failed[step.at] = message_of(error)
+            yield outcome
 
 
 def settle(settings: Settings, steps: Sequence[FixStep], *, grace: timedelta, within_s: float) -> Report:
-    """Return the first report that names nothing any more of what was mended; the last one before the time is over, else."""
+    """Return the first report that names nothing any more of what was fixed; if time runs out first, the last report."""
     wanted = {finding.identity for step in steps if not step.by_hand for finding in step.findings}
     deadline = time.monotonic() + within_s
     while True:
@@ -204,36 +204,36 @@ class _Hands:
             self._engines[service] = engine_for(self._settings.dsn_of(service), name="reconcile", pool_size=1)
         return self._engines[service]
 
-    def do(self, step: FixStep, mended: Mended, within_s: float) -> None:
+    def do(self, step: FixStep, outcome: FixOutcome, within_s: float) -> None:
         """The step is done."""
         match step.kind:
             case Kind.UNPUBLISHED:
-                self._emit(step, mended, within_s)
+                self._emit(step, outcome, within_s)
             case Kind.UNDELIVERED:
-                self._redeliver(step, mended)
+                self._redeliver(step, outcome)
             case Kind.PARKED:
-                self._retry(step, mended)
+                self._retry(step, outcome)
             case _:
                 events = self._events(step.findings)
                 for finding in step.findings:
-                    _note(mended, finding, lambda current=finding: self._one(current, events))  # type: ignore[misc]
+                    _note(outcome, finding, lambda current=finding: self._one(current, events))  # type: ignore[misc]
 
-    def _emit(self, step: FixStep, mended: Mended, within_s: float) -> None:
+    def _emit(self, step: FixStep, outcome: FixOutcome, within_s: float) -> None:
         ids: dict[str, list[UUID]] = {}
         for finding in step.findings:
             if finding.event_id is not None:
                 ids.setdefault(finding.service, []).append(finding.event_id)
         emit_again(self._settings, ids, within_s=within_s)
-        mended.done = len(step.findings)
+        outcome.done = len(step.findings)
 
-    def _redeliver(self, step: FixStep, mended: Mended) -> None:
+    def _redeliver(self, step: FixStep, outcome: FixOutcome) -> None:
         ids = [finding.event_id for finding in step.findings if finding.event_id is not None]
-        outcome = redeliver_events(self._settings, step.at, ids, execute=True)
-        mended.done = outcome.applied + outcome.known + outcome.superseded
-        mended.failed = {str(identity): why for identity, why in (outcome.failed | outcome.refused).items()}
-        mended.failed |= {str(identity): "it is in no outbox" for identity in outcome.missing}
+        redelivered = redeliver_events(self._settings, step.at, ids, execute=True)
+        outcome.done = redelivered.applied + redelivered.known + redelivered.superseded
+        outcome.failed = {str(identity): why for identity, why in (redelivered.failed | redelivered.refused).items()}
+        outcome.failed |= {str(identity): "it is in no outbox" for identity in redelivered.missing}
 
-    def _retry(self, step: FixStep, mended: Mended) -> None:
+    def _retry(self, step: FixStep, outcome: FixOutcome) -> None:
         act = Act(action=Action.RETRY, actor=self._actor, reason=REASON)
         queues = {}
         with self._reader.connect() as connection:
@@ -241,12 +241,12 @@ class _Hands:
                 for queue in parked.queues(connection, parked.ParkedFilter(identity=finding.effect), limit=1):
                     queues[queue.id] = queue
         for queue, drained in parked.retry(self._settings, list(queues.values()), act):
-            mended.done += drained.applied + drained.known
+            outcome.done += drained.applied + drained.known
             if drained.cause is not None:
-                mended.failed[queue.id] = f"{drained.cause} {drained.error}"
+                outcome.failed[queue.id] = f"{drained.cause} {drained.error}"
 
     def _one(self, finding: Finding, events: Mapping[UUID, Envelope]) -> str:
-        """One finding is mended; returns why not, or nothing."""
+        """The finding is fixed; returns why not, or nothing."""
         if finding.kind is Kind.UNRECORDED:
             return self._record(finding)
         consumer = self._consumers[finding.consumer]
@@ -257,7 +257,7 @@ class _Hands:
             return "its outbox row is gone"
         if finding.kind is Kind.NO_EFFECT:
             if self._is_answered(envelope):
-                return "funds has decided and answered it, and would decide again by the balance of now: by hand"
+                return "funds has answered it, and would decide again by today's balance: correct it by hand"
             done = reapply(self._engine(finding.service), consumer.processor, finding.consumer, envelope)
             return (
                 ""
@@ -270,7 +270,7 @@ class _Hands:
         return self._correct(finding, envelope, _wanted(self._reader, consumer, finding, envelope))
 
     def _is_answered(self, envelope: Envelope) -> bool:
-        """Whether it asks for a decision that others have been told of: it is never made a second time."""
+        """Return whether the event asks for a decision that was already announced: it is never made a second time."""
         if not isinstance(envelope.event, BalancePaymentRequested):
             return False
         with self._reader.connect() as connection:
@@ -303,7 +303,7 @@ class _Hands:
                 correct_fact(connection, business_no, effect, voucher, at=utc_now(), **why)
             elif finding.service == "funds":
                 if " " in wanted:
-                    raise Refused(f"it calls for {wanted}, and balances are kept in {CNY}: by hand")
+                    raise Refused(f"it calls for {wanted}, but balances are kept in {CNY}: correct it by hand")
                 correct_moves(connection, business_no, {effect: int(wanted or 0)}, event_id=event_id, **why)
             else:
                 correct_points(connection, business_no, effect, int(wanted or 0), event_id=event_id, **why)
@@ -339,12 +339,12 @@ def _arrival(finding: Finding, envelope: Envelope) -> Arrival:
     )
 
 
-def _note(mended: Mended, finding: Finding, act: Callable[[], str]) -> None:
+def _note(outcome: FixOutcome, finding: Finding, act: Callable[[], str]) -> None:
     try:
         failure = act()
     except AWAY as error:
         failure = error_line(error)
     if failure:
-        mended.failed[str(finding.event_id or finding.business_no)] = failure
+        outcome.failed[str(finding.event_id or finding.business_no)] = failure
     else:
-        mended.done += 1
+        outcome.done += 1
