@@ -48,7 +48,6 @@ LONG_MODULES = {
     "benchmarks/ledger.py": 350,
     "benchmarks/notifier.py": 320,
     # A group of commands, of which each option takes a line or two.
-    "ops/cli/notify.py": 315,
     "ops/cli/offsets.py": 510,
     "ops/cli/replay.py": 310,
     # To be split by subject.
