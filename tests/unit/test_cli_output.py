@@ -24,7 +24,7 @@ from ops.cli import output
 from ops.cli.main import app
 from ops.cli.output import Format, print_json, print_rows, say
 from ops.offsets.files import as_csv, from_csv
-from ops.reconcile.findings import Finding, Kind
+from ops.reconcile.findings import Finding, Kind, mend_of
 from ops.stack.state import PartState, StackFolder
 from outbox.quoting import quoted
 
@@ -215,7 +215,7 @@ def test_a_suggested_command_is_what_it_says_whatever_the_names(kind: Kind) -> N
         kind=kind, service="payments", consumer=HOSTILE, event_id=EVENT, type="", key="", order_no=HOSTILE, business_no="", effect="",
         place="", found="it is FAILED",
     )  # fmt: skip
-    assert HOSTILE in shlex.split(finding.mend.removeprefix("by hand: "))
+    assert HOSTILE in shlex.split(mend_of(finding).removeprefix("by hand: "))
 
 
 @pytest.mark.parametrize("name", ["a b", "a\x1b[2J'\\", "a\nb", "x\u202ey", "a\xa0b", "\x9b31m", "é\u3000\n"])
@@ -228,7 +228,7 @@ def test_a_shell_reads_a_quoted_name_as_it_is(name: str) -> None:
 
 def test_a_number_that_looks_like_an_option_is_suggested_as_what_it_is() -> None:
     finding = Finding(kind=Kind.CONTRADICTED, service="payments", order_no="--help")
-    assert shlex.split(finding.mend.removeprefix("by hand: ")) == ["payrelay", "timeline", "--", "--help"]
+    assert shlex.split(mend_of(finding).removeprefix("by hand: ")) == ["payrelay", "timeline", "--", "--help"]
 
 
 @pytest.mark.parametrize("group", ["topics", "connect"])
