@@ -62,7 +62,8 @@ MENDED_S = 120.0
 def _mended(settings: Settings, report: Report, *, grace: timedelta, execute: bool, yes: bool) -> Report:
     """The plan is shown, and done if it is wanted; returns how things are then."""
     from ops.delivery.parked import operator
-    from ops.reconcile.mend import carry_out, plan, settle
+    from ops.reconcile.mend import carry_out, settle
+    from ops.reconcile.plan import plan
 
     steps = plan(settings, report.findings)
     for step in steps:

@@ -80,9 +80,8 @@ def rebuild(
         shadow, was_resumed = _shadow(settings, live, chosen, consumer, subject, anew=anew, checkpoint=checkpoint)
         skipped = skipped_of(live, chosen.service, consumer)
         live.commit()
-        feeder = Feeder(
-            settings, repeatable(chosen, subject), consumer, shadow.name, skipped=skipped, progress=progress
-        )
+        handler = repeatable(chosen, subject)
+        feeder = Feeder(settings, handler, consumer, shadow.name, skipped=skipped, progress=progress)
         try:
             begun = time.monotonic()
             _near(live, chosen, feeder)
@@ -170,22 +169,26 @@ def _shadow(
         return shadow, True
     live.rollback()  # what it has read is locked against being dropped
     with owner_engine(settings).begin() as owner:
-
-        def fill() -> None:
-            if base is not None:
-                tables = (*subject.tables, *subject.kept)
-                copy_rows(owner, wanted.name, base.name, tables)
-                copy_rows(owner, wanted.name, base.name, ("inbox", "progress", "parked"))
-            else:
-                copy_rows(owner, wanted.name, processor.service, subject.kept)
-                _begin_at(owner, wanted, logs)
-            _know_skipped(owner, wanted)
-
-        make_schema(owner, wanted, fill=fill)
-        if base is not None:
-            verified(owner, subject, wanted.name)
-            _begin_at(owner, wanted, logs)  # those that were not there yet
+        _make(owner, wanted, subject, base, logs)
     return wanted, False
+
+
+def _make(owner: Connection, wanted: Made, subject: Rebuild, base: Made | None, logs: Mapping[Log, range]) -> None:
+    """The shadow is there, as its checkpoint is or empty, with a position in every log. Transaction: the caller's."""
+
+    def fill() -> None:
+        if base is not None:
+            copy_rows(owner, wanted.name, base.name, (*subject.tables, *subject.kept))
+            copy_rows(owner, wanted.name, base.name, ("inbox", "progress", "parked"))
+        else:
+            copy_rows(owner, wanted.name, wanted.service, subject.kept)
+            _begin_at(owner, wanted, logs)
+        _know_skipped(owner, wanted)
+
+    make_schema(owner, wanted, fill=fill)
+    if base is not None:
+        verified(owner, subject, wanted.name)
+        _begin_at(owner, wanted, logs)  # those that were not there yet
 
 
 def _goes_on(live: Connection, shadow: Made, wanted: Made, logs: Mapping[Log, range], kept: Mapping[Log, int]) -> bool:

@@ -10,46 +10,24 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Engine, Row, text
+from sqlalchemy import Connection, Engine, text
 
-from consumers.effects import ANSWERED, business_no
+from consumers.effects import ANSWERED
 from ops.delivery.outcomes import batched
 from ops.delivery.registry import Consumer, known_consumers
 from ops.reconcile.facts import contradictions
 from ops.reconcile.findings import Finding, Kind
+from ops.reconcile.outbox_rows import CHUNK, OutboxRow
 from ops.reconcile.present import NOTHING_THERE, effects_of
 from ops.reconcile.published import Spot
 from ops.reconcile.verdict import Hole, Observed, judge
 from outbox.settings import Settings
-from schemas.codec import Envelope, Undecodable, decode_body
-from schemas.events import EVENTS
 
-CHUNK = 4_000
 CONNECTOR = "the connector"
 FINDINGS_MAX = 50_000
 """With so many, a run ends early, and its checkpoint before what it has not looked at."""
-
-
-@dataclass(slots=True)
-class OutboxRow:
-    """An outbox row, and where its messages lie."""
-
-    service: str
-    id: UUID
-    topic: str
-    key: str
-    type: str
-    correlation: str
-    lsn: int
-    envelope: Envelope | None
-    spots: Sequence[Spot] | None
-    """None: an earlier run has seen them, and not kept where."""
-
-    number: str
-    """The business number."""
 
 
 @dataclass(kw_only=True)
@@ -271,50 +249,3 @@ def _skipped(connection: Connection, service: str, consumer: str, ids: Sequence[
         {"consumer": consumer, "ids": [str(identity) for identity in ids]},
     )
     return {UUID(identity) for identity in rows.scalars()}
-
-
-def recorded(connection: Connection, service: str, condition: str, about: Mapping[str, Any]) -> Iterator[Row[Any]]:
-    """Give a service's outbox rows in the order of their ids, some thousands at a time."""
-    statement = f"""SELECT id, topic, key, type, version, correlation, lsn, payload FROM {service}.outbox
-                    WHERE {condition} ORDER BY id"""  # noqa: S608 - ours
-    yield from connection.execute(text(statement), about, execution_options={"yield_per": CHUNK})
-
-
-def outbox_row_of(service: str, row: Row[Any], spots: Sequence[Spot] | None) -> OutboxRow:
-    """Return an outbox row as it is looked at."""
-    envelope = envelope_of(row)
-    return OutboxRow(
-        service=service,
-        id=row.id,
-        topic=row.topic,
-        key=row.key,
-        type=row.type,
-        correlation=row.correlation,
-        lsn=row.lsn,
-        envelope=envelope,
-        spots=spots,
-        number=business_no(envelope.event) if envelope is not None else row.key,
-    )
-
-
-def envelope_of(row: Row[Any]) -> Envelope | None:
-    """Return the event of an outbox row; None where this version does not know it."""
-    if row.type not in EVENTS:
-        return None
-    try:
-        event = decode_body(row.type, row.payload.encode())
-    except Undecodable:
-        return None
-    return Envelope(id=row.id, version=row.version, correlation=row.correlation, event=event)
-
-
-def beside(
-    service: str, rows: Iterable[Row[Any]], published: Iterable[tuple[UUID, Sequence[Spot]]]
-) -> Iterator[OutboxRow]:
-    """Give each row with where its records lie. Both come in the order of ids."""
-    records = iter(published)
-    record = next(records, None)
-    for row in rows:
-        while record is not None and record[0] < row.id:
-            record = next(records, None)
-        yield outbox_row_of(service, row, record[1] if record is not None and record[0] == row.id else ())

@@ -25,13 +25,6 @@ LONG_FUNCTIONS = {
     "ops/cli/offsets.py:reset": 44,
     "ops/cli/parked.py:retry": 42,
     "ops/cli/replay.py:redeliver": 51,
-    # To be cut up.
-    "benchmarks/reconcile.py:run": 51,
-    "consumers/notification/notifier/claims.py:turn": 47,
-    "consumers/notification/notifier/sender.py:attempt": 47,
-    "ops/rebuild/rebuild.py:_shadow": 41,
-    "ops/timeline/steps.py:_consumers": 41,
-    "producers/payments/settlement.py:receive_notification": 43,
 }
 
 LONG_MODULES = {
@@ -51,15 +44,12 @@ LONG_MODULES = {
     "ops/cli/replay.py": 310,
     # To be split by subject.
     "connect/client.py": 305,
-    "consumers/notification/notifier/sender.py": 430,
     "ops/cli/output.py": 375,
     "ops/console/edge.py": 310,
     "ops/kafka/reader.py": 320,
     "ops/ledger/reads.py": 335,
     "ops/pipeline/checks.py": 355,
-    "ops/reconcile/mend.py": 335,
-    "ops/reconcile/run.py": 325,
-    "ops/reconcile/scan.py": 320,
+    "ops/reconcile/run.py": 320,
     "ops/stack/control.py": 365,
     "ops/stack/parts.py": 450,
     "ops/stack/state.py": 335,

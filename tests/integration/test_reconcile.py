@@ -23,7 +23,8 @@ from ops.ledger.reads import check
 from ops.pipeline.health import reader_engine
 from ops.reconcile import state
 from ops.reconcile.findings import Finding, Kind
-from ops.reconcile.mend import FixStep, carry_out, plan
+from ops.reconcile.mend import carry_out
+from ops.reconcile.plan import FixStep, plan
 from ops.reconcile.run import Report, reconcile
 from ops.stack.control import down, up
 from ops.stack.state import StackFolder
