@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,8 +13,8 @@ import typer
 
 from ops.cli.context import current_settings
 from ops.cli.intent import is_meant
-from ops.cli.options import DAY_S, Execute, Output, Yes, decimal
-from ops.cli.output import Format, print_rows, say
+from ops.cli.options import DAY_S, Execute, Output, OutputOfOne, Yes, decimal
+from ops.cli.output import Format, print_object, print_rows, say
 from ops.cli.times import FORMATS, Zone, span
 from outbox.clock import utc_now
 from outbox.errors import Refused, UnknownName
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="The outbox connector on Kafka Connect.", no_args_is_help=True)
 
+Begin = Annotated[
+    datetime | None, typer.Option("--from", "--since", formats=FORMATS, metavar="TIME", help="recorded from then on")
+]
+End = Annotated[datetime | None, typer.Option("--to", formats=FORMATS, metavar="TIME", help="recorded before then")]
 Timeout = Annotated[float, typer.Option("--timeout", parser=decimal(0.1, DAY_S), help="seconds to wait")]
 
 
@@ -126,12 +131,15 @@ app.add_typer(offsets, name="offsets")
 
 
 @offsets.command("get")
-def offsets_get() -> None:
-    """Print Connect's note as JSON, as `reset --from-file` takes it, and say where the slot stands, which is what counts."""
+def offsets_get(output: OutputOfOne = Format.JSON) -> None:
+    """Print Connect's note, its JSON as `reset --from-file` takes it, and say where the slot stands, which is what counts."""
     from ops.pipeline.source import standing
 
     positions = standing(current_settings())
-    sys.stdout.write(positions.noted.as_text())
+    if output is Format.JSON:
+        sys.stdout.write(positions.noted.as_text())
+    else:
+        print_object(asdict(positions.noted), output)
     say(positions.described())
 
 
@@ -194,12 +202,8 @@ def snapshot(
         typer.Option("--where", metavar="SQL", help="on the outbox's columns, e.g. \"type = 'payment.settled.v1'\""),
     ] = "",
     service: Annotated[list[str] | None, typer.Option("--service", help="whose outbox; all without it")] = None,
-    since: Annotated[
-        datetime | None, typer.Option("--since", formats=FORMATS, metavar="TIME", help="recorded from then on")
-    ] = None,
-    to: Annotated[
-        datetime | None, typer.Option("--to", formats=FORMATS, metavar="TIME", help="recorded before then")
-    ] = None,
+    since: Begin = None,
+    to: End = None,
     tz: Zone = "",
     order: Annotated[str, typer.Option("--order", help="order number")] = "",
     event: Annotated[list[UUID] | None, typer.Option("--event", help="event id; may be given several times")] = None,
@@ -220,7 +224,7 @@ def snapshot(
     since, to = span(since, to, tz)
     wanted = Rows(where=where, begin=since, end=to, order=order, events=frozenset(event or ()))
     if wanted == Rows():
-        raise typer.BadParameter("say which rows: --where, --since, --to, --order or --event")
+        raise typer.BadParameter("say which rows: --where, --from, --to, --order or --event")
     settings = current_settings()
     ids_by_service = find_rows(settings, service or SERVICES, wanted)
     if missing := sorted(wanted.events.difference(*ids_by_service.values())):

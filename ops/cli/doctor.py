@@ -80,7 +80,7 @@ def upkeep(
 ) -> None:
     """Make days ahead, drop days past their retention that nothing can need any more, purge old answers to the bank.
 
-    One round, or for ever; needs the owner's DSN. The local stack does it by itself, every hour. Retention counts back from the
+    One round, or for ever, with -o json a line for each; needs the owner's DSN. The local stack does it by itself, every hour. Retention counts back from the
     earliest of the host's clock, the database's, and the newest row; a round drops at most two days of a table. Exit code 1 if a
     part of the round failed; the next round tries it again.
     """
@@ -91,14 +91,16 @@ def upkeep(
     settings = current_settings()
     if catch_up:
         plan = one_round(settings, now=utc_now(), catch_up=True, execute=False)
-        print_rows(plan.rows(planned=True), output, columns=("what", "outcome"))
         count = len(plan.dropped)
+        execute = execute and count > 0
+        if not execute or output is Format.TABLE:  # else what was done is the document
+            print_rows(plan.rows(planned=True), output, columns=("what", "outcome"))
         ahead, question = f"{count} days would be dropped", f"drop {count} days?"
-        if not is_meant(ahead, execute=execute and count > 0, yes=yes, does="drops them", question=question):
+        if not is_meant(ahead, execute=execute, yes=yes, does="drops them", question=question):
             raise typer.Exit(1 if plan.errors else 0)
     while True:
         report = one_round(settings, now=utc_now(), catch_up=catch_up)
-        _tell(report, output)
+        _tell(report, output, again=every > 0)
         if not every:
             break
         try:
@@ -109,7 +111,7 @@ def upkeep(
         raise typer.Exit(1)
 
 
-def _tell(report: Upkeep, output: Format) -> None:
+def _tell(report: Upkeep, output: Format, *, again: bool) -> None:
     """A round's report is printed, and kept where `payrelay status` looks."""
     from ops.pipeline.upkeep_report import REPORT
 
@@ -118,5 +120,5 @@ def _tell(report: Upkeep, output: Format) -> None:
             local.write(REPORT, asdict(report))
         except OSError as error:  # a full disk, say: the rounds go on
             say(f"the report is not written: {error}")
-    print_rows(report.rows(), output, columns=("what", "outcome"))
+    print_rows(report.rows(), output, columns=("what", "outcome"), again=again)
     say(f"{report.at} {report.summary()}")

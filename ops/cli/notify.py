@@ -13,8 +13,8 @@ import typer
 from consumers.notification.notifier.filter import STATUSES, NotificationFilter
 from ops.cli.context import current_settings
 from ops.cli.intent import is_meant
-from ops.cli.options import Execute, Output, Yes, whole
-from ops.cli.output import Format, print_json, print_rows, say
+from ops.cli.options import Execute, Output, OutputOfOne, Yes, whole
+from ops.cli.output import Format, print_object, print_rows, say
 from ops.cli.times import FORMATS, Zone, instant, span
 from outbox.errors import UnknownName
 
@@ -74,13 +74,16 @@ def list_(
 
 
 @app.command()
-def show(identity: Annotated[UUID, typer.Argument(metavar="ID", help="the webhook-id")]) -> None:
-    """Show one notification whole, as JSON: body, attempts planned and actual, answers, postponements, who sent it again."""
+def show(
+    identity: Annotated[UUID, typer.Argument(metavar="ID", help="the webhook-id")],
+    output: OutputOfOne = Format.JSON,
+) -> None:
+    """Show one notification whole: body, attempts planned and actual, answers, postponements, who sent it again."""
     from ops.notifications.operations import record
     from ops.pipeline.health import reader_engine
 
     with reader_engine(current_settings()).connect() as connection:
-        print_json(record(connection, identity))
+        print_object(record(connection, identity), output)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from schemas.numeric import WHOLE_MAX, parse_decimal, parse_whole
 DAY_S = 86_400
 
 Output = Annotated[Format, typer.Option("-o", "--output", help="table, json or csv")]
+OutputOfOne = Annotated[Format, typer.Option("-o", "--output", help="table, json or csv; json without it")]
 Execute = Annotated[bool, typer.Option("--execute", help="without it, only show what would be done")]
 Yes = Annotated[bool, typer.Option("--yes", help="do not ask")]
 Stack = Annotated[str, typer.Option("--stack", help="which stack; several may run side by side")]

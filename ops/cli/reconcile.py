@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # commands import what they run: --help is quick
     from ops.reconcile.run import Report
     from outbox.settings import Settings
 
-COLUMNS = ("kind", "consumer", "event", "type", "key", "order_no", "place", "found", "mend")
+COLUMNS = ("kind", "consumer", "event_id", "type", "key", "order_no", "place", "found", "mend")
 SPAN_MAX_S = 3_650 * 86_400
 SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
@@ -155,7 +155,7 @@ def _rows(settings: Settings, findings: list[Finding]) -> list[dict[str, Any]]:
             "kind": str(finding.kind),
             "service": finding.service,
             "consumer": finding.consumer,
-            "event": str(finding.event_id or ""),
+            "event_id": str(finding.event_id or ""),
             "type": finding.type,
             "key": finding.key,
             "order_no": finding.order_no,

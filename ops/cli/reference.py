@@ -30,6 +30,7 @@ OUTPUT = (
     "## Output",
     "",
     "`-o table|json|csv` wherever rows are printed. Rows are on standard output, all else on standard error.",
+    "With `json` standard output holds one document: a list of rows, an object where a command shows one thing, or what was done where a plan was carried out. What is printed again and again, as by `--watch`, `--every` and `topics tail`, is a document in each line.",
     "A reader that goes, as in `… -o csv | head -1`, is no error: the command is carried out to its end, with its own exit code.",
     "",
     "- Control characters, marks that turn the direction of writing, and stray bytes are written out: `\\x1b`, `\\n`, `\\u202e`.",

@@ -147,7 +147,7 @@ def record(connection: Connection, identity: UUID) -> dict[str, Any]:
             "postponements": rows("SELECT * FROM {service}.notify_postponement WHERE record_id = :id ORDER BY id"),
             "audit": rows("SELECT * FROM {service}.notify_audit WHERE record_id = :id ORDER BY id"),
             "lane": lane[0] if lane else None,
-            "held_up": held_up(connection, [identity]).get(identity),
+            "held_up_by": held_up(connection, [identity]).get(identity),
         }
     raise UnknownName(f"no notification {identity}: payrelay notify list")
 

@@ -20,7 +20,6 @@ LONG_FUNCTIONS = {
     # A service's routes share its database and secrets.
     "producers/payments/api.py:create_app": 75,
     # A command with its options, of which each takes a line or two.
-    "ops/cli/connect.py:snapshot": 44,
     "ops/cli/notify.py:resend": 51,
     "ops/cli/offsets.py:reset": 44,
     "ops/cli/parked.py:retry": 42,
@@ -44,7 +43,6 @@ LONG_MODULES = {
     "ops/cli/replay.py": 310,
     # To be split by subject.
     "connect/client.py": 305,
-    "ops/cli/output.py": 375,
     "ops/console/edge.py": 310,
     "ops/kafka/reader.py": 320,
     "ops/ledger/reads.py": 335,
