@@ -1,15 +1,19 @@
 """What a consumer's events should have caused: the type in which each consumer states it, in the `effects.py` of its package. Pure.
 
 Reconcile, rebuild, timeline and `ledger check` read nothing else about a consumer's rows: one that states its effects is covered
-by all of them. Statements are SQL as data. They run as role ops, each reads one service, and names tables with their schema.
+by all of them. Statements are SQL as data. They run as role ops, those of a correction as the service; each is about one service,
+and names tables with their schema.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
+from uuid import UUID
 
+from outbox.errors import Refused
 from outbox.facts import FactTable
 from schemas.codec import Envelope
 from schemas.events import Event, SuspenseRecorded
@@ -117,6 +121,76 @@ class Agreement:
     """business_no of those that people have resolved: they may differ."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrongEffect:
+    """An effect that is another one than its event calls for, as its rows are while the correction holds them."""
+
+    business_no: str
+    effect: str
+    stands: str
+    """What it amounts to; empty: there is nothing."""
+    wanted: str
+    """What it should amount to; empty: no event calls for it."""
+    event_id: UUID
+    envelope: Envelope | None
+    """The event that calls for it, if one does."""
+    state: Mapping[str, Any]
+    """The row that the correction's `reads` gives; empty without one."""
+    reason: str
+    actor: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A row to be written, by a statement that tells whether it was."""
+
+    statement: str
+    given: Mapping[str, Any]
+    otherwise: str
+    """Why it was not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EffectCorrection:
+    """How a wrong effect is corrected: by rows of its own, with a reason and an actor, beside what was entered, which stays.
+
+    Statements run as the service, in one transaction, and are given :business_no, :effect, :event_id, :reason and :actor. It is
+    repeatable: what amounts to what it should is left alone.
+    """
+
+    rows: Callable[[WrongEffect], Sequence[Write]]
+    """What brings the effect to what it should be. Raises Refused where people have to decide."""
+    hold: tuple[str, ...] = ()
+    """What makes the row that the effect is kept on, and locks it: corrections come one after the other."""
+    reads: str = ""
+    """A row of what `rows` has to know beside the effect."""
+    never: tuple[str, ...] = ()
+    """Effects that only people can correct."""
+    wrong: str = "correct the effect, by an entry of its own"
+    stray: str = "take the effect back, by an entry of its own"
+
+
+def by_difference(*, enter: str, move: str) -> Callable[[WrongEffect], list[Write]]:
+    """Return the rows that correct an amount: an entry of the :difference, and the balance moved by it.
+
+    An effect is corrected once: `enter` writes nothing over an earlier correction. Raises Refused for what is no amount.
+    """
+
+    def rows(wrong: WrongEffect) -> list[Write]:
+        try:
+            difference = int(wrong.wanted or 0) - int(wrong.stands or 0)
+        except ValueError:
+            message = f"it calls for {wrong.wanted}, but the account is kept in another currency: correct it by hand"
+            raise Refused(message) from None
+        given = {"difference": difference}
+        earlier = f"payment {wrong.business_no} was corrected before on account {wrong.effect}"
+        entered = Write(enter, given, otherwise=earlier)
+        return [entered, Write(move, given, otherwise=f"there is no account {wrong.effect}")] if difference else []
+
+    return rows
+
+
 @dataclass(frozen=True, kw_only=True)
 class Effects:
     """What a consumer's events should have caused, and how the rows that they have caused are read."""
@@ -138,3 +212,9 @@ class Effects:
     agreements: tuple[Agreement, ...] = ()
     facts: tuple[FactTable, ...] = ()
     """Its rows that it announces by events of its own."""
+    correction: EffectCorrection | None = None
+    """None: only people can set a wrong effect right."""
+
+    def corrects(self, effect: str) -> bool:
+        """Return whether an effect that is wrong can be corrected by rows."""
+        return self.correction is not None and effect not in self.correction.never

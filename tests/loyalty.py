@@ -9,7 +9,7 @@ from sqlalchemy import Connection, text
 
 from consumers import processors
 from consumers.delivery.processor import Processor
-from consumers.effects import Effects, PaymentRows, Rebuild, Values
+from consumers.effects import EffectCorrection, Effects, PaymentRows, Rebuild, Values, by_difference
 from outbox.rows import as_json
 from schemas.codec import Envelope
 from schemas.events import PaymentSettled
@@ -20,8 +20,9 @@ NAME = "loyalty"
 TABLES = """
     CREATE TABLE shop.card (payer_no text PRIMARY KEY, stamps bigint NOT NULL);
     CREATE TABLE shop.stamp (
-      payment_no text PRIMARY KEY, payer_no text NOT NULL REFERENCES shop.card, stamps bigint NOT NULL, event_id uuid NOT NULL,
-      made_at timestamptz NOT NULL DEFAULT now());
+      payment_no text NOT NULL, payer_no text NOT NULL REFERENCES shop.card, kind text NOT NULL DEFAULT 'stamped',
+      stamps bigint NOT NULL, event_id uuid NOT NULL, made_at timestamptz NOT NULL DEFAULT now(), reason text, actor text,
+      PRIMARY KEY (payment_no, payer_no, kind), CHECK ((kind = 'corrected') = (reason IS NOT NULL AND actor IS NOT NULL)));
     GRANT SELECT, INSERT, UPDATE, DELETE ON shop.card, shop.stamp TO shop;
     GRANT SELECT ON shop.card, shop.stamp TO ops"""
 
@@ -66,15 +67,17 @@ _EARNED = "SELECT payer_no AS account, CAST(sum(stamps) AS bigint) AS amount FRO
 EFFECTS = Effects(
     expected=expected,
     rows="""
-        SELECT payment_no AS business_no, payer_no AS effect, CAST(stamps AS text) AS value, NULL AS status
-        FROM shop.stamp WHERE {where}""",
+        SELECT payment_no AS business_no, payer_no AS effect, CAST(sum(stamps) AS text) AS value, NULL AS status
+        FROM shop.stamp WHERE {where} GROUP BY payment_no, payer_no""",
     changed="SELECT payment_no AS business_no, payer_no AS effect, event_id FROM shop.stamp WHERE {committed}",
     rebuild=Rebuild(
         kind="stamp",
         tables=("card", "stamp"),
         rows="""
-            SELECT payment_no AS subject, event_id, CAST(NULL AS bigint) AS number, payer_no || ' ' || stamps AS content, '' AS about
-            FROM {schema}.stamp ORDER BY payment_no COLLATE "C" """,
+            SELECT payment_no AS subject, (array_agg(event_id ORDER BY kind = 'corrected'))[1] AS event_id,
+                   CAST(NULL AS bigint) AS number, payer_no || ' ' || sum(stamps) AS content, '' AS about
+            FROM {schema}.stamp GROUP BY payment_no, payer_no HAVING sum(stamps) <> 0 OR NOT bool_or(kind = 'corrected')
+            ORDER BY payment_no COLLATE "C" """,
         balances="""SELECT payer_no AS account, stamps AS amount FROM {schema}.card ORDER BY payer_no COLLATE "C" """,
         entries=f"{_EARNED} GROUP BY 1",
         effects=f"{_EARNED} WHERE event_id = ANY(CAST(:ids AS uuid[])) GROUP BY 1",
@@ -83,9 +86,22 @@ EFFECTS = Effects(
         PaymentRows(
             where="shop.stamp",
             rows="""
-                SELECT payment_no AS id, NULL AS cause, event_id, 'stamped' AS what, payer_no || ' ' || stamps AS detail,
+                SELECT payment_no || ' ' || kind AS id, NULL AS cause, event_id, kind AS what, payer_no || ' ' || stamps AS detail,
                        coalesce(pg_xact_commit_timestamp(xmin), made_at) AS committed_at
                 FROM shop.stamp WHERE payment_no = :payment_no""",
+        ),
+    ),
+    correction=EffectCorrection(
+        hold=(
+            "INSERT INTO shop.card (payer_no, stamps) VALUES (:effect, 0) ON CONFLICT (payer_no) DO NOTHING",
+            "SELECT FROM shop.card WHERE payer_no = :effect FOR UPDATE",
+        ),
+        rows=by_difference(
+            enter="""
+                INSERT INTO shop.stamp (payment_no, payer_no, kind, stamps, event_id, reason, actor)
+                VALUES (:business_no, :effect, 'corrected', :difference, :event_id, :reason, :actor)
+                ON CONFLICT (payment_no, payer_no, kind) DO NOTHING""",
+            move="UPDATE shop.card SET stamps = stamps + :difference WHERE payer_no = :effect",
         ),
     ),
 )

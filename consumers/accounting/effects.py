@@ -7,13 +7,26 @@ from typing import Any
 
 from consumers.accounting.entries import (
     Entry,
+    Voucher,
     deposit_entries,
     net_of,
     settlement_entries,
     suspense_entries,
     voucher_of,
 )
-from consumers.effects import REVERSED, Agreement, Effects, PaymentRows, Rebuild, Values
+from consumers.accounting.posting import BY_HAND, by_hand, correction, reversal
+from consumers.effects import (
+    REVERSED,
+    Agreement,
+    EffectCorrection,
+    Effects,
+    PaymentRows,
+    Rebuild,
+    Values,
+    Write,
+    WrongEffect,
+)
+from outbox.errors import Refused
 from schemas.codec import Envelope
 
 CORRECTED = "corrected "
@@ -183,6 +196,52 @@ _DEPOSITS = _vouchers(
     deposit_entries,
 )
 
+_VOUCHER = """
+    SELECT voucher_no, currency, occurred_at,
+           (SELECT voucher_no FROM accounting.voucher AS reversal WHERE reversal.reverses = voucher.voucher_no) AS reversed_by,
+           (SELECT voucher_no FROM accounting.voucher AS instead WHERE instead.corrects = voucher.voucher_no) AS corrected_by,
+           (SELECT json_agg(json_build_object('account', account, 'side', side, 'amount_fen', amount_fen) ORDER BY line)
+            FROM accounting.entry WHERE entry.voucher_no = voucher.voucher_no) AS entries
+    FROM accounting.voucher WHERE business_no = :business_no AND kind = :effect AND event_id IS NOT NULL"""
+
+
+def correcting_vouchers(wrong: WrongEffect) -> list[Write]:
+    """Return the vouchers that set a fact right: its own is taken back if it stands, and replaced if its event calls for one.
+
+    Raises Refused where there is no voucher, or it was corrected before.
+    """
+    if not (stands := wrong.state):
+        raise Refused(f"there is no {wrong.effect} voucher of {wrong.business_no}")
+    number = stands["voucher_no"]
+    if stands["corrected_by"] is not None:
+        raise Refused(f"voucher {number} was corrected before, by voucher {stands['corrected_by']}")
+    original = Voucher(
+        business_no=wrong.business_no,
+        kind=wrong.effect,  # type: ignore[arg-type]
+        event_id=wrong.event_id,
+        currency=stands["currency"],
+        occurred_at=stands["occurred_at"],
+        entries=tuple(Entry(**entry) for entry in stands["entries"]),
+    )
+    vouchers = []
+    by = {"reason": wrong.reason, "actor": wrong.actor}
+    if stands["reversed_by"] is None:
+        vouchers.append(reversal(original, number, at=wrong.at, **by))
+    if wrong.wanted and wrong.envelope is not None and (wanted := voucher_of(wrong.envelope)) is not None:
+        vouchers.append(correction(original, number, wanted.entries, at=wrong.at, **by))
+    return [
+        Write(BY_HAND[voucher.kind], by_hand(voucher), otherwise=f"voucher {number} has its {voucher.kind} already")
+        for voucher in vouchers
+    ]
+
+
+_CORRECTION = EffectCorrection(
+    reads=_VOUCHER,
+    rows=correcting_vouchers,
+    wrong="reverse the voucher, and post its correction",
+    stray="reverse the voucher",
+)
+
 EFFECTS = Effects(
     expected=expected,
     rows=_ROWS,
@@ -192,4 +251,5 @@ EFFECTS = Effects(
     rebuild=_REBUILD,
     payment_rows=(_PAYMENT_VOUCHERS,),
     agreements=(_SETTLEMENTS, _SUSPENSE, _DEPOSITS),
+    correction=_CORRECTION,
 )

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import datetime
 from typing import Literal
-from zlib import crc32
 
 from sqlalchemy import Connection, text
 
 from consumers.accounting.entries import Entry, Voucher, voucher_of
+from consumers.accounting.posting import (
+    BY_HAND,
+    MOVE,
+    MOVED,
+    balance_moves,
+    by_hand,
+    correction,
+    entry_rows,
+    reversal,
+)
 from consumers.delivery.processor import DuplicateFact
 from outbox.errors import Refused, UnknownName
 from outbox.rows import as_json
-from schemas.accounts import general_account
 from schemas.codec import Envelope
-
-STRIPES = 16
-"""Parts that a floorless account's balance is kept in, so that workers do not wait for one row."""
 
 _VOUCHERS = text("""
     INSERT INTO voucher (business_no, kind, event_id, currency, occurred_at, lines)
@@ -33,13 +37,11 @@ _ENTRIES = text("""
         AS entry (voucher_no bigint, line smallint, account text, side text, amount_fen bigint)""")
 
 # One touch per account and batch; rows are locked in the order of the select.
-_BALANCES = text("""
+_BALANCES = text(f"""
     INSERT INTO balance (account, currency, stripe, debit_fen, credit_fen)
-    SELECT * FROM json_to_recordset(CAST(:rows AS json))
-        AS move (account text, currency text, stripe integer, debit_fen bigint, credit_fen bigint)
+    SELECT * FROM json_to_recordset(CAST(:rows AS json)) AS {MOVED}
     ORDER BY account, currency, stripe
-    ON CONFLICT (account, currency, stripe) DO UPDATE
-    SET debit_fen = balance.debit_fen + excluded.debit_fen, credit_fen = balance.credit_fen + excluded.credit_fen""")
+    {MOVE}""")  # noqa: S608 - text of ours
 
 
 def post(connection: Connection, events: Sequence[Envelope]) -> None:
@@ -73,38 +75,9 @@ def post_vouchers(connection: Connection, vouchers: Sequence[Voucher]) -> None:
 
 def _enter(connection: Connection, posted: Sequence[tuple[int, Voucher]]) -> None:
     """The entries of new vouchers are in, and the balances include them."""
-    stripe = crc32(posted[0][1].business_no.encode()) % STRIPES
-    entries = []
-    moves: dict[tuple[str, str, int], list[int]] = {}
-    for voucher_no, voucher in posted:
-        for line, entry in enumerate(voucher.entries, start=1):
-            entries.append(
-                {
-                    "voucher_no": voucher_no,
-                    "line": line,
-                    "account": entry.account,
-                    "side": entry.side,
-                    "amount_fen": entry.amount_fen,
-                }
-            )
-            place = (entry.account, voucher.currency, stripe if general_account(entry.account).floorless else 0)
-            moves.setdefault(place, [0, 0])["DC".index(entry.side)] += entry.amount_fen
+    entries = [{"voucher_no": voucher_no, **row} for voucher_no, voucher in posted for row in entry_rows(voucher)]
     connection.execute(_ENTRIES, {"rows": as_json(entries)})
-    balances = [
-        {"account": account, "currency": currency, "stripe": part, "debit_fen": debit_fen, "credit_fen": credit_fen}
-        for (account, currency, part), (debit_fen, credit_fen) in moves.items()
-    ]
-    connection.execute(_BALANCES, {"rows": as_json(balances)})
-
-
-_BY_HAND = {
-    kind: text(f"""
-        INSERT INTO voucher (business_no, kind, currency, occurred_at, lines, reverses, corrects, reason, actor)
-        VALUES (:business_no, :kind, :currency, :occurred_at, :lines, :reverses, :corrects, :reason, :actor)
-        ON CONFLICT ({which}) DO NOTHING
-        RETURNING voucher_no""")  # noqa: S608 - a column of ours
-    for kind, which in (("reversal", "reverses"), ("correction", "corrects"))
-}
+    connection.execute(_BALANCES, {"rows": as_json(balance_moves([voucher for _, voucher in posted]))})
 
 
 def find_voucher(connection: Connection, voucher_no: int) -> Voucher:
@@ -135,19 +108,9 @@ def reversal_of(connection: Connection, voucher_no: int, *, reason: str, actor: 
         raise Refused(
             f"voucher {voucher_no} is a reversal, which is never reversed itself. Post a correction of voucher {original.reverses} instead: payrelay ledger correct"
         )
-    if (reversal := _follower(connection, "reverses", voucher_no)) is not None:
-        raise Refused(f"voucher {voucher_no} was reversed before, by voucher {reversal}: there is nothing to reverse")
-    return Voucher(
-        business_no=original.business_no,
-        kind="reversal",
-        event_id=None,
-        currency=original.currency,
-        occurred_at=at,
-        entries=tuple(entry.mirrored() for entry in original.entries),
-        reverses=voucher_no,
-        reason=reason,
-        actor=actor,
-    )
+    if (earlier := _follower(connection, "reverses", voucher_no)) is not None:
+        raise Refused(f"voucher {voucher_no} was reversed before, by voucher {earlier}: there is nothing to reverse")
+    return reversal(original, voucher_no, reason=reason, actor=actor, at=at)
 
 
 def reverse_voucher(connection: Connection, voucher_no: int, *, reason: str, actor: str, at: datetime) -> int:
@@ -171,21 +134,11 @@ def correction_of(
         raise Refused(
             f"voucher {voucher_no} stands, and only a reversed voucher can be corrected. Reverse it first: payrelay ledger reverse {voucher_no}"
         )
-    if (correction := _follower(connection, "corrects", voucher_no)) is not None:
+    if (earlier := _follower(connection, "corrects", voucher_no)) is not None:
         raise Refused(
-            f"voucher {voucher_no} was corrected before, by voucher {correction}: to change it again, reverse that one"
+            f"voucher {voucher_no} was corrected before, by voucher {earlier}: to change it again, reverse that one"
         )
-    return Voucher(
-        business_no=original.business_no,
-        kind="correction",
-        event_id=None,
-        currency=original.currency,
-        occurred_at=at,
-        entries=tuple(entries),
-        corrects=voucher_no,
-        reason=reason,
-        actor=actor,
-    )
+    return correction(original, voucher_no, entries, reason=reason, actor=actor, at=at)
 
 
 def correct_voucher(
@@ -198,36 +151,6 @@ def correct_voucher(
     return _post_by_hand(connection, correction_of(connection, voucher_no, entries, reason=reason, actor=actor, at=at))
 
 
-def correct_fact(
-    connection: Connection,
-    business_no: str,
-    kind: str,
-    wanted: Voucher | None,
-    *,
-    reason: str,
-    actor: str,
-    at: datetime,
-) -> list[int]:
-    """The fact has the voucher that is wanted: its voucher is reversed if it was not yet, and corrected if one is wanted.
-
-    Returns the numbers of the vouchers posted. Transaction: the caller's. Repeatable in that nothing is posted twice: raises
-    Refused where there is no voucher, or it was taken back and corrected before.
-    """
-    voucher_no: int | None = connection.execute(
-        text("""SELECT voucher_no FROM voucher
-                WHERE business_no = :business_no AND kind = :kind AND event_id IS NOT NULL"""),
-        {"business_no": business_no, "kind": kind},
-    ).scalar()
-    if voucher_no is None:
-        raise Refused(f"there is no {kind} voucher of {business_no}")
-    posted = []
-    if _follower(connection, "reverses", voucher_no) is None:
-        posted.append(reverse_voucher(connection, voucher_no, reason=reason, actor=actor, at=at))
-    if wanted is not None:
-        posted.append(correct_voucher(connection, voucher_no, wanted.entries, reason=reason, actor=actor, at=at))
-    return posted
-
-
 def _follower(connection: Connection, how: Literal["reverses", "corrects"], voucher_no: int) -> int | None:
     """Return the voucher that reverses, or corrects, another one."""
     number: int | None = connection.execute(
@@ -238,11 +161,10 @@ def _follower(connection: Connection, how: Literal["reverses", "corrects"], vouc
 
 def _post_by_hand(connection: Connection, voucher: Voucher) -> int:
     """The voucher is posted, unless somebody has reversed or corrected the same one meanwhile: then raises Refused."""
-    row = {name: value for name, value in asdict(voucher).items() if name not in ("entries", "event_id")}
-    voucher_no: int | None = connection.execute(_BY_HAND[voucher.kind], {**row, "lines": len(voucher.entries)}).scalar()
+    statement = text(BY_HAND[voucher.kind])
+    voucher_no: int | None = connection.execute(statement, by_hand(voucher)).scalar()
     if voucher_no is None:
         raise Refused(
             f"voucher {voucher.reverses or voucher.corrects} has its {voucher.kind} already: somebody else posted it just now, and nothing was posted"
         )
-    _enter(connection, [(voucher_no, voucher)])
     return voucher_no

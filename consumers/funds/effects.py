@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from consumers.effects import Agreement, Effects, PaymentRows, Rebuild, Values
+from consumers.effects import Agreement, EffectCorrection, Effects, PaymentRows, Rebuild, Values, by_difference
 from outbox.facts import Fact, FactTable
 from schemas.codec import Envelope
 from schemas.events import BalancePaymentRequested, Event, FundsDeposited, PaymentSettled
@@ -154,6 +154,22 @@ FACTS = (
     ),
 )
 
+# A balance that would fall below its floor is refused by the table.
+_CORRECTION = EffectCorrection(
+    hold=(
+        "INSERT INTO funds.account (account_no) VALUES (:effect) ON CONFLICT (account_no) DO NOTHING",
+        "SELECT FROM funds.account WHERE account_no = :effect FOR UPDATE",
+    ),
+    rows=by_difference(
+        enter="""
+            INSERT INTO funds.entry (payment_no, account_no, kind, amount_fen, event_id, reason, actor)
+            VALUES (:business_no, :effect, 'correction', :difference, :event_id, :reason, :actor)
+            ON CONFLICT (payment_no, account_no, kind) DO NOTHING""",
+        move="UPDATE funds.account SET balance_fen = balance_fen + :difference WHERE account_no = :effect",
+    ),
+    never=(DECISION,),
+)
+
 EFFECTS = Effects(
     expected=expected,
     rows=_ROWS,
@@ -162,4 +178,5 @@ EFFECTS = Effects(
     payment_rows=(_ENTRIES, _DECISIONS),
     agreements=(_BALANCE_PAYMENTS,),
     facts=FACTS,
+    correction=_CORRECTION,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from consumers.effects import Effects, PaymentRows, Rebuild, Values
+from consumers.effects import EffectCorrection, Effects, PaymentRows, Rebuild, Values, by_difference
 from schemas.codec import Envelope
 from schemas.events import PaymentSettled
 
@@ -44,6 +44,20 @@ _ENTRIES = PaymentRows(
         FROM points.entry WHERE payment_no = :payment_no""",
 )
 
+_CORRECTION = EffectCorrection(
+    hold=(
+        "INSERT INTO points.account (account_no, balance) VALUES (:effect, 0) ON CONFLICT (account_no) DO NOTHING",
+        "SELECT FROM points.account WHERE account_no = :effect FOR UPDATE",
+    ),
+    rows=by_difference(
+        enter="""
+            INSERT INTO points.entry (payment_no, account_no, kind, points, event_id, reason, actor)
+            VALUES (:business_no, :effect, 'correction', :difference, :event_id, :reason, :actor)
+            ON CONFLICT (payment_no, account_no, kind) DO NOTHING""",
+        move="UPDATE points.account SET balance = balance + :difference WHERE account_no = :effect",
+    ),
+)
+
 EFFECTS = Effects(
     expected=expected,
     rows="""
@@ -52,4 +66,5 @@ EFFECTS = Effects(
     changed="SELECT payment_no AS business_no, account_no AS effect, event_id FROM points.entry WHERE {committed}",
     rebuild=_REBUILD,
     payment_rows=(_ENTRIES,),
+    correction=_CORRECTION,
 )

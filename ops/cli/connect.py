@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,8 +14,8 @@ import typer
 
 from ops.cli.context import current_settings
 from ops.cli.intent import is_meant
-from ops.cli.options import DAY_S, Execute, Output, Yes, decimal
-from ops.cli.output import Format, print_rows, say
+from ops.cli.options import DAY_S, Execute, Output, OutputOfOne, Yes, decimal
+from ops.cli.output import Format, print_object, print_rows, say
 from ops.cli.times import Zone, span, time_option
 from outbox.clock import utc_now
 from outbox.errors import Refused, UnknownName
@@ -129,12 +131,15 @@ app.add_typer(offsets, name="offsets")
 
 
 @offsets.command("get")
-def offsets_get() -> None:
+def offsets_get(output: OutputOfOne = Format.JSON) -> None:
     """Print the offset that Kafka Connect stores, as JSON for `reset --from-file`, and the slot's position, which is what counts."""
     from ops.pipeline.source import standing
 
     positions = standing(current_settings())
-    sys.stdout.write(positions.noted.as_text())
+    if output is Format.JSON:
+        sys.stdout.write(positions.noted.as_text())
+    else:
+        print_object(asdict(positions.noted), output)
     say(positions.described())
 
 
@@ -193,6 +198,13 @@ def _text_of(path: Path) -> str:
         raise Refused(f"{path} cannot be read, so nothing was done: {error}") from error
 
 
+def _outbox_rows(ids_by_service: Mapping[str, Sequence[UUID]]) -> list[dict[str, object]]:
+    return [
+        {"outbox": f"{name}.outbox", "rows": len(ids), "first": ids[0], "last": ids[-1]}
+        for name, ids in ids_by_service.items()
+    ]
+
+
 @app.command()
 def snapshot(
     where: Annotated[
@@ -202,7 +214,7 @@ def snapshot(
         ),
     ] = "",
     service: Annotated[list[str] | None, typer.Option("--service", help="only its outbox; may be repeated")] = None,
-    since: Annotated[datetime | None, time_option("--since", "recorded from this time on")] = None,
+    since: Annotated[datetime | None, time_option("--from", "recorded from this time on", "--since")] = None,
     to: Annotated[datetime | None, time_option("--to", "recorded before this time")] = None,
     tz: Zone = "",
     order: Annotated[str, typer.Option("--order", help="events of this order number")] = "",
@@ -221,23 +233,19 @@ def snapshot(
     from ops.pipeline.snapshot import Rows, emit_again, find_rows
     from outbox.settings import SERVICES
 
-    since, to = span(since, to, tz)
-    wanted = Rows(where=where, begin=since, end=to, order=order, events=frozenset(event or ()))
+    begin, end = span(since, to, tz)
+    wanted = Rows(where=where, begin=begin, end=end, order=order, events=frozenset(event or ()))
     if wanted == Rows():
-        raise typer.BadParameter("say which rows to publish: --where, --since, --to, --order or --event")
+        raise typer.BadParameter("say which rows to publish: --where, --from, --to, --order or --event")
     settings = current_settings()
     ids_by_service = find_rows(settings, service or SERVICES, wanted)
     if missing := sorted(wanted.events.difference(*ids_by_service.values())):
-        raise UnknownName(
-            f"{len(missing)} of these events are in none of the outboxes searched, the first is {missing[0]}: check the ids, and --service"
-        )
-    rows = [
-        {"outbox": f"{name}.outbox", "rows": len(ids), "first": ids[0], "last": ids[-1]}
-        for name, ids in ids_by_service.items()
-    ]
-    print_rows(rows, output, columns=("outbox", "rows", "first", "last"))
+        about = f"{len(missing)} of these events are in none of the outboxes searched, the first is {missing[0]}"
+        raise UnknownName(f"{about}: check the ids, and --service")
+    print_rows(_outbox_rows(ids_by_service), output, columns=("outbox", "rows", "first", "last"))
     total = sum(map(len, ids_by_service.values()))
-    ahead, question = f"{total} rows would be published again", f"publish {total} rows again?" if total else ""
+    question = f"publish {total} rows again?" if total else ""
+    ahead = f"{total} rows would be published again"
     if not is_meant(ahead, execute=execute, yes=yes, does="publishes them", question=question):
         return
     emit_again(settings, ids_by_service, within_s=within)

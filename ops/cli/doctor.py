@@ -80,7 +80,7 @@ def upkeep(
 ) -> None:
     """Create partitions for the days ahead, drop days past their retention, and purge old answers to the bank.
 
-    Runs one round, or one every --every seconds. Needs the owner's DSN. The local stack runs a round every hour by itself.
+    Runs one round, or one every --every seconds, with -o json each round is a line. Needs the owner's DSN. The local stack runs a round every hour by itself.
     A day is dropped only when nothing can need it any more. Retention counts back from the earliest of three times: the
     host's clock, the database's clock, the newest row. A round drops at most two days of each table. Exit code 1 if a part
     of the round failed; the next round tries that part again.
@@ -92,14 +92,16 @@ def upkeep(
     settings = current_settings()
     if catch_up:
         plan = one_round(settings, now=utc_now(), catch_up=True, execute=False)
-        print_rows(plan.rows(planned=True), output, columns=("what", "outcome"))
         count = len(plan.dropped)
+        execute = execute and count > 0
+        if not execute or output is Format.TABLE:  # else what was done is the document
+            print_rows(plan.rows(planned=True), output, columns=("what", "outcome"))
         ahead, question = f"{count} days would be dropped", f"drop {count} days?"
-        if not is_meant(ahead, execute=execute and count > 0, yes=yes, does="drops them", question=question):
+        if not is_meant(ahead, execute=execute, yes=yes, does="drops them", question=question):
             raise typer.Exit(1 if plan.errors else 0)
     while True:
         report = one_round(settings, now=utc_now(), catch_up=catch_up)
-        _tell(report, output)
+        _tell(report, output, again=every > 0)
         if not every:
             break
         try:
@@ -110,7 +112,7 @@ def upkeep(
         raise typer.Exit(1)
 
 
-def _tell(report: Upkeep, output: Format) -> None:
+def _tell(report: Upkeep, output: Format, *, again: bool) -> None:
     """A round's report is printed, and kept where `payrelay status` looks."""
     from ops.pipeline.upkeep_report import REPORT
 
@@ -119,5 +121,5 @@ def _tell(report: Upkeep, output: Format) -> None:
             local.write(REPORT, asdict(report))
         except OSError as error:  # a full disk, say: the rounds go on
             say(f"the report cannot be written, so `payrelay status` misses this round: {error}")
-    print_rows(report.rows(), output, columns=("what", "outcome"))
+    print_rows(report.rows(), output, columns=("what", "outcome"), again=again)
     say(f"{report.at} {report.summary()}")

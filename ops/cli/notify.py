@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any
@@ -12,8 +13,8 @@ import typer
 from consumers.notification.notifier.filter import STATUSES, NotificationFilter
 from ops.cli.context import current_settings
 from ops.cli.intent import is_meant
-from ops.cli.options import Execute, Output, Yes, whole
-from ops.cli.output import Format, print_json, print_rows, say
+from ops.cli.options import Execute, Output, OutputOfOne, Yes, whole
+from ops.cli.output import Format, print_object, print_rows, say
 from ops.cli.times import Zone, instant, span, time_option
 from outbox.errors import UnknownName
 
@@ -34,16 +35,8 @@ HttpStatus = Annotated[str, typer.Option("--http-status", help="HTTP status of t
 Begin = Annotated[datetime | None, time_option("--from", "made from this time on")]
 End = Annotated[datetime | None, time_option("--to", "made before this time")]
 LESS = (
-    "service",
-    "queue",
-    "created_at",
-    "finished_at",
-    "payment_no",
-    "planned_at",
-    "last_error",
-    "attempts",
-    "merchant_no",
-)
+    "service", "queue", "created_at", "finished_at", "payment_no", "planned_at", "last_error", "attempts", "merchant_no"
+)  # fmt: skip
 """Columns that a narrow terminal does without, in this order."""
 
 Reason = Annotated[str, typer.Option("--reason", help="why; kept in the audit table")]
@@ -84,13 +77,16 @@ def list_(
 
 
 @app.command()
-def show(identity: Annotated[UUID, typer.Argument(metavar="ID", help="notification id (the webhook-id)")]) -> None:
-    """Show one notification as JSON: body, planned and actual attempts, answers, postponements, and who sent it again."""
+def show(
+    identity: Annotated[UUID, typer.Argument(metavar="ID", help="notification id (the webhook-id)")],
+    output: OutputOfOne = Format.JSON,
+) -> None:
+    """Show one notification: body, planned and actual attempts, answers, postponements, and who sent it again."""
     from ops.notifications.operations import record
     from ops.pipeline.health import reader_engine
 
     with reader_engine(current_settings()).connect() as connection:
-        print_json(record(connection, identity))
+        print_object(record(connection, identity), output)
 
 
 @app.command()
@@ -153,49 +149,39 @@ def resend(
         raise typer.Exit(1)
 
 
+Receiver = Annotated[str, typer.Argument(metavar="MERCHANT")]
+
+
 @app.command()
-def pause(
-    merchant: Annotated[str, typer.Argument(metavar="MERCHANT", help="merchant number")],
-    reason: Reason,
-    queue: Queue = "merchant",
-    execute: Execute = False,
-    yes: Yes = False,
-) -> None:
+def pause(merchant: Receiver, reason: Reason, queue: Queue = "merchant") -> None:
     """Stop sending to a receiver until it is resumed. Its notifications wait; none is lost."""
-    _turn(merchant, reason, queue, execute=execute, yes=yes, pauses=True)
+    from ops.notifications.operations import pause_receiver
+
+    _turn(pause_receiver, "paused", queue, merchant, reason)
 
 
 @app.command()
-def resume(
-    merchant: Annotated[str, typer.Argument(metavar="MERCHANT", help="merchant number")],
-    reason: Reason,
-    queue: Queue = "merchant",
-    execute: Execute = False,
-    yes: Yes = False,
-) -> None:
+def resume(merchant: Receiver, reason: Reason, queue: Queue = "merchant") -> None:
     """Send to a receiver again, oldest notification first, and close its breaker."""
-    _turn(merchant, reason, queue, execute=execute, yes=yes, pauses=False)
+    from ops.notifications.operations import resume_receiver
+
+    _turn(resume_receiver, "resumed", queue, merchant, reason)
 
 
-def _turn(merchant: str, reason: str, queue: str, *, execute: bool, yes: bool, pauses: bool) -> None:
+def _turn(act: Callable[..., bool], word: str, queue: str, merchant: str, reason: str) -> None:
+    """The act is done at once: it concerns one receiver, and its opposite undoes it."""
     from ops.delivery.parked import operator
-    from ops.notifications.operations import pause_receiver, require_receiver, resume_receiver, service_of, waiting
+    from ops.notifications.operations import service_of, waiting
     from ops.pipeline.health import reader_engine
 
     settings = current_settings()
     _require(reason)
     service_of(queue)  # an unknown queue is refused before the database is asked
-    with reader_engine(settings).connect() as connection:
-        require_receiver(connection, queue, merchant)
-        held = waiting(connection, merchant)
-    word = "paused" if pauses else "resumed"
-    ahead = f"{merchant} would be {word} in {queue}; {held} notifications wait"
-    question = f"{'pause' if pauses else 'resume'} {merchant}, for whom {held} notifications wait?"
-    if not is_meant(ahead, execute=execute, yes=yes, question=question):
-        return
-    act = pause_receiver if pauses else resume_receiver
-    news = act(settings, queue, merchant, reason=reason, actor=operator())
-    say(f"{merchant} is {word} in {queue}" + ("" if news else ", as it was"))
+    with reader_engine(settings).connect() as connection:  # before: what is resumed is sent within milliseconds
+        held = waiting(connection, queue, merchant)
+    changed = act(settings, queue, merchant, reason=reason, actor=operator())
+    said = f"{merchant} is {word} in {queue}" + ("" if changed else ", as it was")
+    say(said + (f"; {held} notifications wait" if held else ""))
 
 
 @app.command()

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,7 +38,7 @@ from ops.cli.move_options import (
     Wait,
 )
 from ops.cli.options import Execute, Output, Yes, whole
-from ops.cli.output import Format, legible, print_json, print_rows, reader_has_gone, say
+from ops.cli.output import Format, json_line, legible, print_json, print_line, print_rows, reader_has_gone, say
 from ops.cli.times import Zone
 from outbox.clock import utc_now, zone_of
 from outbox.quoting import positional, quoted
@@ -92,7 +92,10 @@ def describe(
     watch: Annotated[bool, typer.Option("--watch", help="repeat every 2 s until Ctrl-C")] = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Show a group's position in each partition, the log's end, the lag in messages and seconds, and who reads it."""
+    """Show a group's position in each partition, the log's end, the lag in messages and seconds, and who reads it.
+
+    With --watch and -o json each round is an object on a line of its own.
+    """
     from ops.offsets.plan import look
 
     settings = current_settings()
@@ -102,7 +105,7 @@ def describe(
         _require_known(view)
         if watch and sys.stdout.isatty():
             _clear_screen()
-        _print_view(settings, view, output, only_lagging=only_lagging)
+        _print_view(settings, view, output, only_lagging=only_lagging, again=watch)
         if not watch or reader_has_gone():
             return
         time.sleep(WATCH_S)
@@ -122,9 +125,9 @@ def _require_known(view: View) -> None:
         raise UnknownName(f"there is no group {view.group.name!r}. Groups are shown by: payrelay offsets list")
 
 
-def _print_view(settings: Settings, view: View, output: Format, *, only_lagging: bool) -> None:
+def _print_view(settings: Settings, view: View, output: Format, *, only_lagging: bool, again: bool) -> None:
     from ops.kafka.reader import append_times
-    from ops.offsets.shown import headline, lag_line, standing_columns, standing_row
+    from ops.offsets.shown import described, headline, lag_line, standing_columns, standing_row
 
     behind = {(standing.place, standing.begin) for standing in view.standings if standing.behind}
     times = append_times(settings, behind)
@@ -136,10 +139,11 @@ def _print_view(settings: Settings, view: View, output: Format, *, only_lagging:
         if standing.behind or not only_lagging
     ]
     if output is Format.JSON:
-        group = asdict(view.group) | {
-            "members": [asdict(member) | {"places": sorted(member.places)} for member in view.group.members]
-        }
-        print_json(group | {"ours": view.ours.processor.service if view.ours else None, "partitions": rows})
+        shown = described(view, rows)
+        if again:
+            print_line(json_line(shown))
+        else:
+            print_json(shown)
         return
     say(headline(view))
     print_rows(rows, output, columns=standing_columns(view), less=LESS)
@@ -230,14 +234,10 @@ def export(
     views = [look(settings, name) for name in groups]
     for view in views:
         _require_known(view)
-    content = as_csv(
-        {
-            view.group.name: {
-                standing.place: standing.position for standing in view.standings if standing.position is not None
-            }
-            for view in views
-        }
-    )
+    offsets = {
+        view.group.name: {at.place: at.position for at in view.standings if at.position is not None} for view in views
+    }
+    content = as_csv(offsets)
     if file is None:
         sys.stdout.write("".join(map(_shown_line, content.splitlines())))
     else:

@@ -14,6 +14,9 @@ from schemas.numeric import WHOLE_MAX, parse_decimal, parse_whole
 DAY_S = 86_400
 
 Output = Annotated[Format, typer.Option("-o", "--output", help="output format: table, json or csv")]
+OutputOfOne = Annotated[
+    Format, typer.Option("-o", "--output", help="output format: table, json or csv (default: json)")
+]
 Execute = Annotated[bool, typer.Option("--execute", help="carry it out; without it, only show what would be done")]
 Yes = Annotated[bool, typer.Option("--yes", help="do not ask for confirmation")]
 Stack = Annotated[str, typer.Option("--stack", help="name of the stack; several can run side by side")]

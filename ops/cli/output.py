@@ -12,13 +12,13 @@ import json
 import os
 import re
 import sys
-import textwrap
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TextIO
+
+from ops.cli.table import Cells, Column, block, fitting, measured, plain_table, width_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,12 +34,6 @@ class Format(StrEnum):
 
 PIPE_WIDTH = 10_000
 """Columns where standard output is no terminal: nothing is cut or wrapped that a program or a file is to read."""
-PROSE_MIN = 16
-"""A column of words is not made narrower than this: a table of single words is no table."""
-COMMAND = "payrelay "
-GAP = 2
-"""Spaces between two columns."""
-
 if TYPE_CHECKING:
     console: Console
     """Of standard output."""
@@ -71,14 +65,18 @@ def print_rows(
     *,
     columns: Sequence[str] | None = None,
     less: Collection[str] = (),
+    again: bool = False,
 ) -> None:
     """The rows are on standard output: a table for people, a JSON list, or CSV with a header.
 
+    `again`: they are printed again and again, so the JSON list is one line.
     On a terminal that is too narrow for the table, words wrap, then the columns of `less` are left out, in that order, and then
     each row is a block of lines. A value without spaces, such as an id, is never cut or broken.
     """
     names = list(columns or (rows[0].keys() if rows else ()))
-    if output is Format.JSON:
+    if output is Format.JSON and again:
+        print_line(json_line(rows))
+    elif output is Format.JSON:
         print_json(rows)
     elif output is Format.CSV:
         writer = csv.writer(sys.stdout)
@@ -86,6 +84,19 @@ def print_rows(
         writer.writerows([csv_cell(row.get(name)) for name in names] for row in rows)
     else:
         _print_table(names, rows, less)
+
+
+def print_object(content: Mapping[str, Any], output: Format) -> None:
+    """One thing is on standard output: its fields line by line, or as JSON; what is nested is JSON in its line."""
+    if output is Format.JSON:
+        print_json(content)
+    else:
+        rows = [{"field": name, "value": _field(value)} for name, value in content.items()]
+        print_rows(rows, output, columns=("field", "value"))
+
+
+def _field(value: object) -> object:
+    return json_line(value) if isinstance(value, dict | list | tuple) else value
 
 
 def print_json(content: object) -> None:
@@ -209,39 +220,15 @@ def _channel(stream: Any, descriptor: int) -> TextIO:
     )
 
 
-# ---- a table within a terminal's width ------------------------------------------------------------------------------
-
-Cells = Sequence[Mapping[str, str]]
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column's widths: of all in one line, and with its words wrapped."""
-
-    name: str
-    natural: int
-    least: int
-
-
 def _print_table(names: Sequence[str], rows: Sequence[Mapping[str, Any]], less: Collection[str]) -> None:
     cells = [{name: legible(_text(row.get(name))) for name in names} for row in rows]
-    columns = [_measured(name, cells) for name in names]
-    is_narrow = _is_terminal() or "console" in globals() or _width_of(columns) > PIPE_WIDTH
+    columns = [measured(name, cells) for name in names]
+    is_narrow = _is_terminal() or "console" in globals() or width_of(columns) > PIPE_WIDTH
     if not is_narrow:
         for line in plain_table(columns, cells):
             _write_line(line)
     else:
         _print_within(columns, rows, cells, less)
-
-
-def plain_table(columns: Sequence[Column], cells: Cells) -> list[str]:
-    """Return a table's lines where nothing limits their width; as rich prints them, which need not be imported for it."""
-    widths = {column.name: column.natural for column in columns}
-    gap = " " * GAP
-    return [
-        gap.join(row[name] + " " * (width - _cell_len(row[name])) for name, width in widths.items())
-        for row in ({name: name for name in widths}, *cells)
-    ]
 
 
 def _print_within(
@@ -252,9 +239,9 @@ def _print_within(
 
     console: Console = sys.modules[__name__].console
     cells, names = whole, [column.name for column in columns]
-    if cells and _width_of(columns) > console.width:
+    if cells and width_of(columns) > console.width:
         cells = [{name: legible(_text(_to_the_second(row.get(name)))) for name in names} for row in rows]
-        columns = [_measured(name, cells) for name in names if any(row[name] for row in cells)]
+        columns = [measured(name, cells) for name in names if any(row[name] for row in cells)]
     widths, left_out = fitting(columns, console.width, less=less)
     if widths is None:
         for row in whole:
@@ -268,91 +255,6 @@ def _print_within(
     console.print(table)
     if left_out:
         say(f"left out at {console.width} columns: {', '.join(left_out)}; -o json has all")
-
-
-def _width_of(columns: Sequence[Column]) -> int:
-    return sum(column.natural + GAP for column in columns) - GAP
-
-
-def _cell_len(text: str) -> int:
-    """Return how many columns of a terminal a text takes."""
-    if text.isascii():
-        return len(text)
-    from rich.cells import cell_len
-
-    return cell_len(text)
-
-
-def _measured(name: str, cells: Cells) -> Column:
-    values = [name, *(row[name] for row in cells)]
-    natural = max(map(_cell_len, values))
-    word = max(map(_least, values))
-    return Column(name=name, natural=natural, least=max(word, min(natural, PROSE_MIN)))
-
-
-def _least(value: str) -> int:
-    """Return how narrow a value may be: its longest word, and all of a command, which is to be copied."""
-    return _cell_len(value) if value.startswith(COMMAND) else max(map(_cell_len, value.split(" ")))
-
-
-def fitting(
-    columns: Sequence[Column], width: int, *, less: Collection[str]
-) -> tuple[dict[str, int] | None, tuple[str, ...]]:
-    """Return how wide each column is to be, and which are left out; no widths where none will do.
-
-    >>> id, error = Column("id", 8, 8), Column("error", 40, 16)
-    >>> fitting([id, error], 80, less=()), fitting([id, error], 30, less=())
-    (({'id': 8, 'error': 40}, ()), ({'id': 8, 'error': 20}, ()))
-    >>> fitting([id, error], 20, less=["error"]), fitting([id, error], 20, less=())
-    (({'id': 8}, ('error',)), (None, ()))
-    """
-    left_out: list[str] = []
-    for name in ("", *less):
-        if name:
-            left_out += [column.name for column in columns if column.name == name]
-        kept = [column for column in columns if column.name not in left_out]
-        room = width - GAP * (len(kept) - 1)
-        if sum(column.natural for column in kept) <= room:
-            return {column.name: column.natural for column in kept}, tuple(left_out)
-        if sum(column.least for column in kept) <= room:
-            return _shared_out(kept, room), tuple(left_out)
-    return None, ()
-
-
-def _shared_out(columns: Sequence[Column], room: int) -> dict[str, int]:
-    """Return widths that fill the room: what is over goes to the columns that lack least, first."""
-    widths = {column.name: column.least for column in columns}
-    over = room - sum(widths.values())
-    wanting = sorted(columns, key=lambda column: column.natural - column.least)
-    for number, column in enumerate(wanting):
-        more = min(column.natural - column.least, over // (len(wanting) - number))
-        widths[column.name] += more
-        over -= more
-    return widths
-
-
-def block(row: Mapping[str, str], width: int) -> str:
-    """Return a row as lines of name and value, and an empty line; what is empty is left out, and no word is broken.
-
-    >>> print(block({"id": "accounting:1", "key": "", "error": "it broke"}, 40).rstrip())
-    id     accounting:1
-    error  it broke
-    """
-    label = max(map(_cell_len, row), default=0) + GAP
-    lines = []
-    for name, value in row.items():
-        beside = label + _least(value) <= width
-        indent = label if beside else min(GAP, max(0, width - _least(value)))
-        more = [" " * indent + line for line in _wrapped(value, width - indent)]
-        if value:
-            lines += [f"{name:<{label}}{more[0][label:]}", *more[1:]] if beside else [name, *more]
-    return "\n".join([*lines, ""])
-
-
-def _wrapped(value: str, width: int) -> list[str]:
-    if value.startswith(COMMAND):
-        return [value]
-    return textwrap.wrap(value, max(1, width), break_long_words=False, break_on_hyphens=False) or [value]
 
 
 def _plain(value: object) -> str:

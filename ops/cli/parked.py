@@ -11,8 +11,8 @@ import typer
 
 from ops.cli.context import current_settings
 from ops.cli.intent import is_meant
-from ops.cli.options import Execute, Output, Yes, whole
-from ops.cli.output import Format, print_json, print_rows, say
+from ops.cli.options import Execute, Output, OutputOfOne, Yes, whole
+from ops.cli.output import Format, print_object, print_rows, say
 from ops.cli.times import Zone, span, time_option
 from outbox.errors import UnknownName
 
@@ -67,14 +67,15 @@ def show(
     identity: Annotated[
         str, typer.Argument(metavar="ID", help="id of a parked event, as `payrelay parked list --events` shows it")
     ],
+    output: OutputOfOne = Format.JSON,
 ) -> None:
-    """Show one parked event as JSON: its place in the log, why it is parked, its headers and its body."""
+    """Show one parked event: its place in the log, why it is parked, its headers and its body."""
     from ops.delivery.parked import event, place_of
     from ops.pipeline.health import reader_engine
 
     place_of(identity)
     with reader_engine(current_settings()).connect() as connection:
-        print_json(event(connection, identity))
+        print_object(event(connection, identity), output)
 
 
 @app.command()

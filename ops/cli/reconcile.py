@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # commands import what they run: --help is quick
     from ops.reconcile.run import Report
     from outbox.settings import Settings
 
-COLUMNS = ("kind", "consumer", "event", "type", "key", "order_no", "place", "found", "fix")
+COLUMNS = ("kind", "consumer", "event_id", "type", "key", "order_no", "place", "found", "fix")
 SPAN_MAX_S = 3_650 * 86_400
 SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
@@ -59,7 +59,7 @@ def reconcile(
     report = run(settings, full=full, grace=span)
     if fix and report.findings:
         report = _fixed(settings, report, grace=span, execute=execute, yes=yes)
-    show(report, output, limit=limit)
+    show(report, _rows(settings, report.findings), output, limit=limit)
     if not report.is_clean:
         raise typer.Exit(1)
 
@@ -71,7 +71,8 @@ FIX_S = 120.0
 def _fixed(settings: Settings, report: Report, *, grace: timedelta, execute: bool, yes: bool) -> Report:
     """The plan is shown, and done if it is wanted; returns how things are then."""
     from ops.delivery.parked import operator
-    from ops.reconcile.fix import carry_out, plan, settle
+    from ops.reconcile.fix import carry_out, settle
+    from ops.reconcile.plan import plan
 
     steps = plan(settings, report.findings)
     for step in steps:
@@ -107,12 +108,12 @@ def span_of(given: str) -> timedelta:
     return timedelta(seconds=seconds)
 
 
-def show(report: Report, output: Format, *, limit: int) -> None:
+def show(report: Report, rows: list[dict[str, Any]], output: Format, *, limit: int) -> None:
     """The findings are on standard output: counted and, of each kind, the first ones named; all of them unless for a table."""
     if output is Format.JSON:
         print_json(
             {
-                "findings": [_row(finding) for finding in report.findings],
+                "findings": rows,
                 "waiting": report.waiting,
                 "skipped": report.skipped,
                 "fixed": len(report.closed),
@@ -123,12 +124,12 @@ def show(report: Report, output: Format, *, limit: int) -> None:
             }
         )
     elif output is Format.CSV:
-        print_rows([_row(finding) for finding in report.findings], output, columns=COLUMNS)
+        print_rows(rows, output, columns=COLUMNS)
     else:
-        counts = Counter((str(finding.kind), finding.consumer or finding.service) for finding in report.findings)
+        counts = Counter((row["kind"], row["consumer"] or row["service"]) for row in rows)
         if counts:
             print_rows([{"kind": kind, "at": at, "count": count} for (kind, at), count in counts.items()], output)
-            print_rows(_first(report.findings, limit), output, columns=COLUMNS)
+            print_rows(_first(rows, limit), output, columns=COLUMNS)
     for what, count in sorted(report.waiting.items()):
         say(f"{count} events older than the grace still wait for {what}. What holds them up: payrelay doctor")
     if report.skipped:
@@ -141,30 +142,37 @@ def show(report: Report, output: Format, *, limit: int) -> None:
     )
 
 
-def _first(findings: list[Finding], limit: int) -> list[dict[str, Any]]:
+def _first(rows: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
     seen: Counter[tuple[str, str]] = Counter()
-    rows = []
-    for finding in findings:
-        seen[finding.kind, finding.consumer] += 1
-        if seen[finding.kind, finding.consumer] <= limit:
-            rows.append(_row(finding))
-    if len(rows) < len(findings):
-        say(f"{len(rows)} of {len(findings)} named: --limit, or -o json for all")
-    return rows
+    first = []
+    for row in rows:
+        seen[row["kind"], row["consumer"]] += 1
+        if seen[row["kind"], row["consumer"]] <= limit:
+            first.append(row)
+    if len(first) < len(rows):
+        say(f"{len(first)} of {len(rows)} named: --limit, or -o json for all")
+    return first
 
 
-def _row(finding: Finding) -> dict[str, Any]:
-    return {
-        "kind": str(finding.kind),
-        "service": finding.service,
-        "consumer": finding.consumer,
-        "event": str(finding.event_id or ""),
-        "type": finding.type,
-        "key": finding.key,
-        "order_no": finding.order_no,
-        "business_no": finding.business_no,
-        "effect": finding.effect,
-        "place": finding.place,
-        "found": finding.found,
-        "fix": finding.fix,
-    }
+def _rows(settings: Settings, findings: list[Finding]) -> list[dict[str, Any]]:
+    from ops.delivery.registry import known_consumers
+    from ops.reconcile.findings import fix_of
+
+    effects = {name: consumer.effects for name, consumer in known_consumers(settings).items()}
+    return [
+        {
+            "kind": str(finding.kind),
+            "service": finding.service,
+            "consumer": finding.consumer,
+            "event_id": str(finding.event_id or ""),
+            "type": finding.type,
+            "key": finding.key,
+            "order_no": finding.order_no,
+            "business_no": finding.business_no,
+            "effect": finding.effect,
+            "place": finding.place,
+            "found": finding.found,
+            "fix": fix_of(finding, effects.get(finding.consumer)),
+        }
+        for finding in findings
+    ]

@@ -174,20 +174,23 @@ def _correct(
     chosen = corrections_of(rebuilt)
     rows = [_correction(correction) for correction in chosen]
     say(f"{_summary(rebuilt)}: {len(chosen)} corrections")
-    if not execute or (chosen and not yes):
-        print_rows(rows, output)
+    if not execute or (chosen and not yes and output is Format.TABLE):  # else what was posted is the document
+        print_rows(rows, output, columns=CORRECTION)
     if chosen and is_meant(execute=execute, yes=yes, does="posts it", question=f"post {len(chosen)} corrections?"):
         posted = correct(settings, rebuilt, chosen, reason=reason, actor=actor, at=utc_now())
         rows = [_correction(correction) | {"done": done} for correction, done in posted]
     if execute:
-        print_rows(rows, output)
+        print_rows(rows, output, columns=(*CORRECTION, "done"))
+
+
+CORRECTION = ("action", "voucher_no", "subject", "live", "instead")
 
 
 def _correction(correction: Correction) -> dict[str, object]:
     finding = correction.finding
     return {
         "action": correction.action,
-        "voucher": finding.number,
+        "voucher_no": finding.number,
         "subject": finding.subject,
         "live": finding.live,
         "instead": finding.rebuilt,

@@ -31,6 +31,7 @@ def status(stack: Stack = "", output: Output = Format.TABLE) -> None:
     stopped = folder.stopped_parts()
     rows = [_row(folder, state, stopped.get(state.name, "")) for state in folder.states()]
     if rows:
+        _mark_older(folder, rows)
         rows.append(_upkeep(folder))
     print_rows(rows, output, less=LESS)
     if not rows:
@@ -65,6 +66,26 @@ def _row(folder: StackFolder, state: PartState, stopped: str) -> dict[str, Any]:
         if any(text.startswith(WAITING) for text in said.values()):
             row["state"] = "waiting"
     return row
+
+
+OLDER = "runs older code"
+
+
+def _mark_older(folder: StackFolder, rows: list[dict[str, Any]]) -> None:
+    """The rows of running parts that were started from other code than is here now say so, and it is said what renews them."""
+    from ops.stack.code import CODE, named, outdated_files, outdated_parts
+
+    code = folder.read(CODE)
+    if not folder.is_up() or not code:
+        return
+    older = set(outdated_parts(code))
+    marked = [row for row in rows if row["name"] in older and row["pid"] is not None]
+    for row in marked:
+        row["condition"] = "; ".join(filter(None, [row["condition"], OLDER]))
+    if files := outdated_files(code):
+        say(f"the supervisor {OLDER} ({named(files)}); to start the whole stack again: payrelay up")
+    elif marked:
+        say(f"older code runs in {', '.join(row['name'] for row in marked)}; to restart what runs it: payrelay up")
 
 
 def logs(

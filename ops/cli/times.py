@@ -25,9 +25,9 @@ Zone = Annotated[
 ]
 
 
-def time_option(name: str, text: str) -> Any:
+def time_option(name: str, text: str, *aliases: str) -> Any:
     """Return an option that takes a time; `text` is its help."""
-    return typer.Option(name, formats=FORMATS, metavar="TIME", help=text)
+    return typer.Option(name, *aliases, formats=FORMATS, metavar="TIME", help=text)
 
 
 def instant(at: datetime | None, tz: str) -> datetime | None:

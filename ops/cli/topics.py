@@ -68,7 +68,7 @@ def tail(
 ) -> None:
     """Print a topic's messages as they arrive, with keys, headers and bodies, until Ctrl-C.
 
-    Joins no consumer group and commits nothing. With -o json, each message is a JSON object on its own line.
+    Joins no consumer group and commits nothing. With -o json each message is a JSON object on its own line.
     """
     from ops.kafka.tail import lines_of, row_of
     from ops.kafka.tail import tail as messages_of

@@ -147,7 +147,7 @@ def record(connection: Connection, identity: UUID) -> dict[str, Any]:
             "postponements": rows("SELECT * FROM {service}.notify_postponement WHERE record_id = :id ORDER BY id"),
             "audit": rows("SELECT * FROM {service}.notify_audit WHERE record_id = :id ORDER BY id"),
             "lane": lane[0] if lane else None,
-            "held_up": held_up(connection, [identity]).get(identity),
+            "held_up_by": held_up(connection, [identity]).get(identity),
         }
     raise UnknownName(f"there is no notification {identity}. Notifications are shown by: payrelay notify list")
 
@@ -192,10 +192,13 @@ def queues(connection: Connection) -> list[dict[str, Any]]:
     return [dict(row._mapping) for row in _rows(connection, statement, {})]
 
 
-def waiting(connection: Connection, merchant_no: str) -> int:
-    """Return how many notifications wait for a merchant."""
-    statement = "SELECT count(*) FROM {service}.notify_record WHERE merchant_no = :merchant_no AND finished_at IS NULL"
-    return sum(row.count for row in _rows(connection, statement, {"merchant_no": merchant_no}))
+def waiting(connection: Connection, queue: str, merchant_no: str) -> int:
+    """Return how many notifications of a queue wait for a merchant. Raises UnknownName for a queue that is none."""
+    statement = f"""
+        SELECT count(*) FROM {service_of(queue)}.notify_record
+        WHERE queue = :queue AND merchant_no = :merchant_no AND finished_at IS NULL"""  # noqa: S608 - a schema of ours
+    count: int = connection.execute(text(statement), {"queue": queue, "merchant_no": merchant_no}).scalar_one()
+    return count
 
 
 def lanes(connection: Connection) -> list[LaneRow]:

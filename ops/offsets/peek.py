@@ -19,7 +19,7 @@ from outbox.settings import Settings
 from schemas.codec import CORRELATION, ID, TYPE
 
 COLUMNS = (
-    "topic", "partition", "offset", "position", "transaction", "at", "key", "type", "event", "order", "fate", "value"
+    "topic", "partition", "offset", "position", "transaction", "at", "key", "type", "event_id", "order_no", "fate", "value"
 )  # fmt: skip
 SHOWN_MAX = 60
 """Characters of a key or a value."""
@@ -108,8 +108,8 @@ def _row(message: Message, limit: int) -> dict[str, Any]:
         "at": at(appended_at(message)),
         "key": legible(message.key(), limit),
         "type": legible(headers.get(TYPE), limit),
-        "event": legible(headers.get(ID), limit),
-        "order": legible(headers.get(CORRELATION), limit),
+        "event_id": legible(headers.get(ID), limit),
+        "order_no": legible(headers.get(CORRELATION), limit),
         "value": legible(message.value(), limit),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -49,6 +50,18 @@ def standing_columns(view: View) -> tuple[str, ...]:
     if view.ours is None and not any(standing.note for standing in view.standings):
         left_out.add("note")
     return tuple(name for name in STANDING if name not in left_out)
+
+
+def described(view: View, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a group with its members and the rows of its partitions, as one thing."""
+    return {
+        "group": view.group.name,
+        "state": view.group.state,
+        "type": view.group.type,
+        "members": [asdict(member) | {"places": sorted(member.places)} for member in view.group.members],
+        "ours": view.ours.processor.service if view.ours else "",
+        "partitions": list(rows),
+    }
 
 
 def headline(view: View) -> str:

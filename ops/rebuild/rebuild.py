@@ -36,8 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CODE = ("schemas", "outbox", "consumers", "ops/rebuild")
 """What decides how an event is applied; a shadow that other code has filled is started over."""
 
-ROUNDS_MAX = 20
-NEAR = 2_000
+ROUNDS_MAX, NEAR = 20, 2_000
 """Records that may be left when the snapshot is opened."""
 
 
@@ -80,9 +79,8 @@ def rebuild(
         shadow, was_resumed = _shadow(settings, live, chosen, consumer, subject, anew=anew, checkpoint=checkpoint)
         skipped = skipped_of(live, chosen.service, consumer)
         live.commit()
-        feeder = Feeder(
-            settings, repeatable(chosen, subject), consumer, shadow.name, skipped=skipped, progress=progress
-        )
+        handler = repeatable(chosen, subject)
+        feeder = Feeder(settings, handler, consumer, shadow.name, skipped=skipped, progress=progress)
         try:
             begun = time.monotonic()
             _near(live, chosen, feeder)
@@ -128,9 +126,8 @@ def alone_with(settings: Settings, rebuilt: Rebuilt) -> Generator[None]:
         with reader_engine(settings).connect() as connection:
             schema = find_schema(connection, rebuilt.shadow.name)
         if schema != rebuilt.shadow:
-            raise Refused(
-                f"{rebuilt.shadow.name} was made again or dropped since it was compared, so nothing was done: run the rebuild again"
-            )
+            name = rebuilt.shadow.name
+            raise Refused(f"{name} was made again or dropped since it was compared: run the rebuild again")
         yield
 
 
@@ -172,22 +169,26 @@ def _shadow(
         return shadow, True
     live.rollback()  # what it has read is locked against being dropped
     with owner_engine(settings).begin() as owner:
-
-        def fill() -> None:
-            if base is not None:
-                tables = (*subject.tables, *subject.kept)
-                copy_rows(owner, wanted.name, base.name, tables)
-                copy_rows(owner, wanted.name, base.name, ("inbox", "progress", "parked"))
-            else:
-                copy_rows(owner, wanted.name, processor.service, subject.kept)
-                _begin_at(owner, wanted, logs)
-            _know_skipped(owner, wanted)
-
-        make_schema(owner, wanted, fill=fill)
-        if base is not None:
-            verified(owner, subject, wanted.name)
-            _begin_at(owner, wanted, logs)  # those that were not there yet
+        _make(owner, wanted, subject, base, logs)
     return wanted, False
+
+
+def _make(owner: Connection, wanted: Made, subject: Rebuild, base: Made | None, logs: Mapping[Log, range]) -> None:
+    """The shadow is there, as its checkpoint is or empty, with a position in every log. Transaction: the caller's."""
+
+    def fill() -> None:
+        if base is not None:
+            copy_rows(owner, wanted.name, base.name, (*subject.tables, *subject.kept))
+            copy_rows(owner, wanted.name, base.name, ("inbox", "progress", "parked"))
+        else:
+            copy_rows(owner, wanted.name, wanted.service, subject.kept)
+            _begin_at(owner, wanted, logs)
+        _know_skipped(owner, wanted)
+
+    make_schema(owner, wanted, fill=fill)
+    if base is not None:
+        verified(owner, subject, wanted.name)
+        _begin_at(owner, wanted, logs)  # those that were not there yet
 
 
 def _goes_on(live: Connection, shadow: Made, wanted: Made, logs: Mapping[Log, range], kept: Mapping[Log, int]) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from uuid import UUID
 
+from consumers.effects import Effects
 from consumers.notification.queues import QUEUES
 from outbox.quoting import positional, quoted
 
@@ -59,14 +60,9 @@ class Finding:
         """The values that identify the same finding in a later run."""
         return (self.kind, self.consumer, str(self.event_id or ""), self.business_no, self.effect)
 
-    @property
-    def fix(self) -> str:
-        """The command that fixes it."""
-        return fix_of(self)
 
-
-def fix_of(finding: Finding) -> str:
-    """Return the command that fixes a finding; where none does, what an operator should look at."""
+def fix_of(finding: Finding, effects: Effects | None = None) -> str:
+    """Return the command that fixes a finding, given its consumer's effects; where none does, what an operator is to look at."""
     match finding.kind:
         case Kind.UNPUBLISHED:
             return f"payrelay connect snapshot --event {finding.event_id} --execute"
@@ -78,7 +74,7 @@ def fix_of(finding: Finding) -> str:
             return f"payrelay parked retry {quoted(finding.effect)} --execute"
         case Kind.UNRECORDED | Kind.NO_EFFECT | Kind.FORGOTTEN:
             return "payrelay reconcile --fix --execute"
-        case Kind.WRONG_EFFECT | Kind.STRAY_EFFECT if finding.service in CORRECTABLE:
+        case Kind.WRONG_EFFECT | Kind.STRAY_EFFECT if effects is not None and effects.corrects(finding.effect):
             return "payrelay reconcile --fix --execute"
         case Kind.UNTOLD if finding.found == "it is FAILED":
             return f"payrelay notify resend --order {quoted(finding.order_no)} --reason … --execute"
@@ -87,7 +83,3 @@ def fix_of(finding: Finding) -> str:
             return f"the notifier sends it: payrelay status, payrelay logs worker:notifier:{queue}"
         case _:
             return "by hand: payrelay timeline " + positional(finding.order_no or finding.business_no)
-
-
-CORRECTABLE = ("accounting", "funds", "points")
-"""Services that correct an effect by a row of its own, which says why."""

@@ -12,53 +12,35 @@ from confluent_kafka import KafkaException
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from consumers.accounting.entries import voucher_of
-from consumers.accounting.ledger import correct_fact
 from consumers.delivery.processor import error_line
 from consumers.delivery.repair import ReapplyOutcome, reapply, remember
 from consumers.delivery.retry import transact
-from consumers.funds.corrections import correct_moves, record_deposit
-from consumers.funds.effects import DECISION
-from consumers.points.corrections import correct_points
+from consumers.funds.missing import record_deposit
 from ops.delivery import parked
 from ops.delivery.outcomes import batched
 from ops.delivery.redeliver import redeliver_events
 from ops.delivery.registry import Consumer, known_consumers
 from ops.pipeline.snapshot import emit_again
 from ops.reconcile import state
-from ops.reconcile.findings import CORRECTABLE, Finding, Kind
+from ops.reconcile.correct import correct
+from ops.reconcile.findings import Finding, Kind
+from ops.reconcile.outbox_rows import envelope_of, recorded
+from ops.reconcile.plan import FixStep
 from ops.reconcile.published import spot_of
 from ops.reconcile.run import Report, reconcile
-from ops.reconcile.scan import effects_of, envelope_of, recorded
 from outbox.clock import utc_now
 from outbox.database import engine_for
-from outbox.errors import PayrelayError, Refused, message_of
+from outbox.errors import PayrelayError, message_of
 from outbox.inbox import Arrival, Log
 from outbox.parking import Act, Action
 from outbox.settings import Settings
 from producers.payments.missing import record_ended, record_suspense
 from schemas.codec import Envelope
 from schemas.events import BalancePaymentRequested
-from schemas.money import CNY
 from schemas.topics import TOPICS
 
 POLL_S = 0.5
 REASON = "payrelay reconcile --fix"
-RECORDABLE = ("payment.settled", "payment.failed", "payment.suspense_recorded", "funds.deposited")
-"""Facts whose rows say all that their events did."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FixStep:
-    """What is done about findings of one kind, at one consumer or service."""
-
-    what: str
-    kind: Kind
-    at: str
-    """The consumer, or the service."""
-    findings: Sequence[Finding]
-    by_hand: bool = False
-    """Nothing is done: an operator has to look."""
 
 
 @dataclass(kw_only=True)
@@ -69,85 +51,6 @@ class FixOutcome:
     done: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     """By event or business number, why it is not fixed."""
-
-
-WHAT = {
-    Kind.UNRECORDED: "record the event from the fact's row",
-    Kind.UNPUBLISHED: "publish the outbox row again, through the connector",
-    Kind.UNDELIVERED: "redeliver the event",
-    Kind.NO_EFFECT: "apply the event, which counts as applied, once",
-    Kind.FORGOTTEN: "note the event in the inbox",
-    Kind.PARKED: "retry the event's key",
-    Kind.WRONG_EFFECT: "correct the effect, by an entry of its own",
-    Kind.STRAY_EFFECT: "take the effect back, by an entry of its own",
-}
-"""In this order: what comes later may need what comes before."""
-
-VOUCHERS = {
-    (Kind.WRONG_EFFECT, "accounting"): "reverse the voucher, and post its correction",
-    (Kind.STRAY_EFFECT, "accounting"): "reverse the voucher",
-}
-
-
-def plan(settings: Settings, findings: Sequence[Finding]) -> list[FixStep]:
-    """Return what would be done, in order; last, what only an operator can fix. Reads only."""
-    told_before = _told_before(settings, [finding for finding in findings if finding.kind is Kind.UNRECORDED])
-    steps: list[FixStep] = []
-    left: list[Finding] = []
-    by_kind: dict[tuple[Kind, str], list[Finding]] = {}
-    for finding in findings:
-        if _is_fixable(finding, told_before):
-            by_kind.setdefault((finding.kind, finding.consumer or finding.service), []).append(finding)
-        else:
-            left.append(finding)
-    for kind, what in WHAT.items():
-        steps += [
-            FixStep(what=VOUCHERS.get((kind, group[0].service), what), kind=kind, at=at, findings=group)
-            for (of, at), group in by_kind.items()
-            if of is kind
-        ]
-    groups: dict[tuple[Kind, str], list[Finding]] = {}
-    for finding in left:
-        groups.setdefault((finding.kind, finding.consumer or finding.service), []).append(finding)
-    return steps + [
-        FixStep(what=_by_hand(kind), kind=kind, at=at, findings=group, by_hand=True)
-        for (kind, at), group in groups.items()
-    ]
-
-
-def _is_fixable(finding: Finding, told_before: set[str]) -> bool:
-    match finding.kind:
-        case Kind.UNRECORDED:
-            return finding.type in RECORDABLE and finding.business_no not in told_before
-        case Kind.WRONG_EFFECT | Kind.STRAY_EFFECT:
-            return finding.service in CORRECTABLE and finding.effect != DECISION
-        case _:
-            return finding.kind in WHAT
-
-
-def _by_hand(kind: Kind) -> str:
-    if kind is Kind.UNTOLD:
-        return "nothing: the notifier sends it"
-    if kind is Kind.UNRECORDED:
-        return "by hand: the row says too little to record the event, or its effects are there already"
-    return "by hand"
-
-
-def _told_before(settings: Settings, findings: Sequence[Finding]) -> set[str]:
-    """Return the business numbers that some consumer has an effect of: their event was recorded, and its row is gone."""
-    numbers = sorted({finding.business_no for finding in findings})
-    announced: set[str] = set()
-    if not numbers:
-        return announced
-    engine = state.engine_of(settings)
-    try:
-        with engine.connect() as connection:
-            for consumer in (known for known in known_consumers(settings).values() if known.effects.changed):
-                for part in batched(numbers, 4_000):
-                    announced |= effects_of(connection, consumer, numbers=part).keys()
-    finally:
-        engine.dispose()
-    return announced
 
 
 AWAY = (PayrelayError, SQLAlchemyError, KafkaException, OSError)
@@ -252,7 +155,7 @@ class _Hands:
         consumer = self._consumers[finding.consumer]
         envelope = events.get(finding.event_id) if finding.event_id is not None else None
         if finding.kind is Kind.STRAY_EFFECT:
-            return self._correct(finding, envelope, "")
+            return self._correct(consumer, finding, None)
         if envelope is None:
             return "its outbox row is gone"
         if finding.kind is Kind.NO_EFFECT:
@@ -267,7 +170,7 @@ class _Hands:
         if finding.kind is Kind.FORGOTTEN:
             remember(self._engine(finding.service), finding.consumer, _arrival(finding, envelope), finding.key)
             return ""
-        return self._correct(finding, envelope, _wanted(self._reader, consumer, finding, envelope))
+        return self._correct(consumer, finding, envelope)
 
     def _is_answered(self, envelope: Envelope) -> bool:
         """Return whether the event asks for a decision that was already announced: it is never made a second time."""
@@ -291,24 +194,11 @@ class _Hands:
         transact(self._engine(finding.service), step)
         return ""
 
-    def _correct(self, finding: Finding, envelope: Envelope | None, wanted: str) -> str:
-        """The effect is what is wanted, or nothing."""
-        why = {"reason": f"{REASON}: {finding.found}"[:200], "actor": self._actor}
-        event_id = finding.event_id or UUID(int=0)
-        business_no, effect = finding.business_no, finding.effect
-
-        def step(connection: Connection) -> None:
-            if finding.service == "accounting":
-                voucher = voucher_of(envelope) if envelope is not None and wanted else None
-                correct_fact(connection, business_no, effect, voucher, at=utc_now(), **why)
-            elif finding.service == "funds":
-                if " " in wanted:
-                    raise Refused(f"it calls for {wanted}, but balances are kept in {CNY}: correct it by hand")
-                correct_moves(connection, business_no, {effect: int(wanted or 0)}, event_id=event_id, **why)
-            else:
-                correct_points(connection, business_no, effect, int(wanted or 0), event_id=event_id, **why)
-
-        transact(self._engine(finding.service), step)
+    def _correct(self, consumer: Consumer, finding: Finding, envelope: Envelope | None) -> str:
+        correct(
+            self._engine(finding.service), consumer.effects, finding.business_no, finding.effect, envelope,
+            event_id=finding.event_id, reason=f"{REASON}: {finding.found}"[:200], actor=self._actor, at=utc_now(),
+        )  # fmt: skip
         return ""
 
     def _events(self, findings: Sequence[Finding]) -> dict[UUID, Envelope]:
@@ -321,13 +211,6 @@ class _Hands:
                         if (envelope := envelope_of(row)) is not None:
                             events[row.id] = envelope
         return events
-
-
-def _wanted(reader: Engine, consumer: Consumer, finding: Finding, envelope: Envelope) -> str:
-    """Return what an event calls for of one effect, as things stand."""
-    with reader.connect() as connection:
-        under = effects_of(connection, consumer, numbers=[finding.business_no]).get(finding.business_no, {})
-    return consumer.effects.expected(envelope, under).get(finding.effect, "")
 
 
 def _arrival(finding: Finding, envelope: Envelope) -> Arrival:

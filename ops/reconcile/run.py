@@ -20,19 +20,10 @@ from ops.pipeline.source import passed_lsn
 from ops.reconcile import state
 from ops.reconcile.facts import kept_from, still_unrecorded, unrecorded
 from ops.reconcile.findings import Finding, Kind
+from ops.reconcile.outbox_rows import CHUNK, OutboxRow, beside, outbox_row_of, recorded
+from ops.reconcile.present import effects_under
 from ops.reconcile.published import Published, spot_of
-from ops.reconcile.scan import (
-    CHUNK,
-    CONNECTOR,
-    FINDINGS_MAX,
-    OutboxRow,
-    Outcome,
-    Scan,
-    beside,
-    effects_of,
-    outbox_row_of,
-    recorded,
-)
+from ops.reconcile.scan import CONNECTOR, FINDINGS_MAX, Outcome, Scan
 from outbox.clock import first_id_at, time_of, utc_now
 from outbox.database import database_now
 from outbox.rows import as_json
@@ -202,7 +193,8 @@ class ReconcileRun:
         """Return those effects that amount to something."""
         if not effects:
             return []
-        under = effects_of(self._connection, consumer, numbers=sorted({effect.business_no for effect in effects}))
+        numbers = sorted({effect.business_no for effect in effects})
+        under = effects_under(self._connection, consumer.effects, numbers)
         return [
             Finding(
                 kind=Kind.STRAY_EFFECT,

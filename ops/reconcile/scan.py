@@ -10,45 +10,24 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Engine, Row, text
+from sqlalchemy import Connection, Engine, text
 
-from consumers.effects import ANSWERED, Values, business_no
+from consumers.effects import ANSWERED
 from ops.delivery.outcomes import batched
 from ops.delivery.registry import Consumer, known_consumers
 from ops.reconcile.facts import contradictions
 from ops.reconcile.findings import Finding, Kind
+from ops.reconcile.outbox_rows import CHUNK, OutboxRow
+from ops.reconcile.present import NOTHING_THERE, effects_of
 from ops.reconcile.published import Spot
 from ops.reconcile.verdict import Hole, Observed, judge
 from outbox.settings import Settings
-from schemas.codec import Envelope, Undecodable, decode_body
-from schemas.events import EVENTS
 
-CHUNK = 4_000
 CONNECTOR = "the connector"
 FINDINGS_MAX = 50_000
 """With so many, a run ends early, and its checkpoint before what it has not looked at."""
-
-
-@dataclass(slots=True)
-class OutboxRow:
-    """An outbox row, and where its messages lie."""
-
-    service: str
-    id: UUID
-    topic: str
-    key: str
-    type: str
-    correlation: str
-    lsn: int
-    envelope: Envelope | None
-    spots: Sequence[Spot] | None
-    """None: an earlier run has seen them, and not kept where."""
-
-    number: str
-    """The business number."""
 
 
 @dataclass(kw_only=True)
@@ -158,46 +137,53 @@ class Scan:
         """Return what is wrong with the events at one consumer, and what waits for it."""
         topics = {topic.name for topic in consumer.processor.topics}
         events = [outbox_row for outbox_row in chunk if outbox_row.topic in topics]
-        service, name = consumer.service, consumer.name
-        seen_there = AtConsumer(consumer=name)
+        seen_there = AtConsumer(consumer=consumer.name)
         if not events:
             return seen_there
-        holes: dict[UUID, tuple[OutboxRow, list[Hole]]] = {}
+        holes: list[tuple[OutboxRow, list[Hole]]] = []
         with self._engine.connect() as connection:
             connection.execution_options(isolation_level="REPEATABLE READ")
-            unknown = _unknown(connection, service, name, events, neighbours=neighbours)
-            parked = _parked(connection, service, name, unknown) if unknown else {}
-            present = effects_of(connection, consumer, events)
-            for outbox_row in events:
-                under = present.get(outbox_row.number, NOTHING_THERE)
-                calls_for = (
-                    consumer.effects.expected(outbox_row.envelope, under) if outbox_row.envelope is not None else {}
-                )
-                if (
-                    calls_for == under and outbox_row.id not in unknown and outbox_row.number not in present.unanswered
-                ):  # as it should be: nearly all
-                    continue
-                seen = Observed(
-                    known=outbox_row.id not in unknown,
-                    parked=parked.get(outbox_row.id, ""),
-                    on_topic=outbox_row.spots is None or bool(outbox_row.spots),
-                    passed=all(self._has_passed(name, spot) for spot in outbox_row.spots or ()),
-                    present=under,
-                    status=present.unanswered.get(outbox_row.number, ANSWERED),
-                )
-                if (there := judge(calls_for, seen)) is None:
+            for outbox_row, there in self._judged(connection, consumer, events, neighbours=neighbours):
+                if there is None:
                     seen_there.waiting.append(outbox_row.id)
-                elif there:
-                    holes[outbox_row.id] = (outbox_row, there)
-            skipped = _skipped(connection, service, name, list(holes)) if holes else set()
+                else:
+                    holes.append((outbox_row, there))
+            ids = [outbox_row.id for outbox_row, _ in holes]
+            skipped = _skipped(connection, consumer.service, consumer.name, ids) if holes else set()
         seen_there.skipped = len(skipped)
         seen_there.findings = [
-            _finding(outbox_row, kind, service, name, effect, what)
-            for outbox_row, there in holes.values()
+            _finding(outbox_row, kind, consumer.service, consumer.name, effect, what)
+            for outbox_row, there in holes
             if outbox_row.id not in skipped
             for kind, effect, what in there
         ]
         return seen_there
+
+    def _judged(
+        self, connection: Connection, consumer: Consumer, events: Sequence[OutboxRow], *, neighbours: bool
+    ) -> Iterator[tuple[OutboxRow, list[Hole] | None]]:
+        """Give the events that are not as they should be at a consumer, each with its holes; None for one that is on its way there."""
+        service, name = consumer.service, consumer.name
+        unknown = _unknown(connection, service, name, events, neighbours=neighbours)
+        parked = _parked(connection, service, name, unknown) if unknown else {}
+        numbers, ids = {outbox_row.number for outbox_row in events}, [outbox_row.id for outbox_row in events]
+        present = effects_of(connection, consumer.effects, numbers, ids)
+        for outbox_row in events:
+            under = present.get(outbox_row.number, NOTHING_THERE)
+            calls_for = consumer.effects.expected(outbox_row.envelope, under) if outbox_row.envelope is not None else {}
+            is_known, status = outbox_row.id not in unknown, present.unanswered.get(outbox_row.number, ANSWERED)
+            if calls_for == under and is_known and status == ANSWERED:  # as it should be: nearly all
+                continue
+            seen = Observed(
+                known=is_known,
+                parked=parked.get(outbox_row.id, ""),
+                on_topic=outbox_row.spots is None or bool(outbox_row.spots),
+                passed=all(self._has_passed(name, spot) for spot in outbox_row.spots or ()),
+                present=under,
+                status=status,
+            )
+            if (there := judge(calls_for, seen)) is None or there:
+                yield outbox_row, there
 
     def _has_passed(self, consumer: str, spot: Spot) -> bool:
         topic, partition, offset = spot
@@ -263,82 +249,3 @@ def _skipped(connection: Connection, service: str, consumer: str, ids: Sequence[
         {"consumer": consumer, "ids": [str(identity) for identity in ids]},
     )
     return {UUID(identity) for identity in rows.scalars()}
-
-
-class Present(dict[str, Values]):
-    """The effects that are there, by business number."""
-
-    unanswered: dict[str, str]
-    """The status of each notification that has no answer, by business number."""
-
-
-NOTHING_THERE: Values = {}
-
-
-def effects_of(
-    connection: Connection, consumer: Consumer, events: Sequence[OutboxRow] = (), numbers: Sequence[str] = ()
-) -> Present:
-    """Return the effects that a consumer's rows show under the business numbers of events, or under these."""
-    wanted = {
-        "numbers": list(numbers) or list({outbox_row.number for outbox_row in events}),
-        "ids": [outbox_row.id for outbox_row in events],
-    }
-    effects = consumer.effects
-    where = effects.of_events if events else effects.of_numbers
-    present = Present()
-    present.unanswered = {}
-    for number, effect, value, status in connection.execute(text(effects.rows.format(where=where)), wanted):
-        if number in present:
-            present[number][effect] = value
-        else:
-            present[number] = {effect: value}
-        if status is not None and status != ANSWERED:
-            present.unanswered[number] = status
-    return present
-
-
-def recorded(connection: Connection, service: str, condition: str, about: Mapping[str, Any]) -> Iterator[Row[Any]]:
-    """Give a service's outbox rows in the order of their ids, some thousands at a time."""
-    statement = f"""SELECT id, topic, key, type, version, correlation, lsn, payload FROM {service}.outbox
-                    WHERE {condition} ORDER BY id"""  # noqa: S608 - ours
-    yield from connection.execute(text(statement), about, execution_options={"yield_per": CHUNK})
-
-
-def outbox_row_of(service: str, row: Row[Any], spots: Sequence[Spot] | None) -> OutboxRow:
-    """Return an outbox row as it is looked at."""
-    envelope = envelope_of(row)
-    return OutboxRow(
-        service=service,
-        id=row.id,
-        topic=row.topic,
-        key=row.key,
-        type=row.type,
-        correlation=row.correlation,
-        lsn=row.lsn,
-        envelope=envelope,
-        spots=spots,
-        number=business_no(envelope.event) if envelope is not None else row.key,
-    )
-
-
-def envelope_of(row: Row[Any]) -> Envelope | None:
-    """Return the event of an outbox row; None where this version does not know it."""
-    if row.type not in EVENTS:
-        return None
-    try:
-        event = decode_body(row.type, row.payload.encode())
-    except Undecodable:
-        return None
-    return Envelope(id=row.id, version=row.version, correlation=row.correlation, event=event)
-
-
-def beside(
-    service: str, rows: Iterable[Row[Any]], published: Iterable[tuple[UUID, Sequence[Spot]]]
-) -> Iterator[OutboxRow]:
-    """Give each row with where its messages lie. Both come in the order of ids."""
-    records = iter(published)
-    record = next(records, None)
-    for row in rows:
-        while record is not None and record[0] < row.id:
-            record = next(records, None)
-        yield outbox_row_of(service, row, record[1] if record is not None and record[0] == row.id else ())

@@ -1,9 +1,10 @@
-"""Which code a running stack was started from, so that `payrelay up` knows what runs older code than is here now."""
+"""Which code a running stack was started from, so that `payrelay up` and `status` know what runs older code than is here now."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,6 +15,7 @@ CODE = "code.json"
 
 DATA_PLANE = ("schemas", "outbox", "producers", "consumers")
 PACKAGES = (*DATA_PLANE, "connect", "ops")
+NAMED_MAX = 3
 
 
 def packages_of(part: str) -> tuple[str, ...]:
@@ -23,8 +25,12 @@ def packages_of(part: str) -> tuple[str, ...]:
 
 def fingerprint(part: str, root: Path = ROOT) -> str:
     """Return a hash of all code that a part may run, as it is on the disk now."""
+    return _fingerprint(packages_of(part), root)
+
+
+def _fingerprint(packages: Sequence[str], root: Path) -> str:
     whole = sha256()
-    for name in packages_of(part):
+    for name in packages:
         for path in sorted((root / name).rglob("*.py")):
             whole.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
     return whole.hexdigest()[:16]
@@ -52,4 +58,11 @@ def outdated_files(code: Mapping[str, Mapping[str, str]], root: Path = ROOT) -> 
 
 def outdated_parts(code: Mapping[str, Mapping[str, str]], root: Path = ROOT) -> list[str]:
     """Return the parts that were started from other code than is here now."""
-    return [part for part, known in code.get("parts", {}).items() if fingerprint(part, root) != known]
+    now = cache(partial(_fingerprint, root=root))
+    return [part for part, known in code.get("parts", {}).items() if now(packages_of(part)) != known]
+
+
+def named(files: Sequence[str]) -> str:
+    """Return the first files by name, and how many more there are."""
+    more = f" and {len(files) - NAMED_MAX} more" if len(files) > NAMED_MAX else ""
+    return ", ".join(files[:NAMED_MAX]) + more

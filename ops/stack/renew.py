@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from sqlalchemy import text
@@ -11,13 +10,11 @@ from sqlalchemy.exc import ProgrammingError
 from connect.apply import apply_connector
 from connect.client import ConnectClient
 from ops.kafka.topics import apply_topics
-from ops.stack.code import CODE, outdated_files, outdated_parts
+from ops.stack.code import CODE, named, outdated_files, outdated_parts
 from ops.stack.control import down, restart
 from ops.stack.state import StackFolder
 from outbox.migrate import migrate, owner_engine
 from outbox.settings import Settings
-
-NAMED_MAX = 3
 
 
 def end_older_supervisor(folder: StackFolder) -> list[str]:
@@ -25,7 +22,7 @@ def end_older_supervisor(folder: StackFolder) -> list[str]:
     code = folder.read(CODE)
     if not folder.is_up() or (code and not (changed := outdated_files(code))):
         return []
-    why = _named(changed) if code else "of a version that kept no note of its code"
+    why = named(changed) if code else "of a version that kept no note of its code"
     down(folder)
     return [f"the whole stack is started again: its supervisor ran older code ({why})"]
 
@@ -59,8 +56,3 @@ def _revision(settings: Settings) -> str:
             return str(connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none() or "")
     except ProgrammingError:
         return ""
-
-
-def _named(files: Sequence[str]) -> str:
-    more = f" and {len(files) - NAMED_MAX} more" if len(files) > NAMED_MAX else ""
-    return ", ".join(files[:NAMED_MAX]) + more

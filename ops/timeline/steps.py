@@ -220,22 +220,24 @@ def _consumers(
     first = records.found[0]
     for consumer in next((group for topic, group in consumers.items() if first.place[0].endswith(topic)), ()):
         is_done = consumer.name in applied or consumer.name in parked
-        if is_done or event_id.int < progress.remembered[consumer.service].int:
-            continue
-        next_offset = progress.positions.get((consumer.name, *first.place), 0)
-        waits = next_offset <= first.offset
-        yield StoryStep(
-            key=("inbox", consumer.name, event_id),
-            cause=cause,
-            at=None,
-            where=f"{consumer.service}.inbox",
-            what=WAITING if waits else MISSING,
-            detail=f"{name}: {consumer.name} is at {next_offset}"
-            + ("" if waits else ", past the message, and has not applied it"),
-            fix="payrelay status"
-            if waits
-            else f"payrelay replay redeliver --consumer {quoted(consumer.name)} --event {event_id} --execute",
-        )
+        if not is_done and event_id.int >= progress.remembered[consumer.service].int:
+            next_offset = progress.positions.get((consumer.name, *first.place), 0)
+            yield _not_applied(consumer, event_id, name, next_offset, waits=next_offset <= first.offset)
+
+
+def _not_applied(consumer: Consumer, event_id: UUID, name: str, next_offset: int, *, waits: bool) -> StoryStep:
+    """Return the step that a consumer has still to take, or has passed by."""
+    redeliver = f"payrelay replay redeliver --consumer {quoted(consumer.name)} --event {event_id} --execute"
+    passed = "" if waits else ", past the message, and has not applied it"
+    return StoryStep(
+        key=("inbox", consumer.name, event_id),
+        cause=("record", event_id),
+        at=None,
+        where=f"{consumer.service}.inbox",
+        what=WAITING if waits else MISSING,
+        detail=f"{name}: {consumer.name} is at {next_offset}{passed}",
+        fix="payrelay status" if waits else redeliver,
+    )
 
 
 def _type(facts: PaymentFacts, event_id: UUID, records: Records) -> str:

@@ -156,6 +156,11 @@ def receive_notification(
         notification,
         Booking(**booked._mapping) if booked is not None else None,
     )
+    if decision.act == "refuse":
+        connection.execute(_FORGET, {"webhook_id": webhook_id})
+        about = (notification.transaction_no, notification.payment_no, decision.reason)
+        log.warning("the bank's notification was refused: transaction=%s payment=%s: %s", *about)
+        return REFUSED
     match decision.act, order:
         case "settle", Row():
             settle_payment(connection, order, notification, now=now)
@@ -163,15 +168,6 @@ def receive_notification(
             fail_payment(connection, order, notification, now=now)
         case "suspend", _:
             suspend_money(connection, order, notification, reason=decision.reason, now=now)
-        case "refuse", _:
-            connection.execute(_FORGET, {"webhook_id": webhook_id})
-            log.warning(
-                "the bank's notification was refused, and nothing was recorded transaction=%s payment=%s: %s",
-                notification.transaction_no,
-                notification.payment_no,
-                decision.reason,
-            )
-            return REFUSED
     return ACCEPTED
 
 

@@ -66,7 +66,13 @@ def packages(names: Collection[str]) -> set[str]:
 
 def test_help_imports_no_command(tmp_path: Path) -> None:
     names = imports(["--help"], tmp_path)
-    assert ours(names, "ops") == EDGE | {"ops.cli.app", "ops.cli.commands", "ops.cli.failures", "ops.cli.output"}
+    assert ours(names, "ops") == EDGE | {
+        "ops.cli.app",
+        "ops.cli.commands",
+        "ops.cli.failures",
+        "ops.cli.output",
+        "ops.cli.table",
+    }
     assert (
         packages(names) & {"consumers", "producers", "connect", "benchmarks", "pydantic", "markdown_it", *SERVERS}
         == set()
@@ -76,7 +82,7 @@ def test_help_imports_no_command(tmp_path: Path) -> None:
 def test_status_imports_what_reads_files(tmp_path: Path) -> None:
     names = imports(["status"], tmp_path)
     state = {"ops.stack", "ops.stack.state", "ops.stack.processes"}
-    cli = {"failures", "output", "status", "context", "options"}
+    cli = {"failures", "output", "table", "status", "context", "options"}
     assert ours(names, "ops") == EDGE | state | {f"ops.cli.{name}" for name in cli}
     assert packages(names) & {"producers", "connect", "benchmarks", "pydantic", "rich", *SERVERS} == set()
 
@@ -86,7 +92,7 @@ def test_a_worker_imports_no_operators_code(tmp_path: Path) -> None:
     assert "faust" in names
     state = {"ops.stack", "ops.stack.state", "ops.stack.processes"}
     assert ours(names, "ops") == EDGE | state | {
-        f"ops.cli.{name}" for name in ("failures", "output", "worker", "context")
+        f"ops.cli.{name}" for name in ("failures", "output", "table", "worker", "context")
     }
     unused = {
         "producers",

@@ -15,8 +15,11 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from typer.testing import CliRunner
 
 from consumers.notification.queues import QUEUES
+from ops.cli.main import app
+from ops.stack.code import CODE
 from ops.stack.control import down, supervisor_pid, up
 from ops.stack.programs import Programs, installed_programs, locked
 from ops.stack.state import ROOT, StackFolder
@@ -80,8 +83,35 @@ def test_a_second_up_a_killed_supervisor_a_taken_port_and_a_stale_state_file(spa
         assert up(spare_stack, infrastructure=True, with_parent=True)
         assert spare_stack.read("ports.json")["kafka"] != ports["kafka"]
         assert spare_stack.read("ports.json")["postgres"] == ports["postgres"]
+    replaced_by_up(spare_stack)
     assert down(spare_stack)
     assert not processes_of(spare_stack)
+
+
+def replaced_by_up(folder: StackFolder) -> None:
+    """`payrelay up` replaces a supervisor that has loaded code which is another now, once, and the stack's data stays."""
+    older, cluster = supervisor_pid(folder), (folder.path / "kafka/data/meta.properties").read_text()
+    code = folder.read(CODE)
+    assert "ops/stack/supervisor.py" in code["supervisor"]
+    folder.write(CODE, {**code, "supervisor": {**code["supervisor"], "ops/stack/supervisor.py": "older"}})
+    command = CliRunner(env={"PAYRELAY_HOME": str(folder.home), "PAYRELAY_STACK": folder.name})
+    shown = command.invoke(app, ["status"])
+    assert (
+        "the supervisor runs older code (ops/stack/supervisor.py); to start the whole stack again: payrelay up\n"
+        in shown.stderr
+    )
+    ran = command.invoke(app, ["up", "--infrastructure"])
+    assert ran.exit_code == 0, ran.stderr
+    assert "the whole stack is started again: its supervisor ran older code (ops/stack/supervisor.py)\n" in ran.stderr
+    assert "the stack is up\n" in ran.stderr
+    newer = supervisor_pid(folder)
+    assert newer not in (None, older)
+    assert {state.state for state in folder.states()} == {"running"}
+    assert (folder.path / "kafka/data/meta.properties").read_text() == cluster
+    assert "older code" not in command.invoke(app, ["status"]).stderr
+    again = command.invoke(app, ["up", "--infrastructure"])
+    assert "the stack was up already\n" in again.stderr
+    assert supervisor_pid(folder) == newer
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from sqlalchemy import text
 from typer.testing import CliRunner
 
 from ops.cli.main import app
+from ops.cli.status import OLDER
 from ops.demo.run import run_demo
 from ops.kafka.reader import event_times
 from ops.pipeline.checks import examine
@@ -177,6 +178,10 @@ def test_up_restarts_what_runs_older_code_and_says_so(stack: Stack) -> None:
     code = folder.read(CODE)
     code["parts"]["worker:points"] = "older"
     folder.write(CODE, code)
+    status = payrelay(folder, "status", "-o", "json")
+    conditions = {row["name"]: row["condition"] for row in json.loads(status.stdout)}
+    assert [name for name, condition in conditions.items() if OLDER in condition] == ["worker:points"]
+    assert "older code runs in worker:points; to restart what runs it: payrelay up\n" in status.stderr
     with engine_of(stack.settings, "owner").begin() as connection:
         connection.execute(text("ALTER ROLE points PASSWORD 'another'"))  # migrate sets it again
     ran = payrelay(folder, "up")
@@ -189,6 +194,7 @@ def test_up_restarts_what_runs_older_code_and_says_so(stack: Stack) -> None:
     again = payrelay(folder, "up")
     assert "the stack was up already\n" in again.stderr
     assert "restarted" not in again.stderr
+    assert OLDER not in payrelay(folder, "status").stdout
 
 
 def test_restart_gives_a_part_a_new_process(stack: Stack) -> None:

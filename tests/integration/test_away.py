@@ -17,7 +17,8 @@ from ops.cli.doctor import upkeep as command_of_upkeep
 from ops.pipeline.running import idle_queues
 from ops.pipeline.upkeep import upkeep
 from ops.reconcile.findings import Finding, Kind
-from ops.reconcile.fix import FixStep, carry_out
+from ops.reconcile.fix import carry_out
+from ops.reconcile.plan import FixStep
 from outbox.clock import utc_now
 from outbox.database import driver_url
 from outbox.settings import READER, Settings

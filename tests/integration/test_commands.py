@@ -9,10 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 from sqlalchemy import make_url
 
 from ops.cli import main as edge
+from ops.cli.main import app
 from outbox.settings import Settings
+from tests.contract.test_output_options import leaves, output_of
 from tests.misbehaving import garbage, hanging, listening
 from tests.pipeline import Pipeline, environment
 
@@ -99,6 +102,46 @@ def test_a_condition_that_takes_too_long_is_not_a_database_that_is_away(
     assert code == 1, said
     assert "PostgreSQL does not answer" not in said
     assert "narrow it" in said
+
+
+DOCUMENTS = {
+    "doctor": [], "upkeep": ["--catch-up"], "reconcile": ["--grace", "10m"], "topics list": [], "topics apply": [],
+    "connect apply": [], "connect status": [], "connect wait": [], "connect snapshot": ["--order", "nobody"], "connect offsets get": [],
+    "ledger accounts": [], "ledger statement": ["suspense"], "ledger trial-balance": [], "ledger check": [], "ledger suspense": [],
+    "notify list": [], "notify resend": ["--merchant", "nobody", "--reason", "r"], "notify lateness": [], "notify rule list": [],
+    "notify rule explain": ["merchant"], "notify rule set": ["merchant", '{"1":0}', "--reason", "r"], "offsets list": [],
+    "offsets describe": ["accounting"], "offsets reset": ["accounting", "--to-current"], "offsets delete": ["accounting"],
+    "offsets peek": ["accounting"], "parked list": [], "parked retry": ["--consumer", "nobody"],
+    "parked skip": ["--consumer", "nobody", "--reason", "r"], "replay redeliver": ["--consumer", "accounting", "--event", NOBODY],
+    "replay drop": [],
+}  # fmt: skip
+"""What is shown, and nothing done."""
+ELSEWHERE = {
+    "status", "demo", "bench", "timeline", "topics tail", "notify show", "parked show", "ledger reverse", "ledger correct",
+    "offsets undo", "replay rebuild",
+}  # fmt: skip
+"""Whose JSON other tests read: they need a payment, a voucher, an undo file, minutes, or a stack of their own."""
+ELSEWHERE_CALLED = {
+    "event": "event_id", "order": "order_no", "merchant": "merchant_no", "payment": "payment_no", "voucher": "voucher_no",
+    "account_no": "account",
+}  # fmt: skip
+
+
+def keys_of(document: object) -> set[str]:
+    if isinstance(document, dict):
+        return {*document, *(key for value in document.values() for key in keys_of(value))}
+    return {key for item in document for key in keys_of(item)} if isinstance(document, list) else set()
+
+
+def test_with_o_json_each_command_prints_one_document_whose_keys_are_called_as_everywhere(run: Run) -> None:
+    shown = {path for path, command in leaves(typer.main.get_command(app)) if output_of(command) is not None}
+    assert shown == DOCUMENTS.keys() | ELSEWHERE
+    for path, arguments in DOCUMENTS.items():
+        code, out, said = run(*path.split(), *arguments, "-o", "json")
+        assert code in (0, 1), (path, said)
+        document = json.loads(out)
+        if path != "connect offsets get":  # as Kafka Connect calls it
+            assert not keys_of(document) & ELSEWHERE_CALLED.keys(), path
 
 
 READING_KAFKA = [

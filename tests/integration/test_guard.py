@@ -14,9 +14,9 @@ import pytest
 import uvloop
 
 from consumers.notification.notifier import ssrf as guard
+from consumers.notification.notifier.attempt import attempt, new_session
 from consumers.notification.notifier.claims import Claimed
 from consumers.notification.notifier.lanes import Result
-from consumers.notification.notifier.sender import attempt, new_session
 from consumers.notification.notifier.ssrf import PORTS
 from outbox.clock import utc_now
 from tests.notifier import SECRET

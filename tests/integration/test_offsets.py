@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -294,6 +296,24 @@ def test_list_describe_export_and_peek(foreign: Foreign, offsets: Command) -> No
     assert [(row["partition"], row["offset"], row["position"], row["key"], row["value"]) for row in rows] == [
         (0, 3, "", "k3", "click 3"), (0, 4, "next", "k4", "click 4"), (0, 5, "", "k5", "click 5"), (1, 8, "", "k8", "click 8"),
     ]  # fmt: skip
+
+
+def test_a_watched_group_is_an_object_in_each_line(
+    foreign: Foreign, offsets: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign.make(9)
+    foreign.commit(4)
+    pauses: list[float] = []
+
+    def until_the_third(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("ops.cli.offsets.time", SimpleNamespace(sleep=until_the_third))
+    _, out, _ = offsets.text("describe", foreign.group, "--watch", "-o", "json")
+    looks = [json.loads(line) for line in out.splitlines()]
+    assert [(look["group"], look["partitions"][0]["lag"]) for look in looks] == [(foreign.group, 5)] * 3
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def test_a_plan_tells_what_has_become_of_the_events_between_and_what_would(
         (6, "", "APPLIED"),
         (7, "next", "MISSING"),
     ]
-    assert peeked[0]["event"] == operated.ids[19]
+    assert peeked[0]["event_id"] == operated.ids[19]
     assert (
         offsets("peek", operated.group, *on(operated), "-p", "0", "--before", 10, "--after", 0).rows[0]["fate"]
         == "PARKED"
@@ -214,7 +214,7 @@ def test_a_header_whose_name_is_no_utf8_is_parked_and_no_reader_stumbles(
     assert "no UTF-8" in kept.error
 
     peeked = offsets("peek", pipeline.consumer, "--topic", pipeline.topic, "--before", 100).rows
-    assert [row["fate"] for row in peeked if row["event"] == ""] == ["PARKED"] * 5
+    assert [row["fate"] for row in peeked if row["event_id"] == ""] == ["PARKED"] * 5
     reset = offsets("reset", pipeline.consumer, "--topic", pipeline.topic, "--to-earliest")
     assert sum(row["parked"] for row in reset.rows) == 5
     for name, value in environment(pipeline.settings).items():

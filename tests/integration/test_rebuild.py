@@ -24,9 +24,9 @@ from consumers.accounting.ledger import correct_voucher, reverse_voucher
 from consumers.delivery.loop import Delivery
 from consumers.delivery.processor import Processor
 from consumers.delivery.retry import retry_key, skip
-from consumers.funds.corrections import correct_moves
 from consumers.funds.funds import deposit
 from consumers.points.agent import PROCESSOR as POINTS
+from consumers.processors import EFFECTS
 from ops.cli.main import app
 from ops.kafka.topics import admin_client
 from ops.ledger.reads import check
@@ -36,6 +36,7 @@ from ops.rebuild.difference import What
 from ops.rebuild.rebuild import Rebuilt, alone
 from ops.rebuild.schemas import find_schemas
 from ops.rebuild.switch import require_switchable, switch
+from ops.reconcile.correct import correct as correct_effect
 from ops.stack.parts import tied
 from outbox.clock import utc_now
 from outbox.errors import PayrelayError, Refused
@@ -46,7 +47,7 @@ from outbox.settings import Settings
 from schemas.codec import Envelope
 from schemas.events import PaymentSettled
 from tests import loyalty
-from tests.factories import balance_requested, settled, suspense
+from tests.factories import balance_requested, envelope, settled, suspense
 from tests.pipeline import ROOT, engine_of, environment, fresh_id
 from tests.rebuilding import Shop, own_database, rejecting
 from tests.waiting import eventually
@@ -396,9 +397,8 @@ def test_funds_is_compared_by_its_credits_with_what_it_decided_taken_as_it_stand
         )
         owner.execute(text("UPDATE funds.account SET balance_fen = balance_fen - 100 WHERE account_no = :no"), account)
     assert len(shop.rebuild().difference.findings) == 2
-    with engine_of(shop.settings, "funds").begin() as connection:
-        wanted = {mistaken.merchant_no: mistaken.amount_fen - mistaken.fee_fen}
-        correct_moves(connection, mistaken.payment_no, wanted, event_id=fresh_id(), reason="r", actor="a")
+    at_merchant = (EFFECTS["funds"], mistaken.payment_no, mistaken.merchant_no, envelope(mistaken, identity=fresh_id()))
+    correct_effect(engine_of(shop.settings, "funds"), *at_merchant, reason="r", actor="a", at=utc_now())
     rebuilt = shop.rebuild()
     assert (rebuilt.difference.findings, rebuilt.difference.compared) == ([], 10)
     assert shop.rows(f"SELECT FROM {rebuilt.shadow.name}.outbox") == []

@@ -23,7 +23,8 @@ from ops.ledger.reads import check
 from ops.pipeline.health import reader_engine
 from ops.reconcile import state
 from ops.reconcile.findings import Finding, Kind
-from ops.reconcile.fix import FixStep, carry_out, plan
+from ops.reconcile.fix import carry_out
+from ops.reconcile.plan import FixStep, plan
 from ops.reconcile.run import Report, reconcile
 from ops.stack.control import down, up
 from ops.stack.state import StackFolder
@@ -40,6 +41,9 @@ from tests.waiting import eventually
 SECOND = timedelta(seconds=1)
 ALL = " ".join(PROCESSORS)
 """In one process: it starts sooner than five."""
+
+EARNED = "(SELECT coalesce(sum(stamps), 0) FROM shop.stamp WHERE stamp.payer_no = card.payer_no)"
+"""What the rows of a card of the tests' own consumer add up to."""
 
 KILLED = """
 import os, signal, sys
@@ -308,7 +312,7 @@ def test_fix_mends_all_that_can_be_and_says_what_cannot_killed_or_not(field: Fie
     eventually(lambda: not reconcile(field.settings, grace=SECOND).events, what="nothing is new")
 
 
-def test_a_consumer_of_a_test_that_states_its_effects_is_reconciled_and_in_the_timeline(
+def test_a_consumer_of_a_test_that_states_its_effects_is_reconciled_corrected_and_in_the_timeline(
     field: Field, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loyalty.register(monkeypatch)
@@ -323,6 +327,7 @@ def test_a_consumer_of_a_test_that_states_its_effects_is_reconciled_and_in_the_t
         loyalty.stamp_cards(connection, [right, lost, wrong, forgotten, stray])
         connection.execute(text("DELETE FROM stamp WHERE payment_no = :no"), {"no": lost.event.key})
         connection.execute(text("UPDATE stamp SET stamps = 99 WHERE payment_no = :no"), {"no": wrong.event.key})
+        connection.execute(text(f"UPDATE card SET stamps = {EARNED}"))
     with field.workers([ALL]):
         field.drained()  # what waits for another consumer would stay open
     eventually(lambda: utc_now() - time_of(right.id) > 3 * SECOND, what="it is older than the grace")  # type: ignore[operator]
@@ -335,15 +340,21 @@ def test_a_consumer_of_a_test_that_states_its_effects_is_reconciled_and_in_the_t
         )
     )  # fmt: skip
     assert report.waiting[loyalty.NAME] > 0, "all earlier payments"
-    fixable = [finding for finding in findings if finding.kind in (Kind.NO_EFFECT, Kind.FORGOTTEN)]
-    assert [
-        step.failed for step in carry_out(field.settings, plan(field.settings, fixable), actor="test", within_s=1)
-    ] == [{}, {}]
+    steps = plan(field.settings, findings)
+    assert not any(step.by_hand for step in steps)
+    assert [step.failed for step in carry_out(field.settings, steps, actor="test", within_s=1)] == [{}] * 4
     after = reconcile(field.settings, full=True, grace=SECOND)
-    assert {finding.kind for finding in after.findings if finding.consumer == loyalty.NAME} == {
-        Kind.WRONG_EFFECT,
-        Kind.STRAY_EFFECT,
-    }
+    assert [finding for finding in after.findings if finding.consumer == loyalty.NAME] == []
+    stamps = rows(field, "SELECT * FROM shop.stamp ORDER BY payment_no, kind")
+    calls_for = {
+        envelope.event.key: 1 + envelope.event.amount_fen // 5_000 for envelope in (right, lost, wrong, forgotten)
+    }  # type: ignore[attr-defined]
+    assert {no: sum(row.stamps for row in stamps if row.payment_no == no) for no in {row.payment_no for row in stamps}} == {
+        **calls_for, stray.event.key: 0,
+    }  # fmt: skip
+    assert rows(field, f"SELECT FROM shop.card WHERE stamps <> {EARNED}") == []
+    list(carry_out(field.settings, steps, actor="test", within_s=1))
+    assert rows(field, "SELECT * FROM shop.stamp ORDER BY payment_no, kind") == stamps, "a second run changes nothing"
     [story] = timeline(field.settings, right.event.key)
     lines = {(line.where, line.what) for line in story.lines}
     assert {("shop.inbox", "applied"), ("shop.stamp", "stamped")} <= lines

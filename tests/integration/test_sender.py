@@ -18,10 +18,11 @@ import aiohttp
 import pytest
 from sqlalchemy import text
 
-from consumers.notification.notifier import sender as sending
+from consumers.notification.notifier import attempt as attempting
+from consumers.notification.notifier.attempt import new_session
 from consumers.notification.notifier.claims import LEASE_S, Ended, take_wakes, turn
 from consumers.notification.notifier.lanes import Result
-from consumers.notification.notifier.sender import Sender, new_session, sender_engine
+from consumers.notification.notifier.sender import Sender, sender_engine
 from ops.stack.parts import tied
 from outbox.clock import utc_now
 from outbox.settings import Settings
@@ -96,7 +97,7 @@ ANSWERS = {
 def test_each_answer_has_its_state_and_its_row_in_the_log(
     settings: Settings, open_desk: Any, sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sending, "TIMEOUT", SHORT)
+    monkeypatch.setattr(attempting, "TIMEOUT", SHORT)
     desk = open_desk(rule='{"1":0,"2":60}')
     for number, path in enumerate(ANSWERS):
         desk.register(f"{sink.url}/{path}", number)
@@ -206,7 +207,7 @@ def test_a_success_held_through_an_outage_longer_than_its_lease_is_written_down_
 def test_a_notifier_whose_clock_is_off_goes_by_the_databases(
     settings: Settings, open_desk: Any, sink: Sink, monkeypatch: pytest.MonkeyPatch, off: timedelta
 ) -> None:
-    monkeypatch.setattr(sending, "utc_now", lambda: utc_now() + off)
+    monkeypatch.setattr(attempting, "utc_now", lambda: utc_now() + off)
     desk = open_desk(rule='{"1":0,"2":"1s"}')
     desk.register(f"{sink.url}/gone")
     desk.write()

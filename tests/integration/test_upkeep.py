@@ -198,8 +198,11 @@ def test_a_round_drops_two_days_of_a_table_and_catching_up_shows_the_rest_first(
     assert "nothing was done: --execute drops them" in result.stderr
     assert attached(settings, "bank", "outbox")[:3] == outbox[2:]
     assert CliRunner().invoke(app, ["upkeep", "--execute"]).exit_code == 2
-    result = CliRunner().invoke(app, ["upkeep", "--catch-up", "--execute", "--yes"])
+    result, done = catch_up("--execute", "--yes")
     assert result.exit_code == 0, result.output
+    assert {done[name] for name in (*outbox[2:], *inbox[2:])} == {"dropped"}, (
+        "what was done, and not the plan before it"
+    )
     assert not {*outbox, *inbox} & {*attached(settings, "bank", "outbox"), *attached(settings, "bank", "inbox")}
 
 

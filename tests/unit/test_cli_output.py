@@ -22,9 +22,10 @@ from typer.testing import CliRunner
 
 from ops.cli import output
 from ops.cli.main import app
-from ops.cli.output import Format, print_json, print_rows, say
+from ops.cli.output import Format, print_json, print_object, print_rows, say
+from ops.cli.table import measured, plain_table
 from ops.offsets.files import as_csv, from_csv
-from ops.reconcile.findings import Finding, Kind
+from ops.reconcile.findings import Finding, Kind, fix_of
 from ops.stack.state import PartState, StackFolder
 from outbox.quoting import quoted
 
@@ -62,6 +63,24 @@ def test_json_holds_no_control_character(capsys: pytest.CaptureFixture[str]) -> 
     assert written.isascii()
     assert "\x7f" not in written
     assert json.loads(written) == {"a": "\x7f\x1b\x80"}
+
+
+def test_what_is_printed_again_and_again_is_a_json_document_in_each_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for count in range(3):
+        print_rows([{"name": FORGED, "count": count}], Format.JSON, again=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line) for line in lines] == [[{"name": FORGED, "count": count}] for count in range(3)]
+
+
+def test_one_thing_is_json_or_a_line_for_each_of_its_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    thing = {"id": EVENT, "at": AT, "error": FORGED, "log": [{"attempt": 1}], "lane": None}
+    print_object(thing, Format.JSON)
+    assert json.loads(capsys.readouterr().out)["log"] == [{"attempt": 1}]
+    print_object(thing, Format.CSV)
+    read = dict(csv.reader(io.StringIO(capsys.readouterr().out)))
+    assert (read["field"], read["id"], read["log"], read["lane"]) == ("value", str(EVENT), '[{"attempt": 1}]', "")
+    print_object(thing, Format.TABLE)
+    assert capsys.readouterr().out.count("\n") == 1 + len(thing)
 
 
 FORMULAS = ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", '=cmd|"/c calc"!A1', "＝1+1", "-M1"]
@@ -116,7 +135,7 @@ TABLES: dict[str, dict[str, Any]] = {
     "timeline": {"at": AT, "since_first_ms": 1234.567, "since_cause_ms": 12.2, "where": "accounting.inbox", "what": "missing",
                  "detail": f"{EVENT}: accounting is at 12, past the record, and has not applied it",
                  "fix": f"payrelay replay redeliver --consumer accounting --event {EVENT} --execute"},
-    "reconcile": {"kind": "unpublished", "consumer": "", "event": EVENT, "type": "payment.balance_requested.v1", "key": PAYMENT,
+    "reconcile": {"kind": "unpublished", "consumer": "", "event_id": EVENT, "type": "payment.balance_requested.v1", "key": PAYMENT,
                   "order_no": "slot-O000019", "place": "", "found": "no record of it on payment.order",
                   "fix": f"payrelay connect snapshot --event {EVENT} --execute"},
     "topics list": {"topic": "__debezium-heartbeat.payrelay", "partitions": 1, "retention_ms": 86_400_000, "found": True,
@@ -215,7 +234,7 @@ def test_a_suggested_command_is_what_it_says_whatever_the_names(kind: Kind) -> N
         kind=kind, service="payments", consumer=HOSTILE, event_id=EVENT, type="", key="", order_no=HOSTILE, business_no="", effect="",
         place="", found="it is FAILED",
     )  # fmt: skip
-    assert HOSTILE in shlex.split(finding.fix.removeprefix("by hand: "))
+    assert HOSTILE in shlex.split(fix_of(finding).removeprefix("by hand: "))
 
 
 @pytest.mark.parametrize("name", ["a b", "a\x1b[2J'\\", "a\nb", "x\u202ey", "a\xa0b", "\x9b31m", "é\u3000\n"])
@@ -228,7 +247,7 @@ def test_a_shell_reads_a_quoted_name_as_it_is(name: str) -> None:
 
 def test_a_number_that_looks_like_an_option_is_suggested_as_what_it_is() -> None:
     finding = Finding(kind=Kind.CONTRADICTED, service="payments", order_no="--help")
-    assert shlex.split(finding.fix.removeprefix("by hand: ")) == ["payrelay", "timeline", "--", "--help"]
+    assert shlex.split(fix_of(finding).removeprefix("by hand: ")) == ["payrelay", "timeline", "--", "--help"]
 
 
 @pytest.mark.parametrize("group", ["topics", "connect"])
@@ -244,10 +263,10 @@ def test_a_table_into_a_pipe_is_as_rich_prints_it() -> None:
     rows = [{"id": "a", "text": "中文 x", "": ""}, {"id": "longer", "text": "", "": "y"}]
     screen = io.StringIO()
     table = Table(box=None, pad_edge=False, header_style="bold")
-    columns = [output._measured(name, rows) for name in rows[0]]
+    columns = [measured(name, rows) for name in rows[0]]
     for column in columns:
         table.add_column(column.name, width=column.natural)
     for row in rows:
         table.add_row(*row.values())
     Console(file=screen, width=output.PIPE_WIDTH, soft_wrap=True, emoji=False, markup=False).print(table)
-    assert output.plain_table(columns, rows) == screen.getvalue().splitlines()
+    assert plain_table(columns, rows) == screen.getvalue().splitlines()

@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from connect.client import first_cause
+from consumers.notification.notifier.attempt import attempt
 from consumers.notification.notifier.claims import Claimed, Ended
-from consumers.notification.notifier.sender import attempt
 from ops.cli.main import app
 from tests.misbehaving import hanging, listening
 

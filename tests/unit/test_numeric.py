@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from typer.main import get_command
 
 from connect.source_offsets import exported_from
-from consumers.notification.notifier.sender import retry_after
+from consumers.notification.notifier.attempt import retry_after
 from ops.cli.main import app
 from ops.cli.reconcile import span_of
 from ops.delivery.parked import place_of

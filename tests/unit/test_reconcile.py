@@ -15,7 +15,7 @@ from consumers.processors import EFFECTS
 from ops.cli.reconcile import span_of
 from ops.reconcile import published
 from ops.reconcile.facts import contradiction
-from ops.reconcile.findings import Finding, Kind
+from ops.reconcile.findings import Finding, Kind, fix_of
 from ops.reconcile.published import Published
 from ops.reconcile.verdict import Observed, judge
 from outbox.settings import Settings
@@ -111,7 +111,23 @@ def test_an_event_and_its_row_differ_where_they_say_otherwise() -> None:
 def test_every_kind_says_what_mends_it() -> None:
     for kind in Kind:
         finding = Finding(kind=kind, service="funds", consumer="funds", event_id=UUID(int=7), business_no="P")
-        assert finding.fix
+        assert fix_of(finding)
+
+
+@pytest.mark.parametrize(
+    ("consumer", "effect", "is_fixed"),
+    [
+        ("funds", "T-M1", True), ("funds", "decision", False), ("points", "T-U1", True), ("accounting", "settlement", True),
+        ("settlement", "order", False), ("notification", "merchant", False),
+    ],
+)  # fmt: skip
+def test_a_wrong_effect_is_fixed_by_a_command_where_its_consumer_says_how(
+    consumer: str, effect: str, is_fixed: bool
+) -> None:
+    for kind in (Kind.WRONG_EFFECT, Kind.STRAY_EFFECT):
+        finding = Finding(kind=kind, service="any", consumer=consumer, business_no="P", effect=effect)
+        command = fix_of(finding, EFFECTS[consumer])
+        assert command == ("payrelay reconcile --fix --execute" if is_fixed else "by hand: payrelay timeline P")
 
 
 def test_a_span_of_time_is_read() -> None:

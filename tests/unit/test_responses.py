@@ -12,10 +12,10 @@ import aiohttp
 import pytest
 import uvloop
 
-from consumers.notification.notifier import sender as sending
+from consumers.notification.notifier import attempt as attempting
+from consumers.notification.notifier.attempt import attempt, new_session
 from consumers.notification.notifier.claims import Claimed, Ended
 from consumers.notification.notifier.lanes import Result
-from consumers.notification.notifier.sender import attempt, new_session
 from outbox.clock import utc_now
 from tests.hostile import EARLY, GOOD, SCRIPTS, Hostile, at_once, hostile, ok
 from tests.waiting import eventually
@@ -27,7 +27,7 @@ SENT_MAX = 16_000_000
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sending, "TIMEOUT", aiohttp.ClientTimeout(total=TOTAL_S, connect=2, ceil_threshold=60))
+    monkeypatch.setattr(attempting, "TIMEOUT", aiohttp.ClientTimeout(total=TOTAL_S, connect=2, ceil_threshold=60))
 
 
 @pytest.fixture

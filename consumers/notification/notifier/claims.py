@@ -189,27 +189,26 @@ def turn(
     }
     given = _given(rows, lanes, free, room)
     orders = [_order(merchant_no, lanes[merchant_no], share, queue) for merchant_no, share in given.items() if share]
-    claimed: Sequence[Any] = ()
-    if orders:
-        until = now + timedelta(seconds=lease_s)
-        parameters = {"queue": queue.queue, "now": now, "until": until, "orders": as_json(orders)}
-        claimed = connection.execute(_CLAIM, parameters).all()
-    places = {row.merchant_no: min(row.ready_at or now, now) for row in rows} | {
-        row.merchant_no: now for row in claimed
-    }
+    claimed = _claim(connection, queue, orders, now=now, lease_s=lease_s) if orders else ()
+    places = {row.merchant_no: min(row.ready_at or now, now) for row in rows}
+    places |= {row.merchant_no: now for row in claimed}
     for row in rows:
-        if (
-            row.in_flight
-            and free[row.merchant_no]
-            and not given[row.merchant_no]
-            and not _is_prompt(lanes[row.merchant_no])
-        ):
+        is_left_over = row.in_flight and free[row.merchant_no] and not given[row.merchant_no]
+        if is_left_over and not _is_prompt(lanes[row.merchant_no]):
             places[row.merchant_no] = now + LOOK_AGAIN
     _save(connection, queue, lanes, places, now=now)
     return [
         Claimed(**row._mapping, prompt=_is_prompt(lanes[row.merchant_no]))
         for row in sorted(claimed, key=lambda row: (row.planned_at, row.id))
     ]
+
+
+def _claim(
+    connection: Connection, queue: Queue, orders: Sequence[Mapping[str, Any]], *, now: datetime, lease_s: float
+) -> Sequence[Any]:
+    until = now + timedelta(seconds=lease_s)
+    parameters = {"queue": queue.queue, "now": now, "until": until, "orders": as_json(orders)}
+    return connection.execute(_CLAIM, parameters).all()
 
 
 def _is_prompt(lane: Lane) -> bool:

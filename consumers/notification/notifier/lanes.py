@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
 
 
 class PostponedFor(StrEnum):
@@ -42,6 +42,10 @@ OTHERS_PER_SLOT = 2
 OTHERS_PER_TURN = 20
 """Attempts to receivers that are not prompt, begun in one turn: a hundred at once would keep the event loop and the database
 busy for a tenth of a second when they begin, and again when their time is out."""
+
+IDLE_S = 0.05
+IDLE_S_MAX = 0.2
+"""Between two turns: each that had nothing to do doubles the time to the next, up to here."""
 
 
 class Result(StrEnum):
@@ -230,3 +234,22 @@ def shares(free: Sequence[int], limit: int, *, holds: Sequence[int] = (), kept: 
                 given[lane], left = given[lane] + 1, left - 1
         level += 1
     return given
+
+
+class TurnOutcome(Enum):
+    """What a turn of the sender has brought."""
+
+    IDLE = auto()
+    """There was nothing to write down, and nothing due."""
+    WORKED = auto()
+    MORE = auto()
+    """A turn's share of the other places was used up: more may be due."""
+
+
+def idle_s(idle_turns: int) -> float:
+    """Return how long to wait before the next turn, after so many in a row that were idle.
+
+    >>> [idle_s(turns) for turns in (0, 1, 2, 3, 1000)]
+    [0.05, 0.1, 0.2, 0.2, 0.2]
+    """
+    return min(IDLE_S * 2.0 ** min(idle_turns, 10), IDLE_S_MAX)
