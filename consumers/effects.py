@@ -135,6 +135,8 @@ class Effects:
     no_rebuild: str = ""
     """Why its rows cannot be rebuilt."""
     payment_rows: tuple[PaymentRows, ...] = ()
+    correctable: bool = False
+    """Whether reconcile corrects a wrong effect, by a row of its own that says why."""
     agreements: tuple[Agreement, ...] = ()
     facts: tuple[FactTable, ...] = ()
     """Its rows that it announces by events of its own."""

@@ -190,6 +190,7 @@ EFFECTS = Effects(
     of_numbers="business_no = ANY(:numbers)",
     changed=_CHANGED,
     rebuild=_REBUILD,
+    correctable=True,
     payment_rows=(_PAYMENT_VOUCHERS,),
     agreements=(_SETTLEMENTS, _SUSPENSE, _DEPOSITS),
 )

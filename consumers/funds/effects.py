@@ -159,6 +159,7 @@ EFFECTS = Effects(
     rows=_ROWS,
     changed=_CHANGED,
     rebuild=_REBUILD,
+    correctable=True,
     payment_rows=(_ENTRIES, _DECISIONS),
     agreements=(_BALANCE_PAYMENTS,),
     facts=FACTS,

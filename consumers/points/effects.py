@@ -51,5 +51,6 @@ EFFECTS = Effects(
         FROM points.entry WHERE {where} GROUP BY payment_no, account_no""",
     changed="SELECT payment_no AS business_no, account_no AS effect, event_id FROM points.entry WHERE {committed}",
     rebuild=_REBUILD,
+    correctable=True,
     payment_rows=(_ENTRIES,),
 )

@@ -7,6 +7,7 @@ from enum import StrEnum
 from uuid import UUID
 
 from consumers.notification.queues import QUEUES
+from consumers.processors import EFFECTS
 from outbox.quoting import positional, quoted
 
 
@@ -78,7 +79,7 @@ def mend_of(finding: Finding) -> str:
             return f"payrelay parked retry {quoted(finding.effect)} --execute"
         case Kind.UNRECORDED | Kind.NO_EFFECT | Kind.FORGOTTEN:
             return "payrelay reconcile --fix --execute"
-        case Kind.WRONG_EFFECT | Kind.STRAY_EFFECT if finding.service in CORRECTABLE:
+        case Kind.WRONG_EFFECT | Kind.STRAY_EFFECT if is_correctable(finding.consumer):
             return "payrelay reconcile --fix --execute"
         case Kind.UNTOLD if finding.found == "it is FAILED":
             return f"payrelay notify resend --order {quoted(finding.order_no)} --reason … --execute"
@@ -89,5 +90,11 @@ def mend_of(finding: Finding) -> str:
             return "by hand: payrelay timeline " + positional(finding.order_no or finding.business_no)
 
 
-CORRECTABLE = ("accounting", "funds", "points")
-"""Services that correct an effect by a row of its own, which says why."""
+def is_correctable(consumer: str) -> bool:
+    """Return whether a consumer, under whatever prefix, states that its effects are corrected by rows of their own.
+
+    >>> is_correctable("funds"), is_correctable("prefix-funds"), is_correctable("settlement"), is_correctable("")
+    (True, True, False, False)
+    """
+    names = [name for name in EFFECTS if consumer.endswith(name)]
+    return bool(names) and EFFECTS[max(names, key=len)].correctable

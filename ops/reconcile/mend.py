@@ -12,34 +12,30 @@ from confluent_kafka import KafkaException
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from consumers.accounting.entries import voucher_of
-from consumers.accounting.ledger import correct_fact
 from consumers.delivery.processor import error_line
 from consumers.delivery.repair import ReapplyOutcome, reapply, remember
 from consumers.delivery.retry import transact
-from consumers.funds.corrections import correct_moves, record_deposit
+from consumers.funds.corrections import record_deposit
 from consumers.funds.effects import DECISION
-from consumers.points.corrections import correct_points
 from ops.delivery import parked
 from ops.delivery.outcomes import batched
 from ops.delivery.redeliver import redeliver_events
 from ops.delivery.registry import Consumer, known_consumers
 from ops.pipeline.snapshot import emit_again
 from ops.reconcile import state
-from ops.reconcile.findings import CORRECTABLE, Finding, Kind
+from ops.reconcile.corrections import correct_effect
+from ops.reconcile.findings import Finding, Kind, is_correctable
 from ops.reconcile.published import spot_of
 from ops.reconcile.run import Report, reconcile
 from ops.reconcile.scan import effects_of, envelope_of, recorded
-from outbox.clock import utc_now
 from outbox.database import engine_for
-from outbox.errors import PayrelayError, Refused, message_of
+from outbox.errors import PayrelayError, message_of
 from outbox.inbox import Arrival, Log
 from outbox.parking import Act, Action
 from outbox.settings import Settings
 from producers.payments.missing import record_ended, record_suspense
 from schemas.codec import Envelope
 from schemas.events import BalancePaymentRequested
-from schemas.money import CNY
 from schemas.topics import TOPICS
 
 POLL_S = 0.5
@@ -120,7 +116,7 @@ def _is_mendable(finding: Finding, told_before: set[str]) -> bool:
         case Kind.UNRECORDED:
             return finding.type in RECORDABLE and finding.business_no not in told_before
         case Kind.WRONG_EFFECT | Kind.STRAY_EFFECT:
-            return finding.service in CORRECTABLE and finding.effect != DECISION
+            return is_correctable(finding.consumer) and finding.effect != DECISION
         case _:
             return finding.kind in WHAT
 
@@ -293,20 +289,11 @@ class _Hands:
 
     def _correct(self, finding: Finding, envelope: Envelope | None, wanted: str) -> str:
         """The effect is what is wanted, or nothing."""
+        consumer = self._consumers[finding.consumer]
         why = {"reason": f"{REASON}: {finding.found}"[:200], "actor": self._actor}
-        event_id = finding.event_id or UUID(int=0)
-        business_no, effect = finding.business_no, finding.effect
 
         def step(connection: Connection) -> None:
-            if finding.service == "accounting":
-                voucher = voucher_of(envelope) if envelope is not None and wanted else None
-                correct_fact(connection, business_no, effect, voucher, at=utc_now(), **why)
-            elif finding.service == "funds":
-                if " " in wanted:
-                    raise Refused(f"it calls for {wanted}, and balances are kept in {CNY}: by hand")
-                correct_moves(connection, business_no, {effect: int(wanted or 0)}, event_id=event_id, **why)
-            else:
-                correct_points(connection, business_no, effect, int(wanted or 0), event_id=event_id, **why)
+            correct_effect(connection, consumer, finding, envelope, wanted, **why)
 
         transact(self._engine(finding.service), step)
         return ""
