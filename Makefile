@@ -35,8 +35,8 @@ faults: setup ## the fault tests alone, and what stock Faust loses; SEEDS=10: te
 bench: setup ## every benchmark, written to docs/performance.md
 	@$(RUN)/python -m benchmarks.report
 
-howto: setup ## run the recovery how-tos, and write what their commands print into them
-	@$(RUN)/python -m pytest tests/e2e/test_recovery.py --write-pages
+howto: setup ## run the tutorial and the recovery how-tos, and write what their commands print into them
+	@$(RUN)/python -m pytest tests/e2e/test_recovery.py tests/e2e/test_tutorial.py --write-pages
 
 json: $(READY) ## write the JSON Schema of the events again
 	@$(RUN)/python -m schemas.export

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,6 +53,8 @@ class Terminal:
     path: Sequence[Path]
     """Where programs are looked for first."""
     environment: Mapping[str, str] = field(default_factory=dict)
+    root: Path = ROOT
+    """Where commands run."""
 
     def run(self, command: str) -> str:
         """Return what a command prints on both channels, its exit code behind it where that is not 0."""
@@ -60,7 +62,7 @@ class Terminal:
         done = subprocess.run(
             ["/bin/bash", "-c", command],
             env={**os.environ, "PATH": path, "PAYRELAY_STACK": self.folder.name, **self.environment},
-            cwd=ROOT,
+            cwd=self.root,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -68,7 +70,7 @@ class Terminal:
             timeout=COMMAND_S,
             check=False,
         )
-        printed = done.stdout.replace(f"{ROOT}/", "").replace(f"/stacks/{self.folder.name}/", "/stacks/local/")
+        printed = done.stdout.replace(f"{self.root}/", "").replace(f"/stacks/{self.folder.name}/", "/stacks/local/")
         lines = [line.rstrip() for line in printed.splitlines()]
         code = [f"(exit code {done.returncode})"] if done.returncode else []
         return "".join(f"{line}\n" for line in [*lines, *code])
@@ -91,20 +93,25 @@ def follow(page: Path, run: Callable[[str], str], hooks: Mapping[str, Callable[[
             written.append(part[0])
             continue
         numbers = part["numbers"] or ""
-        outputs = list(_outputs(part["block"], run, numbers=bool(numbers), write=write))
-        written.append(f"```console{numbers}\n{''.join(outputs)}```")
+        written.append(replayed(part["block"], run, numbers=numbers, write=write))
     assert called == set(hooks), f"{page.name} does not call {set(hooks) - called}"
     assert "```console" in text, f"{page.name} has no commands"
     if write:
         page.write_text("".join(written) + text[done:])
 
 
-def _outputs(block: str, run: Callable[[str], str], *, numbers: bool, write: bool) -> Iterator[str]:
+def replayed(block: str, run: Callable[[str], str], *, numbers: str, write: bool) -> str:
+    """Return a console block after its commands were run: as it was, or with `write` with their outputs where they differ.
+
+    Raises AssertionError for an output that differs, unless it writes.
+    """
+    steps = []
     for step in _COMMAND.finditer(block):
         printed = run(step["command"])
-        same = agrees(step["output"], printed, numbers=numbers)
+        same = agrees(step["output"], printed, numbers=bool(numbers))
         assert same or write, f"$ {step['command']}\n{printed}\nbut the page says\n{step['output']}"
-        yield f"$ {step['command']}\n{step['output'] if same else printed}"
+        steps.append(f"$ {step['command']}\n{step['output'] if same else printed}")
+    return f"```console{numbers}\n{''.join(steps)}```"
 
 
 def agrees(expected: str, printed: str, *, numbers: bool = False) -> bool:

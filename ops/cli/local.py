@@ -30,7 +30,7 @@ def setup() -> None:
         MofNCompleteColumn(),
         TextColumn("{task.description}"),
     )
-    with Progress(*columns, console=errors, transient=True) as progress:
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
         task = progress.add_task("checking", total=None)
 
         def advance(name: str, done: int, total: int) -> None:

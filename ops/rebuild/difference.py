@@ -234,7 +234,7 @@ def _judge(
         elif identity not in applied:
             fix = f"payrelay replay redeliver --consumer {quoted(consumer)} --event {identity} --execute"
         elif not how:
-            fix = "the event counts as applied, and its row is gone: restore it from a backup"
+            fix = "the event counts as applied, and its row is gone: payrelay reconcile --full --fix"
     elif pair.rebuilt is None:
         what, is_met = What.EXTRA, identity in met or identity in rejected
         if identity in rejected:

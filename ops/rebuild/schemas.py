@@ -8,50 +8,18 @@ name their schema, and are made again with the new one's name. Days of outbox an
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import Connection, text
 
 from outbox.errors import UnknownName
+from outbox.schema_copy import bare_tables, finished_tables, run_script, tables_in
 from outbox.settings import CONNECTOR, READER, SEARCHER, SERVICES
 
 MARK = "payrelay: "
 """What the comment on a schema of this module begins with; no other one is ever dropped."""
-
-_TABLES = text("""
-    SELECT pg_class.oid, relname AS name, reloptions AS options FROM pg_class
-    WHERE relnamespace = CAST(:service AS regnamespace) AND relkind IN ('r', 'p') AND NOT relispartition
-      AND relname !~ '^(outbox|inbox)_\\d{8}$' ORDER BY relname""")
-
-_CONSTRAINTS = text("""
-    SELECT conrelid AS oid, format('ADD CONSTRAINT %I %s', conname, pg_get_constraintdef(oid)) AS made FROM pg_constraint
-    WHERE conrelid = ANY(CAST(:oids AS oid[])) AND contype = ANY(CAST(:types AS "char"[])) ORDER BY conrelid, conname""")
-
-_INDEXES = text("""
-    SELECT replace(pg_get_indexdef(indexrelid), ' ON ONLY ', ' ON ') AS made FROM pg_index
-    WHERE indrelid = ANY(CAST(:oids AS oid[])) AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = indexrelid)
-    ORDER BY indexrelid""")
-
-_FUNCTIONS = text("""
-    SELECT pg_get_functiondef(oid) AS made FROM pg_proc
-    WHERE pronamespace = CAST(:service AS regnamespace) AND prokind = 'f' ORDER BY oid""")
-
-_TRIGGERS = text("""
-    SELECT pg_get_triggerdef(oid) AS made FROM pg_trigger
-    WHERE tgrelid = ANY(CAST(:oids AS oid[])) AND NOT tgisinternal ORDER BY tgrelid, tgname""")
-
-_GRANTS = text("""
-    SELECT relname AS name, privilege_type AS privilege, '' AS part, grantee::regrole::text AS role
-    FROM pg_class CROSS JOIN LATERAL aclexplode(relacl)
-    WHERE pg_class.oid = ANY(CAST(:oids AS oid[])) AND grantee NOT IN (0, relowner)
-    UNION ALL
-    SELECT relname, privilege_type, format('(%I)', attname), grantee::regrole::text
-    FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid CROSS JOIN LATERAL aclexplode(attacl)
-    WHERE pg_class.oid = ANY(CAST(:oids AS oid[])) AND grantee NOT IN (0, relowner)
-    ORDER BY 1, 2, 3, 4""")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,44 +54,18 @@ def make_schema(
     it was of this module; else raises Refused.
     """
     drop_schema(connection, made.name, missing_ok=True)
-    existing = connection.execute(_TABLES, {"service": made.service}).all()
-    chosen = [table for table in existing if not tables or table.name in tables]
-    _execute(connection, _beginning(made, chosen))
+    chosen = tables_in(connection, made.service, tables)
+    beginning = [f"CREATE SCHEMA {made.name}", f"GRANT USAGE ON SCHEMA {made.name} TO {made.service}, {READER}"]
+    run_script(connection, [*beginning, *bare_tables(made.service, made.name, chosen, divided=False)])
     tell(connection, made)
     fill()
-    _execute(connection, _rest(connection, made, chosen))
+    finish = finished_tables(connection, made.service, made.name, chosen, role=_role_of_shadow, all_functions=True)
+    run_script(connection, finish)
 
 
-def _beginning(made: Made, chosen: Sequence[object]) -> Iterable[str]:
-    yield f"CREATE SCHEMA {made.name}"
-    yield f"GRANT USAGE ON SCHEMA {made.name} TO {made.service}, {READER}"
-    for table in chosen:
-        name, options = table.name, table.options  # type: ignore[attr-defined]
-        yield f'CREATE TABLE {made.name}."{name}" (LIKE {made.service}."{name}" INCLUDING ALL EXCLUDING INDEXES EXCLUDING CONSTRAINTS)'
-        if options:
-            yield f'ALTER TABLE {made.name}."{name}" SET ({", ".join(options)})'
-
-
-def _rest(connection: Connection, made: Made, chosen: Sequence[object]) -> Iterable[str]:
-    """Give the statements that make of bare tables what the live ones are."""
-    moved = re.compile(rf"\b{made.service}\.")
-    names = {table.oid: table.name for table in chosen}  # type: ignore[attr-defined]
-    about = {"oids": list(names), "service": made.service}
-
-    def moved_statement(statement: str) -> str:
-        return moved.sub(f"{made.name}.", statement)
-
-    for row in connection.execute(_INDEXES, about):
-        yield moved_statement(row.made)
-    for types in (["c", "p", "u", "x"], ["f"]):  # a foreign key needs the other's primary key
-        for row in connection.execute(_CONSTRAINTS, {**about, "types": types}):
-            yield f'ALTER TABLE {made.name}."{names[row.oid]}" {moved_statement(row.made)}'
-    for statement in (_FUNCTIONS, _TRIGGERS):
-        for row in connection.execute(statement, about):
-            yield moved_statement(row.made)
-    for row in connection.execute(_GRANTS, about):
-        if row.role not in (CONNECTOR, SEARCHER):  # nothing of it is ever published
-            yield f'GRANT {row.privilege} {row.part} ON {made.name}."{row.name}" TO {row.role}'
+def _role_of_shadow(role: str) -> str | None:
+    """Return who may do in a shadow what a role may in the live schema: nothing of a shadow is ever published."""
+    return None if role in (CONNECTOR, SEARCHER) else role
 
 
 def copy_rows(connection: Connection, to: str, origin: str, tables: Sequence[str], *, consumer: str = "") -> None:
@@ -153,7 +95,7 @@ def tell(connection: Connection, made: Made) -> None:
     """The schema's comment says what it is. Transaction: the caller's, as the owner."""
     values = {name: value for name, value in vars(made).items() if name != "name"} | {"at": made.at.isoformat()}
     comment = (MARK + json.dumps(values)).replace("'", "''")
-    _execute(connection, [f"COMMENT ON SCHEMA {made.name} IS '{comment}'"])
+    run_script(connection, [f"COMMENT ON SCHEMA {made.name} IS '{comment}'"])
 
 
 def find_schemas(connection: Connection) -> list[Made]:
@@ -186,10 +128,4 @@ def drop_schema(connection: Connection, name: str, *, missing_ok: bool = False) 
         )
     if name in SERVICES:
         raise ValueError(name)
-    _execute(connection, [f'DROP SCHEMA "{name}" CASCADE'])
-
-
-def _execute(connection: Connection, statements: Iterable[str]) -> None:
-    """Run statements as they stand, in one go: function bodies hold signs that a parser of parameters would take for its own."""
-    if script := ";\n".join(statements):
-        connection.connection.cursor().execute(script)
+    run_script(connection, [f'DROP SCHEMA "{name}" CASCADE'])

@@ -190,12 +190,12 @@ class StackFolder:
         return ports
 
     def secrets(self) -> dict[str, str]:
-        """Return the stack's passwords and signing secrets, made at the first call."""
+        """Return the stack's passwords and signing secrets, made at the first call. What another version of the code has made stays."""
         from outbox.settings import CONNECTOR, READER, SEARCHER, SERVICES
 
         kept = self.read("secrets.json")
         wanted = [*SERVICES, READER, SEARCHER, CONNECTOR, "owner"]
-        made = {name: kept.get(name) or secrets.token_urlsafe(24) for name in wanted}
+        made = kept | {name: kept.get(name) or secrets.token_urlsafe(24) for name in wanted}
         for name in ("bank_notify", "bank_link"):
             made[name] = kept.get(name) or "whsec_" + b64encode(secrets.token_bytes(32)).decode()
         if made != kept:

@@ -18,6 +18,7 @@ from consumers.effects import PaymentRows
 from consumers.notification.effects import ATTEMPTS, NOTIFICATIONS
 from consumers.notification.queues import QUEUES
 from ops.delivery.registry import Consumer, known_consumers
+from ops.reconcile.facts import fact_tables
 from outbox.clock import first_id_at
 from outbox.settings import Settings
 from schemas.topics import TOPICS
@@ -104,6 +105,7 @@ def read_facts(connection: Connection, settings: Settings, payment: Any) -> Paym
     known = {row.event_id for row in caused if row.event_id}
     times = [payment.created_at, payment.finished_at, payment.committed_at]
     times += [row.committed_at for row in (*bank, *suspense, *caused)]
+    times += [row.at for statement in _announced() for row in rows(statement, numbers=numbers)]
     outbox = _events(connection, numbers, known=known, times=times)
     ids = known | {row.id for row in outbox}
     notifications, attempts = [], []
@@ -123,6 +125,19 @@ def read_facts(connection: Connection, settings: Settings, payment: Any) -> Paym
         parked=parked,
         audited=audited,
     )
+
+
+def _announced() -> list[str]:
+    """Return statements that tell when rows of the :numbers came to be what an event tells of, as their services state it.
+
+    An event that no consumer has applied yet is found by this.
+    """
+    return [
+        f"SELECT nullif({fact.happened_at}, '-infinity') AS at FROM {table.table} "  # noqa: S608 - names of ours
+        f"WHERE {table.number} = ANY (:numbers) AND {fact.condition}"
+        for table in fact_tables()
+        for fact in table.facts
+    ]
 
 
 _BANK = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ def test_a_consumers_package_states_its_effects_without_io(package: str) -> None
     """The import contract lists it, and what it imports itself does no I/O either: neither a database's nor Kafka's modules are loaded."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     [pure] = [contract for contract in contracts if contract["name"] == "contracts and pure modules do no I/O"]
-    assert f"consumers.{package}.effects" in pure["source_modules"]
+    assert any(fnmatch(f"consumers.{package}.effects", pattern) for pattern in pure["source_modules"])
     program = f"import sys, consumers.{package}.effects; print([name for name in {pure['forbidden_modules']!r} if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-S", "-c", program], cwd=ROOT, env=environment(), capture_output=True, text=True, check=True

@@ -12,7 +12,7 @@ from jsonschema import ValidationError
 
 from producers.payments.orders import PaymentRequest
 from schemas.bank import BankNotification, PaymentLink
-from schemas.codec import Envelope, Undecodable, decode, encode
+from schemas.codec import Envelope, Undecodable, decode, decode_body, encode
 from schemas.events import EVENTS, Event, json_schema
 from schemas.export import FOLDER, rendered
 from tests.factories import (
@@ -38,6 +38,12 @@ EXAMPLES: list[Event] = [
     deposited(),
     bank_executed(),
 ]
+EXAMPLES += [
+    decode_body(path.stem, path.read_bytes().rstrip(b"\n"))
+    for path in sorted(GOLDEN.glob("*.json"))
+    if path.stem in EVENTS and path.stem not in {event.type for event in EXAMPLES}
+]
+"""And each event whose golden file alone says what is in it."""
 EARLIER: dict[str, Event] = {"payment.settled.v1.first": settled()}
 """As an event was released before it had all of its fields; the file's name says what of."""
 

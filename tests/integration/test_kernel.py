@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
 import threading
@@ -33,7 +34,9 @@ from outbox.database import driver_url
 from outbox.errors import NotInTransaction, NotReady, PayrelayError, Refused
 from outbox.http.app import Database, HttpError
 from outbox.inbox import Log, begin_log
+from outbox.migrations.services import add_service
 from outbox.partitions import day_table, days_of, drop_days, make_days
+from outbox.publication import PUBLISHED_TABLES, published_tables
 from outbox.record import Outgoing, record
 from outbox.settings import SERVICES, Settings
 from outbox.tables import PARTITIONED
@@ -207,6 +210,7 @@ def test_a_service_tries_again_once_and_then_answers_that_asking_again_is_safe(
 KILLED_BETWEEN = """
 import os, sys
 from sqlalchemy import create_engine, make_url, text
+from outbox.publication import PUBLISHED_TABLES, published_tables
 from outbox.record import Outgoing, record
 from outbox.settings import Settings
 from schemas.codec import Envelope
@@ -377,6 +381,57 @@ def test_an_outbox_takes_the_topics_of_its_own_service_only(settings: Settings) 
                 with refused:
                     connection.execute(statement, {"topic": topic.name})
                 connection.rollback()
+
+
+def test_a_new_service_has_what_the_others_have(settings: Settings) -> None:
+    """Added by a migration's one line: columns, checks, indexes, triggers, grants, and its place in the publication."""
+    with engine_of(settings, "owner").connect() as connection:
+        add_service(connection, "courier", topics=("a.topic",))
+        assert described(connection, "courier") == described(connection, "shop")
+        assert published_tables(connection) == PUBLISHED_TABLES
+        published = text("SELECT count(*) FROM pg_publication_tables WHERE schemaname = 'courier'")
+        assert connection.execute(published).scalar() == 1
+        own = text("SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'courier.outbox'::regclass AND conname = 'outbox_topic_is_own'")  # fmt: skip
+        assert "a.topic" in connection.execute(own).scalar_one()
+        connection.execute(text("SET ROLE courier"))
+        with pytest.raises(ProgrammingError, match="permission denied"):
+            connection.execute(text("SELECT * FROM shop.outbox"))
+        connection.rollback()
+
+
+def described(connection: Connection, schema: str) -> list[str]:
+    """Return what the catalog says of a schema and its kernel's tables, with the service's name taken out."""
+    tables = list(outbox.tables.metadata.tables)
+    lines = []
+    for statement in DESCRIPTION.split(";"):
+        rows = connection.execute(text(statement), {"schema": schema, "tables": tables})
+        lines += [re.sub(rf"\b{schema}\b", "SERVICE", " ".join(map(str, row))) for row in rows]
+    return sorted(lines)
+
+
+DESCRIPTION = """
+    SELECT 'column', table_name, ordinal_position, column_name, data_type, column_default, is_nullable, is_identity
+    FROM information_schema.columns WHERE table_schema = :schema AND table_name = ANY(:tables);
+    SELECT 'constraint', conrelid::regclass, conname, pg_get_constraintdef(oid) FROM pg_constraint
+    WHERE connamespace = CAST(:schema AS regnamespace) AND conname <> 'outbox_topic_is_own'
+      AND conrelid IN (SELECT oid FROM pg_class WHERE relname = ANY(:tables));
+    SELECT 'index', indexdef FROM pg_indexes WHERE schemaname = :schema AND tablename = ANY(:tables);
+    SELECT 'trigger', pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal AND tgrelid IN (
+      SELECT oid FROM pg_class WHERE relname = ANY(:tables) AND relnamespace = CAST(:schema AS regnamespace));
+    SELECT 'function', pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = CAST(:schema AS regnamespace)
+      AND oid IN (SELECT tgfoid FROM pg_trigger WHERE tgrelid IN (SELECT oid FROM pg_class WHERE relname = ANY(:tables)));
+    SELECT 'table', relname, relkind, reloptions, pg_get_partkeydef(oid) FROM pg_class
+    WHERE relname = ANY(:tables) AND relnamespace = CAST(:schema AS regnamespace);
+    SELECT 'grant', table_name, grantee, privilege_type FROM information_schema.table_privileges
+    WHERE table_schema = :schema AND table_name = ANY(:tables) AND grantee <> grantor;
+    SELECT 'grant of a column', table_name, column_name, grantee, privilege_type FROM information_schema.column_privileges
+    WHERE table_schema = :schema AND table_name = ANY(:tables) AND grantee <> grantor;
+    SELECT 'use', grantee::regrole, privilege_type FROM pg_namespace CROSS JOIN LATERAL aclexplode(nspacl)
+    WHERE nspname = :schema AND grantee <> nspowner;
+    SELECT 'from now on', defaclobjtype, grantee::regrole, privilege_type
+    FROM pg_default_acl CROSS JOIN LATERAL aclexplode(defaclacl) WHERE defaclnamespace = CAST(:schema AS regnamespace);
+    SELECT 'setting', setconfig, setrole::regrole FROM pg_db_role_setting WHERE setrole = CAST(:schema AS regrole);
+    SELECT 'role', rolcanlogin, rolsuper, rolreplication, rolinherit FROM pg_roles WHERE rolname = :schema"""
 
 
 def test_the_reader_sees_no_secret(settings: Settings) -> None:

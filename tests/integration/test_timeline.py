@@ -20,8 +20,9 @@ from ops.demo.run import run_demo
 from ops.kafka.topics import topic_states
 from ops.ledger.reads import check
 from ops.reconcile.run import reconcile
+from ops.timeline.facts import payments_of, read_facts
 from ops.timeline.story import Story, timeline
-from outbox.clock import utc_now
+from outbox.clock import first_id_at, utc_now
 from outbox.inbox import Log, move_to
 from outbox.parking import Act, Action, Cause, Parked, park
 from outbox.settings import Settings
@@ -124,6 +125,25 @@ def test_a_whole_story_has_every_table_and_topic_once_and_causes_first(
     assert all(line.since_cause_ms is not None and line.since_cause_ms > -1 for line in rest), story
     [by_payment] = timeline(stack.settings, story.payment_no)
     assert by_payment == story
+
+
+def test_an_event_that_nobody_has_applied_is_found_by_when_its_row_says_it_happened(
+    stack: Stack, orders: dict[str, str]
+) -> None:
+    later = utc_now() + timedelta(minutes=30)
+    with engine_of(stack.settings, "owner").connect() as connection:
+        [payment] = payments_of(connection, orders["bank_card SETTLED"])
+        before = read_facts(connection, stack.settings, payment)
+        [transaction] = before.bank
+        about = {"number": transaction.transaction_no, "id": first_id_at(later), "at": later}
+        insert = """INSERT INTO bank.outbox (id, topic, key, version, type, correlation, payload)
+                    VALUES (:id, 'bank.transaction', :number, 2, 'bank.transaction_executed.v1', 'O', '{}')"""
+        connection.execute(text(insert), about)
+        assert len(read_facts(connection, stack.settings, payment).outbox) == len(before.outbox)
+        connection.execute(text("UPDATE bank.transaction SET created_at = :at WHERE transaction_no = :number"), about)
+        outbox = read_facts(connection, stack.settings, payment).outbox
+        assert about["id"] in [row.id for row in outbox]
+        connection.rollback()
 
 
 def test_a_payment_that_arrives_after_its_order_has_expired_is_settled_and_nothing_disagrees(

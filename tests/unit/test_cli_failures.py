@@ -25,6 +25,7 @@ from ops.cli import main as edge
 from ops.cli.output import Format
 from ops.stack.state import StackFolder
 from outbox.errors import Refused
+from outbox.settings import READER, SERVICES
 from tests.misbehaving import garbage, hanging, http, listening
 from tests.waiting import eventually
 
@@ -33,7 +34,6 @@ ROOT = Path(__file__).resolve().parents[2]
 CODES = {1, 2, 3}
 ID = "019ab0e8-a400-7000-8000-000000000000"
 HOSTILE = "a\x1b[2J\r\nb\u202e'; DROP TABLE x --" + "x" * 300
-SERVICES = ("shop", "payments", "bank", "funds", "points", "accounting", "notification", "ops")
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def addresses(port: int, *, connect: str = "") -> dict[str, str]:
         "PAYRELAY_DATABASE_URL": dsn,
         "PAYRELAY_CONNECTOR_DSN": dsn,
         "PAYRELAY_CONNECTOR_PASSWORD_REF": "${file:/x:y}",
-        **{f"PAYRELAY_DSN__{service.upper()}": dsn for service in SERVICES},
+        **{f"PAYRELAY_DSN__{service.upper()}": dsn for service in (*SERVICES, READER)},
     }
 
 

@@ -146,3 +146,11 @@ def test_logs_names_parts_as_status_does(home: Path) -> None:
     parts = ["postgres", "service:bank", "worker:bank_notification", "worker:notifier:bank"]
     unknown = CliRunner().invoke(app, ["logs", "nonsense"])
     assert str(unknown.exception) == f"there is no log of 'nonsense'; there are: {', '.join(parts)}"
+
+
+def test_a_secret_that_another_version_has_made_stays(tmp_path: Path) -> None:
+    folder = StackFolder(name="newer", home=tmp_path)
+    folder.make()
+    folder.write("secrets.json", {"couriers": "kept"})
+    assert folder.secrets()["couriers"] == "kept"
+    assert folder.read("secrets.json")["couriers"] == "kept"
