@@ -242,7 +242,7 @@ def _credited_of_another_currency(connection: Connection) -> list[LedgerDifferen
         LedgerDifference(
             kind="balance",
             subject=row.payment_no,
-            found=f"is in {currencies[row.payment_no]!r}, but funds has credited {row.amount_fen} {CNY!r}",
+            found=f"is in {currencies[row.payment_no]!r}, and funds has credited {row.amount_fen} {CNY!r}",
         )
         for row in connection.execute(_CREDITED, {"payments": list(currencies)})
     ]
