@@ -157,7 +157,7 @@ def test_an_act_has_a_reason_something_to_do_and_its_past_stands(desk: Desk) -> 
         assert begin_resend(connection, fresh_id(), wanted, reason="x", **given) == 0
         with pytest.raises(Refused, match="say why"):
             begin_resend(connection, fresh_id(), wanted, reason="  ", **given)
-        with pytest.raises(Refused, match="no act"):
+        with pytest.raises(Refused, match="no bulk action"):
             step(connection, fresh_id())
     identity = begin(desk)
     for change in (
