@@ -192,12 +192,12 @@ class Bench:
         with self._notifier(queue) as process:
             while delivered < WATCHED:
                 time.sleep(SAMPLE_S)
-                [delivered] = self._row(f"SELECT count(*) {_WATCHED_TOLD}", queue, **watched)
+                [delivered] = self._row(f"SELECT count(*) {_WATCHED_NOTIFIED}", queue, **watched)
                 if delivered >= WATCHED // 20:  # by then a process has grown to its size
                     sizes.append(resident_mb(process.pid))
         times = sorted(
             (row.finished_at - begun).total_seconds()
-            for row in self._rows(f"SELECT finished_at {_WATCHED_TOLD}", queue, **watched)
+            for row in self._rows(f"SELECT finished_at {_WATCHED_NOTIFIED}", queue, **watched)
         )
         [first] = self._row(
             "SELECT min(started_at) FROM notify_record_log WHERE queue = :queue AND result = 'SUCCESS'", queue
@@ -279,7 +279,7 @@ class Bench:
 _WATCHED = """
     SELECT min(id::text)::uuid, max(id::text)::uuid FROM (
       SELECT id FROM notify_record WHERE queue = :queue AND merchant_no <> :dead ORDER BY id LIMIT :most) AS record"""
-_WATCHED_TOLD = "FROM notify_record WHERE queue = :queue AND id BETWEEN :low AND :high AND status = 'SUCCESS'"
+_WATCHED_NOTIFIED = "FROM notify_record WHERE queue = :queue AND id BETWEEN :low AND :high AND status = 'SUCCESS'"
 
 _FILL = text("""
     WITH made AS (

@@ -144,7 +144,7 @@ _HELD = """
 
 _HEAD = text(f"{_HELD} AND sha256(key) = sha256(:key) ORDER BY id LIMIT 1")
 
-_ONE = text(f"{_HELD} AND id = :id")
+_HELD_BY_ID = text(f"{_HELD} AND id = :id")
 
 # Whole where it leaves the lot; where it stays, it is there to be seen.
 _AUDIT = text("""
@@ -214,10 +214,10 @@ def head_of(connection: Connection, consumer: str, key: bytes) -> Held | None:
 def held(connection: Connection, consumer: str, number: int) -> Held | None:
     """Return one event, its key locked by this call (or, without one, all that have none); None if it is parked no more."""
     wanted = {"consumer": consumer, "id": number}
-    event = _held(connection.execute(_ONE, wanted).first())
+    event = _held(connection.execute(_HELD_BY_ID, wanted).first())
     if event is not None:
         lock_keys(connection, consumer, [event.key or b""])
-        event = _held(connection.execute(_ONE, wanted).first())
+        event = _held(connection.execute(_HELD_BY_ID, wanted).first())
     return event
 
 

@@ -13,7 +13,7 @@ _DEPOSIT = text("""
     SELECT deposit.* FROM deposit
     WHERE deposit_no = :number AND pg_advisory_xact_lock(hashtextextended('deposit ' || :number, 0)) IS NOT NULL""")
 
-_TOLD = text("SELECT EXISTS (SELECT FROM outbox WHERE key = :number AND type LIKE 'funds.deposited.%')")
+_RECORDED = text("SELECT EXISTS (SELECT FROM outbox WHERE key = :number AND type LIKE 'funds.deposited.%')")
 
 
 def record_deposit(connection: Connection, number: str) -> list[UUID]:
@@ -22,7 +22,7 @@ def record_deposit(connection: Connection, number: str) -> list[UUID]:
     Transaction: the caller's. Repeatable.
     """
     row = connection.execute(_DEPOSIT, {"number": number}).first()
-    if row is None or connection.execute(_TOLD, {"number": number}).scalar():
+    if row is None or connection.execute(_RECORDED, {"number": number}).scalar():
         return []
     event = deposited(dict(row._mapping))
     return record(connection, [Outgoing(event=event, version=1, correlation=event.deposit_no)])

@@ -165,7 +165,7 @@ def reverse(
     """Reverse a voucher by one with the same entries on the opposite sides. Without --execute, only show it."""
     from consumers.accounting.ledger import reversal_of, reverse_voucher
 
-    reason, actor, at = _told("--reason", reason), _told("--actor", actor or getuser()), utc_now()
+    reason, actor, at = _nonempty("--reason", reason), _nonempty("--actor", actor or getuser()), utc_now()
     with _accounting() as connection:
         voucher = reversal_of(connection, voucher_no, reason=reason, actor=actor, at=at)
     _show(voucher.entries, output)
@@ -192,7 +192,7 @@ def correct(
     from consumers.accounting.ledger import correct_voucher, correction_of
 
     entries = [*(_entry("D", given) for given in debit), *(_entry("C", given) for given in credit)]
-    reason, actor, at = _told("--reason", reason), _told("--actor", actor or getuser()), utc_now()
+    reason, actor, at = _nonempty("--reason", reason), _nonempty("--actor", actor or getuser()), utc_now()
     with _accounting() as connection:
         try:
             voucher = correction_of(connection, voucher_no, entries, reason=reason, actor=actor, at=at)
@@ -215,7 +215,7 @@ def _accounting() -> AbstractContextManager[Connection]:
     return create_engine(driver_url(current_settings().dsn_of("accounting")), poolclass=NullPool).begin()
 
 
-def _told(option: str, value: str) -> str:
+def _nonempty(option: str, value: str) -> str:
     if not value.strip():
         raise typer.BadParameter(f"{option} is empty: give it, because the voucher keeps it")
     return value.strip()

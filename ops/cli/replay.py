@@ -22,7 +22,7 @@ from outbox.quoting import quoted
 if TYPE_CHECKING:
     from consumers.delivery.redeliver import Redelivered
     from ops.rebuild.correct import Correction
-    from ops.rebuild.feeding import Told
+    from ops.rebuild.feeding import ReportProgress
     from ops.rebuild.rebuild import Rebuilt
     from outbox.settings import Settings
 
@@ -288,7 +288,7 @@ def _summary(rebuilt: Rebuilt) -> str:
 
 
 @contextmanager
-def _progress(what: str) -> Generator[Told]:
+def _progress(what: str) -> Generator[ReportProgress]:
     """Give what shows how far it is: a bar on a terminal, else a line now and then."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -137,10 +137,10 @@ def serve(settings: Settings, users: Mapping[str, User], listening: socket.socke
         console.feed.end()
         server.should_exit = True
 
-    async def until_told() -> None:
+    async def until_ended() -> None:
         for signum in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(signum, end)
         ready()
         await server.serve(sockets=[listening])
 
-    uvloop.run(until_told())
+    uvloop.run(until_ended())

@@ -90,7 +90,7 @@ class Search:
             log = Log(
                 cluster_id=clusters.get(ids[topic], ""), topic=topic, topic_id=ids[topic], partition=message.partition()
             )
-            yield from self._meant(_found(message, log))
+            yield from self._meant(_past_message(message, log))
 
     def in_outbox(self) -> Iterator[PastMessage]:
         """Give the window's events as their outboxes hold them, in the order of their recording, made into messages."""
@@ -216,7 +216,7 @@ def _version(headers: Mapping[str, bytes | None]) -> int:
         return 0
 
 
-def _found(message: Message, log: Log) -> PastMessage:
+def _past_message(message: Message, log: Log) -> PastMessage:
     return PastMessage(
         log=log,
         offset=message.offset(),

@@ -171,7 +171,7 @@ def check_positions(settings: Settings) -> Verdict:
 def check_arrivals(settings: Settings, *, grace: timedelta = GRACE) -> Verdict:
     """Judge whether what was recorded longer ago than the grace is on its topic, topic by topic."""
     checked = arrivals(settings, grace=grace)
-    message = _told(checked, grace)
+    message = _message(checked, grace)
     missing = [row for arrival in checked for row in arrival.missing]
     if not missing:
         return Verdict(True, message)
@@ -182,12 +182,12 @@ def check_arrivals(settings: Settings, *, grace: timedelta = GRACE) -> Verdict:
     return Verdict(False, message, _fix(settings, checked))
 
 
-def _told(checked: Collection[TopicArrival], grace: timedelta) -> str:
+def _message(checked: Collection[TopicArrival], grace: timedelta) -> str:
     """
     >>> well = TopicArrival(topic="a", judged=7, missing=(), unjudged=0)
-    >>> _told([well, TopicArrival(topic="b", judged=0, missing=(), unjudged=0)], GRACE)
+    >>> _message([well, TopicArrival(topic="b", judged=0, missing=(), unjudged=0)], GRACE)
     'arrived: a 7, b 0'
-    >>> _told([TopicArrival(topic="b", judged=1, missing=(Recorded(id=UUID(int=7 << 76), lsn=1),), unjudged=0), well], GRACE)
+    >>> _message([TopicArrival(topic="b", judged=1, missing=(Recorded(id=UUID(int=7 << 76), lsn=1),), unjudged=0), well], GRACE)
     'on no topic after 60 s: b 1, since 1970-01-01 00:00:00+0000; arrived: a 7'
     """
     missing = [f"{arrival.topic} {len(arrival.missing)}, since {_time(arrival.missing[0].id):%Y-%m-%d %H:%M:%S%z}"

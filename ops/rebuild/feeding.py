@@ -43,7 +43,7 @@ LATEST = datetime(9000, 1, 1, tzinfo=UTC)
 NEVER = UUID(int=0), UUID(int=(1 << 128) - 1)
 """A shadow's inbox has no days, and forgets nothing: no event is behind its horizon."""
 
-Told = Callable[[int, int], None]
+ReportProgress = Callable[[int, int], None]
 """Is called now and then with how many messages are done, of how many."""
 
 
@@ -93,7 +93,14 @@ class Feeder:
     """Hands a schema's processor what its logs hold. One thread at a time."""
 
     def __init__(
-        self, settings: Settings, processor: Processor, consumer: str, schema: str, *, skipped: Skipped, progress: Told
+        self,
+        settings: Settings,
+        processor: Processor,
+        consumer: str,
+        schema: str,
+        *,
+        skipped: Skipped,
+        progress: ReportProgress,
     ) -> None:
         self.consumer = consumer
         self.records = 0
@@ -101,7 +108,7 @@ class Feeder:
         self.parked = 0
         self._settings = settings
         self._skipped = skipped
-        self._told = progress
+        self._progress = progress
         self.engine: Engine = engine_for(
             settings.dsn_of(processor.service),
             name=f"rebuild {processor.name}",
@@ -145,9 +152,9 @@ class Feeder:
                 stops = {log: records[-1].offset + 1 for log, records in waiting.items() if records}
                 self._deliver(at, stops, waiting)
                 count = 0
-                self._told(total - sum(spans[log].stop - at[log] for log in spans), total)
+                self._progress(total - sum(spans[log].stop - at[log] for log in spans), total)
         self._deliver(at, {log: span.stop for log, span in spans.items()}, waiting)
-        self._told(total, total)
+        self._progress(total, total)
 
     def _deliver(self, at: dict[Log, int], stops: Mapping[Log, int], waiting: dict[Log, list[FedMessage]]) -> None:
         """What waits of the logs that stop somewhere is delivered; nothing waits then."""

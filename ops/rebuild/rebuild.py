@@ -23,7 +23,7 @@ from ops.delivery.registry import processor_of
 from ops.pipeline.health import reader_engine
 from ops.rebuild.checkpoint import usable_checkpoint, verified
 from ops.rebuild.difference import RebuildDifference, Side, compare
-from ops.rebuild.feeding import Feeder, Told, logs_of, skipped_of
+from ops.rebuild.feeding import Feeder, ReportProgress, logs_of, skipped_of
 from ops.rebuild.rebuildable import rebuild_of, repeatable
 from ops.rebuild.schemas import Made, copy_rows, find_schema, make_schema, shadow_of
 from outbox.clock import utc_now
@@ -66,7 +66,7 @@ def rebuild(
     processor: Processor | None = None,
     anew: bool = False,
     checkpoint: str = "",
-    progress: Told = lambda _done, _total: None,
+    progress: ReportProgress = lambda _done, _total: None,
 ) -> Rebuilt:
     """The shadow holds the rows that the consumer's handler makes from its topics, up to the live positions; returns how live differs.
 

@@ -17,7 +17,7 @@ from consumers.delivery.processor import Processor
 from ops.delivery.outcomes import progress_of
 from ops.delivery.registry import processor_of
 from ops.rebuild.checkpoint import require_past_read
-from ops.rebuild.feeding import Feeder, Told, skipped_of
+from ops.rebuild.feeding import Feeder, ReportProgress, skipped_of
 from ops.rebuild.rebuild import Rebuilt, alone_with
 from ops.rebuild.rebuildable import repeatable
 from ops.rebuild.schemas import Made, drop_schema, tell
@@ -71,7 +71,7 @@ def switch(
     rebuilt: Rebuilt,
     *,
     processor: Processor | None = None,
-    progress: Told = lambda _done, _total: None,
+    progress: ReportProgress = lambda _done, _total: None,
 ) -> Switched:
     """The rebuilt tables are live, with inbox, progress and parking lot as they belong to them; the old ones are put aside.
 

@@ -119,7 +119,7 @@ class _Hands:
             case _:
                 events = self._events(step.findings)
                 for finding in step.findings:
-                    _note(outcome, finding, lambda current=finding: self._one(current, events))  # type: ignore[misc]
+                    _note(outcome, finding, lambda current=finding: self._fix(current, events))  # type: ignore[misc]
 
     def _emit(self, step: FixStep, outcome: FixOutcome, within_s: float) -> None:
         ids: dict[str, list[UUID]] = {}
@@ -148,7 +148,7 @@ class _Hands:
             if drained.cause is not None:
                 outcome.failed[queue.id] = f"{drained.cause} {drained.error}"
 
-    def _one(self, finding: Finding, events: Mapping[UUID, Envelope]) -> str:
+    def _fix(self, finding: Finding, events: Mapping[UUID, Envelope]) -> str:
         """The finding is fixed; returns why not, or nothing."""
         if finding.kind is Kind.UNRECORDED:
             return self._record(finding)

@@ -25,7 +25,7 @@ Spot = tuple[str, int, int]
 
 _ENTRY = struct.Struct(">16sHiq")
 
-Found = tuple[bytes, int, int, int]
+PublishedRow = tuple[bytes, int, int, int]
 """An event's id, its topic's number, partition, offset."""
 
 
@@ -34,7 +34,7 @@ class Published:
 
     def __init__(self, topics: Collection[str]) -> None:
         self._topics = sorted(topics)
-        self._last: list[Found] = []
+        self._last: list[PublishedRow] = []
         self._spilled: list[tuple[IO[bytes], int]] = []
         self.records = 0
         self.spots: dict[UUID, list[Spot]] = {}
@@ -89,7 +89,7 @@ class Published:
             )
 
 
-def _unpack(file: IO[bytes], count: int) -> Iterator[Found]:
+def _unpack(file: IO[bytes], count: int) -> Iterator[PublishedRow]:
     for first in range(0, count, BUFFERED):
         file.seek(first * _ENTRY.size)
         yield from _ENTRY.iter_unpack(file.read(min(BUFFERED, count - first) * _ENTRY.size))

@@ -53,12 +53,12 @@ def find_records(settings: Settings, facts: PaymentFacts) -> dict[UUID, Records]
     }
     for place, message in records_at(settings, addresses).items():
         if id_of(message) == addresses[place]:  # a topic made again may hold anything there
-            records[addresses[place]].found.append(_found(message))
+            records[addresses[place]].found.append(_place_of(message))
     for event_id, own in records.items():
         since = time_of(event_id)
         if not own.found and since is not None:
             message, own.all_seen = search(settings, topics[event_id], event_id, since=since - MARGIN, limit=LOOK_MAX)
-            own.found += [_found(message)] if message is not None else []
+            own.found += [_place_of(message)] if message is not None else []
         own.found.sort(key=lambda place: (place.at, place.offset))
     return records
 
@@ -69,7 +69,7 @@ def topics_of_events(facts: PaymentFacts, prefix: str) -> Mapping[UUID, str]:
     return from_inbox | {row.id: prefix + row.topic for row in facts.outbox}
 
 
-def _found(message: Message) -> MessagePlace:
+def _place_of(message: Message) -> MessagePlace:
     headers = dict(message.headers() or [])
     return MessagePlace(
         place=(message.topic(), message.partition()),

@@ -242,7 +242,7 @@ def serve(apps: Sequence[tuple[Starlette, str, int]], settings: Settings) -> Non
     connections = Connections(limits_of(settings))
     sockets = [listen(host, port) for _, host, port in apps]
 
-    async def until_told() -> None:
+    async def until_ended() -> None:
         servers = [
             Server(
                 server_config(app, connections, host=host, port=port, log_level="warning", timeout_graceful_shutdown=10)
@@ -260,4 +260,4 @@ def serve(apps: Sequence[tuple[Starlette, str, int]], settings: Settings) -> Non
 
     serve_metrics(settings)
     sys.setswitchinterval(SWITCH_S)
-    uvloop.run(until_told())
+    uvloop.run(until_ended())

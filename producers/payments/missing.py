@@ -25,7 +25,7 @@ _ENDED = text("""
     SELECT * FROM payment WHERE payment_no = ANY (CAST(:numbers AS text[])) AND status IN ('SETTLED', 'FAILED')
     ORDER BY payment_no FOR NO KEY UPDATE""")
 
-_TOLD = text("""
+_RECORDED = text("""
     SELECT key FROM outbox
     WHERE id >= :low AND key = ANY (CAST(:numbers AS text[])) AND type SIMILAR TO 'payment.(settled|failed).v[0-9]+'""")
 
@@ -49,7 +49,7 @@ def record_ended(connection: Connection, numbers: Sequence[str]) -> list[UUID]:
     if not payments:
         return []
     low = first_id_at(min(payment.created_at for payment in payments) - EARLIER)
-    recorded = set(connection.execute(_TOLD, {"numbers": list(numbers), "low": low}).scalars())
+    recorded = set(connection.execute(_RECORDED, {"numbers": list(numbers), "low": low}).scalars())
     missing = [payment for payment in payments if payment.payment_no not in recorded]
     return record(
         connection,

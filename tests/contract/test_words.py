@@ -53,7 +53,7 @@ def names_in(tree: ast.AST) -> Iterator[tuple[str, int]]:
 
 
 def empty_names(tree: ast.AST) -> list[tuple[str, int]]:
-    return [(name, line) for name, line in names_in(tree) if name in EMPTY_NAMES]
+    return [(name, line) for name, line in names_in(tree) if name.strip("_").lower() in EMPTY_NAMES]
 
 
 def shared_classes(trees: dict[str, ast.AST]) -> dict[str, list[str]]:

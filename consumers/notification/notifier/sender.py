@@ -280,7 +280,7 @@ def run(settings: Settings, queues: Mapping[str, str]) -> None:
     sys.setswitchinterval(SWITCH_S)
     preparations = {BANK: platform_as_receiver(settings)} if BANK in queues else {}
 
-    async def until_told() -> None:
+    async def until_ended() -> None:
         allow_private = settings.allow_private_receivers
         senders = [
             Sender(
@@ -297,4 +297,4 @@ def run(settings: Settings, queues: Mapping[str, str]) -> None:
             asyncio.get_running_loop().add_signal_handler(signum, end)
         await asyncio.gather(*(sender.run() for sender in senders))
 
-    uvloop.run(until_told())
+    uvloop.run(until_ended())
