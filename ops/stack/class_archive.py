@@ -37,11 +37,25 @@ def reading_or_writing(programs: Programs, cwd: Path, part: str) -> list[str]:
 
 
 def keep(programs: Programs, stack: Path) -> None:
-    """The archives that a stack's JVMs have written are beside the programs. To be called once the JVMs have ended. May be repeated."""
+    """The whole archives that a stack's JVMs have written are beside the programs, instead of those of another Java.
+
+    To be called once the JVMs have ended. May be repeated.
+    """
     for written in (stack / FOLDER).glob("*.jsa"):
-        kept = programs.folder / FOLDER / written.name
+        part = written.name.rpartition("-")[0]
+        if not _is_whole(written):
+            continue
+        kept = _kept(programs, part)
         kept.parent.mkdir(parents=True, exist_ok=True)
-        written.replace(kept)
+        for other in kept.parent.glob(f"{part}-*.jsa"):
+            other.unlink(missing_ok=True)
+        written.replace(kept.parent / written.name)
+
+
+def _is_whole(archive: Path) -> bool:
+    """Return whether an archive was written to its end: its head, which JVMs check, is written last."""
+    with archive.open("rb") as file:
+        return any(file.read(4))
 
 
 def _kept(programs: Programs, part: str) -> Path:
