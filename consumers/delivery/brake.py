@@ -31,14 +31,14 @@ class Braked(Exception):
 
 
 class Brake:
-    """Parks an event only if others of its type have passed since it first failed, and it then failed again.
+    """Decides whether events that failed may be parked: only if others of their type have passed since, and they then failed again.
 
     - After six failures, some three seconds, an event of any type is evidence: a rare type may have no other for days. For a
       message that does not decode, any type is evidence at once. A pass counts even if its transaction was rolled back.
     - Until there is evidence the event waits, and its log with it. So a handler that is fixed half-way through a slice parks
       nothing.
     - If more than 20 keys would be parked within a minute, all of them wait.
-    - A second event for a fact needs no evidence. An event ahead of the clock needs none and is not counted: a clock was wrong.
+    - A second event for a fact needs no evidence. An event that is ahead of the clocks needs none and is not counted: a clock was wrong.
 
     `holds=False`: parks at once whatever fails, for a shadow rebuild, where nothing is at stake.
     """
@@ -101,7 +101,7 @@ class Brake:
         if unproven := self.unproven(poison):
             first, logs = unproven[0], {failed.log for failed in unproven}
             raise Braked(
-                f"no event passes the handler, so none is parked; the first failure is {first.cause} {first.error[:300]}",
+                f"no event has passed the handler since, so it is not known whether the event or the handler is at fault, and nothing is parked; the first failure is {first.cause} {first.error[:300]}",
                 logs,
             )
         now = self._now()

@@ -30,7 +30,7 @@ class Kind(StrEnum):
     STRAY_EFFECT = "stray_effect"
     """No event calls for the effect: it belongs to no payment, or is one too many."""
     FORGOTTEN = "forgotten"
-    """The effect is there, but the event does not count as applied: a redelivery would apply it again."""
+    """The effect is there, but the event does not count as applied. If it came again it would be parked as DUPLICATE_FACT."""
     UNTOLD = "untold"
     """The notification is written, but not answered yet."""
 
@@ -61,6 +61,10 @@ class Finding:
         return (self.kind, self.consumer, str(self.event_id or ""), self.business_no, self.effect)
 
 
+RECORDABLE = ("payment.settled", "payment.failed", "payment.suspense_recorded", "funds.deposited")
+"""Facts whose rows say all that their events did."""
+
+
 def fix_of(finding: Finding, effects: Effects | None = None) -> str:
     """Return the command that fixes a finding, given its consumer's effects; where none does, what an operator is to look at."""
     match finding.kind:
@@ -72,6 +76,10 @@ def fix_of(finding: Finding, effects: Effects | None = None) -> str:
             )
         case Kind.PARKED:
             return f"payrelay parked retry {quoted(finding.effect)} --execute"
+        case Kind.UNRECORDED if finding.type not in RECORDABLE:
+            return "by hand: its row says too little: payrelay timeline " + positional(
+                finding.order_no or finding.business_no
+            )
         case Kind.UNRECORDED | Kind.NO_EFFECT | Kind.FORGOTTEN:
             return "payrelay reconcile --fix --execute"
         case Kind.WRONG_EFFECT | Kind.STRAY_EFFECT if effects is not None and effects.corrects(finding.effect):

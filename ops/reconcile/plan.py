@@ -8,12 +8,9 @@ from dataclasses import dataclass
 from ops.delivery.outcomes import batched
 from ops.delivery.registry import Consumer, known_consumers
 from ops.reconcile import state
-from ops.reconcile.findings import Finding, Kind
+from ops.reconcile.findings import RECORDABLE, Finding, Kind
 from ops.reconcile.present import effects_under
 from outbox.settings import Settings
-
-RECORDABLE = ("payment.settled", "payment.failed", "payment.suspense_recorded", "funds.deposited")
-"""Facts whose rows say all that their events did."""
 
 
 @dataclass(frozen=True, kw_only=True)
