@@ -208,13 +208,21 @@ _VOUCHER = """
 def correcting_vouchers(wrong: WrongEffect) -> list[Write]:
     """Return the vouchers that set a fact right: its own is taken back if it stands, and replaced if its event calls for one.
 
-    Raises Refused where there is no voucher, or it was corrected before.
+    Raises Refused where there is no voucher, it was corrected before, or it is in another currency than its event.
     """
     if not (stands := wrong.state):
         raise Refused(f"there is no {wrong.effect} voucher of {wrong.business_no}")
     number = stands["voucher_no"]
     if stands["corrected_by"] is not None:
         raise Refused(f"voucher {number} was corrected before, by voucher {stands['corrected_by']}")
+    is_reversed = stands["reversed_by"] is not None
+    if is_reversed != wrong.stands.startswith((REVERSED, CORRECTED)):
+        raise Refused(f"voucher {number} was reversed meanwhile, and nothing was posted: run the command again")
+    wanted = voucher_of(wrong.envelope) if wrong.wanted and wrong.envelope is not None else None
+    if wanted is not None and wanted.currency != stands["currency"]:
+        raise Refused(
+            f"voucher {number} is in {stands['currency']}, its event in {wanted.currency}: correct it by hand"
+        )
     original = Voucher(
         business_no=wrong.business_no,
         kind=wrong.effect,  # type: ignore[arg-type]
@@ -225,9 +233,9 @@ def correcting_vouchers(wrong: WrongEffect) -> list[Write]:
     )
     vouchers = []
     by = {"reason": wrong.reason, "actor": wrong.actor}
-    if stands["reversed_by"] is None:
+    if not is_reversed:
         vouchers.append(reversal(original, number, at=wrong.at, **by))
-    if wrong.wanted and wrong.envelope is not None and (wanted := voucher_of(wrong.envelope)) is not None:
+    if wanted is not None:
         vouchers.append(correction(original, number, wanted.entries, at=wrong.at, **by))
     return [
         Write(BY_HAND[voucher.kind], by_hand(voucher), otherwise=f"voucher {number} has its {voucher.kind} already")

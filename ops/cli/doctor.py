@@ -12,7 +12,7 @@ import typer
 from ops.cli.context import current_settings, local_folder
 from ops.cli.intent import is_meant
 from ops.cli.options import DAY_S, Output, Yes, whole
-from ops.cli.output import Format, print_rows, say
+from ops.cli.output import Format, print_rows, say, say_rows
 from ops.cli.times import Zone, instant, time_option
 from outbox.clock import utc_now
 
@@ -96,6 +96,8 @@ def upkeep(
         execute = execute and count > 0
         if not execute or output is Format.TABLE:  # else what was done is the document
             print_rows(plan.rows(planned=True), output, columns=("what", "outcome"))
+        elif not yes:
+            say_rows(plan.rows(planned=True))
         ahead, question = f"{count} days would be dropped", f"drop {count} days?"
         if not is_meant(ahead, execute=execute, yes=yes, does="drops them", question=question):
             raise typer.Exit(1 if plan.errors else 0)

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TextIO
@@ -127,6 +127,12 @@ def say(message: str) -> None:
     else:
         sys.stderr.write(legible(message) + "\n")
         sys.stderr.flush()
+
+
+def say_rows(rows: Iterable[Mapping[str, Any]]) -> None:
+    """The rows are on standard error, a line each: what is asked about is on the screen, and standard output has its own document."""
+    for row in rows:
+        say(", ".join(f"{name} {_field(value)}" for name, value in row.items() if value not in ("", None)))
 
 
 def confirm(question: str) -> None:

@@ -15,7 +15,7 @@ import typer
 from ops.cli.context import current_settings
 from ops.cli.intent import is_meant
 from ops.cli.options import Execute, Output, Yes, whole
-from ops.cli.output import Format, legible, print_rows, say
+from ops.cli.output import Format, legible, print_rows, say, say_rows
 from ops.cli.times import Zone, span, time_option
 from outbox.quoting import quoted
 
@@ -176,6 +176,8 @@ def _correct(
     say(f"{_summary(rebuilt)}: {len(chosen)} corrections")
     if not execute or (chosen and not yes and output is Format.TABLE):  # else what was posted is the document
         print_rows(rows, output, columns=CORRECTION)
+    elif not yes:
+        say_rows(rows)
     if chosen and is_meant(execute=execute, yes=yes, does="posts it", question=f"post {len(chosen)} corrections?"):
         posted = correct(settings, rebuilt, chosen, reason=reason, actor=actor, at=utc_now())
         rows = [_correction(correction) | {"done": done} for correction, done in posted]

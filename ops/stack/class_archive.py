@@ -1,13 +1,14 @@
 """The class archives of the Java programs: classes that one run has loaded and verified, for the next run to begin with.
 
 A part's first run writes its archive when it ends, into its stack's folder; `keep` moves it beside the programs, and every later
-start reads it there. A JVM that cannot use an archive starts without it. How it works: "Class Data Sharing" in the manual of `java`.
+start reads it there. Without an archive a start only takes longer. How it works: "Class Data Sharing" in the manual of `java`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -18,9 +19,12 @@ FOLDER = "classes"
 
 
 def reading(programs: Programs, cwd: Path, part: str) -> list[str]:
-    """Return the options with which a JVM reads a part's archive; none if there is no archive yet."""
-    archive = _kept(programs, part)
-    return [f"-XX:SharedArchiveFile={os.path.relpath(archive, cwd)}"] if archive.exists() else []
+    """Return the options with which a JVM reads a part's archive; none if there is no whole archive."""
+    # A JVM refuses a foreign archive and a damaged head, but it crashes on one that was cut off.
+    for archive in (programs.folder / FOLDER).glob(f"{_name(programs, part)}-*.jsa"):
+        if archive.stem.endswith(f"-{archive.stat().st_size}"):
+            return [f"-XX:SharedArchiveFile={os.path.relpath(archive, cwd)}"]
+    return []
 
 
 def reading_or_writing(programs: Programs, cwd: Path, part: str) -> list[str]:
@@ -29,7 +33,7 @@ def reading_or_writing(programs: Programs, cwd: Path, part: str) -> list[str]:
         return options
     if not _has_own_archive():
         return []
-    written = cwd / FOLDER / _kept(programs, part).name
+    written = cwd / FOLDER / f"{_name(programs, part)}.jsa"
     written.parent.mkdir(parents=True, exist_ok=True)
     written.unlink(missing_ok=True)
     # It names each class that cannot be archived, which are hundreds.
@@ -37,35 +41,39 @@ def reading_or_writing(programs: Programs, cwd: Path, part: str) -> list[str]:
 
 
 def keep(programs: Programs, stack: Path) -> None:
-    """The whole archives that a stack's JVMs have written are beside the programs, instead of those of another Java.
+    """The whole archives that a stack's JVMs have written are beside the programs, instead of older ones.
 
-    To be called once the JVMs have ended. May be repeated.
+    To be called once the JVMs have ended. May be repeated, and run beside itself. Where it is not possible to keep an archive,
+    nothing is raised: the next start takes its usual time.
     """
     for written in (stack / FOLDER).glob("*.jsa"):
-        part = written.name.rpartition("-")[0]
-        if not _is_whole(written):
-            continue
-        kept = _kept(programs, part)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        for other in kept.parent.glob(f"{part}-*.jsa"):
+        with suppress(OSError):
+            _keep(written, programs.folder / FOLDER)
+
+
+def _keep(written: Path, folder: Path) -> None:
+    with written.open("rb") as file:
+        if not any(file.read(4)):
+            return  # its head is written last: its JVM was killed meanwhile
+        os.fsync(file)
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / f"{written.stem}-{written.stat().st_size}.jsa"
+    written.replace(kept)
+    part = written.stem.rpartition("-")[0]
+    for other in folder.glob(f"{part}-*.jsa"):
+        if other != kept:
             other.unlink(missing_ok=True)
-        written.replace(kept.parent / written.name)
 
 
-def _is_whole(archive: Path) -> bool:
-    """Return whether an archive was written to its end: its head, which JVMs check, is written last."""
-    with archive.open("rb") as file:
-        return any(file.read(4))
-
-
-def _kept(programs: Programs, part: str) -> Path:
-    """Return where a part's archive is kept: another Java, or other programs, have another one."""
+def _name(programs: Programs, part: str) -> str:
+    """Return the name of a part's archive: another Java, or other programs, have another one."""
     program = Path(java()).resolve()
-    of = f"{program} {program.stat().st_mtime_ns} {LOCK.read_text()}"
-    return programs.folder / FOLDER / f"{part}-{hashlib.sha256(of.encode()).hexdigest()[:12]}.jsa"
+    of = [program, *programs.jars()]
+    times = [path.stat().st_mtime_ns for path in of if path.exists()]
+    return f"{part}-{hashlib.sha256(f'{program} {times} {LOCK.read_text()}'.encode()).hexdigest()[:12]}"
 
 
 @cache
 def _has_own_archive() -> bool:
     """Return whether Java comes with an archive of its own classes, to which others can be added; the wheel's does not."""
-    return (Path(java()).resolve().parents[1] / "lib" / "server" / "classes.jsa").exists()
+    return (Path(java()).resolve().parent.parent / "lib" / "server" / "classes.jsa").exists()

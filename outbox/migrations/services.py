@@ -45,7 +45,10 @@ def add_service(connection: Connection, name: str, *, topics: tuple[str, ...] = 
 
 
 def set_topics(connection: Connection, service: str, *topics: str) -> None:
-    """The service's outbox takes events of these topics and of no others. Transaction: the caller's, as the owner."""
+    """The service's outbox takes events of these topics and of no others: name all of the service's, the old ones too.
+
+    Transaction: the caller's, as the owner.
+    """
     names = ", ".join(f"'{name}'" for name in topics)
     own = f"topic IN ({names})" if names else "false"
     run_script(

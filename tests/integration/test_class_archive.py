@@ -58,9 +58,20 @@ def test_the_next_run_begins_with_the_classes_of_the_first(programs: Programs, f
         programs, folder, class_archive.reading_or_writing(programs, folder, "kafka")
     )
     kept.chmod(0o600)
-    with kept.open("r+b") as file:
-        file.write(bytes(4))
+    content = kept.read_bytes()
+    kept.write_bytes(bytes(4) + content[4:])
     assert not run(programs, folder, class_archive.reading(programs, folder, "kafka")), "a damaged one is left alone"
+    kept.write_bytes(content[: len(content) // 2])
+    assert class_archive.reading(programs, folder, "kafka") == [], "a JVM would crash on one that was cut off"
+
+
+def test_an_archive_that_cannot_be_kept_is_in_nobodys_way(programs: Programs, folder: Path) -> None:
+    written = folder / class_archive.FOLDER / "kafka-0123456789ab.jsa"
+    written.parent.mkdir()
+    written.write_bytes(b"content")
+    (programs.folder / class_archive.FOLDER).write_text("no folder")
+    class_archive.keep(programs, folder)
+    assert written.exists()
 
 
 def test_what_was_cut_off_while_it_was_written_is_not_kept(programs: Programs, folder: Path) -> None:

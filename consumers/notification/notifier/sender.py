@@ -156,7 +156,7 @@ class Sender:
             self._under_way.add(asyncio.create_task(self._attempt(session, slots, record)))
         if sum(not record.prompt for record in claimed) == OTHERS_PER_TURN:
             return TurnOutcome.MORE
-        return TurnOutcome.WORKED if ended or claimed else TurnOutcome.IDLE
+        return TurnOutcome.WORKED if ended or unbegun or newly_slow or claimed else TurnOutcome.IDLE
 
     def _transact(
         self, ended: Sequence[Ended], unbegun: Sequence[Claimed], newly_slow: set[str], slow: set[str], room: Room
@@ -228,7 +228,9 @@ class Sender:
     async def _pause(self, delay_s: float) -> None:
         """Time has passed, or something has ended; what ends close together is waited for."""
         self._news.clear()
-        if not self._ended:
+        if not (
+            self._ended or self._unbegun or self._newly_slow
+        ):  # each may have come while the turn was in its thread
             try:
                 await asyncio.wait_for(self._news.wait(), delay_s)
             except TimeoutError:
@@ -259,9 +261,7 @@ def platform_as_receiver(settings: Settings) -> Callable[[Connection], None]:
     """Return what makes the platform the bank's receiver, at the address and with the secret that the settings name."""
     secret = settings.bank_notify_secret.get_secret_value()
     if not is_secret(secret):
-        raise Misused(
-            f"PAYRELAY_BANK_NOTIFY_SECRET is not set as the notifier of the bank's queue needs it: set it to {SECRET_FORM}"
-        )
+        raise Misused(f"PAYRELAY_BANK_NOTIFY_SECRET is missing or too short: set it to {SECRET_FORM}")
     url = f"{settings.payments_url}/bank/notifications"
     return lambda connection: register_receiver(connection, PLATFORM, url=url, secret=secret)
 
