@@ -613,7 +613,7 @@ def test_a_claim_costs_the_same_whatever_is_blocked_and_reads_nothing_but_indexe
         kinds = {node["Node Type"] for node in scans if node["Node Type"] != "ModifyTable"}
         assert kinds <= {"Index Scan", "Index Only Scan", "Bitmap Heap Scan"}, f"{name}: {kinds}"
         assert not {"Merge Join", "Hash Join"} & {node["Node Type"] for node in nodes(plan)}, name
-        assert sum(node.get("Rows Removed by Filter", 0) for node in scans) <= 20
+        assert sum(node.get("Rows Removed by Filter", 0) for node in scans) <= 20, f"{name}: {scans}"
         touched = [
             explained["Shared Hit Blocks"] + explained["Shared Read Blocks"] for explained in (before[name], plan)
         ]
