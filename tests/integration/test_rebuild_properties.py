@@ -114,8 +114,9 @@ class History:
                         SELECT kind || ' ' || business_no FROM gone""",
             "amount": f"""WITH changed AS (UPDATE accounting.entry SET amount_fen = amount_fen + 1 WHERE voucher_no = {last} RETURNING voucher_no)
                           SELECT DISTINCT kind || ' ' || business_no FROM changed JOIN accounting.voucher USING (voucher_no)""",
-            "account": f"""WITH changed AS (UPDATE accounting.entry SET account = 'suspense' WHERE voucher_no = {last} AND line = 2
-                                            RETURNING voucher_no)
+            "account": f"""WITH changed AS (UPDATE accounting.entry
+                                            SET account = CASE account WHEN 'suspense' THEN 'fee_income' ELSE 'suspense' END
+                                            WHERE voucher_no = {last} AND line = 2 RETURNING voucher_no)
                            SELECT kind || ' ' || business_no FROM changed JOIN accounting.voucher USING (voucher_no)""",
             "balance": """UPDATE accounting.balance SET credit_fen = credit_fen + 1
                           WHERE (account, currency, stripe) = (SELECT account, currency, stripe FROM accounting.balance LIMIT 1)
