@@ -82,7 +82,7 @@ class Fixing:
     """What was planned to be left to an operator."""
     left: Report
     end: Report
-    """Once the operator has seen to the rest."""
+    """After the operator has fixed the rest."""
 
 
 def _fix(field: Field, first: Report) -> Fixing:

@@ -154,7 +154,7 @@ class Handled:
         )  # fmt: skip
 
     def fix(self) -> None:
-        """Every hole is mended, as `reconcile --fix` does it."""
+        """Every hole is fixed, as `reconcile --fix` does it."""
         for _ in range(ROUNDS):
             for event in (*self.recorded, *self.strays):
                 for kind, effect, _ in self.holes(event):

@@ -398,7 +398,7 @@ def test_a_reset_killed_between_progress_and_kafka_is_mended_by_the_next_start(
     operated.send(3)
     operated.pipeline.start()
     operated.pipeline.all_posted()
-    eventually(lambda: operated.kafka() == operated.progress() == [21, 21, 21], what="the mirror mended")
+    eventually(lambda: operated.kafka() == operated.progress() == [21, 21, 21], what="the mirror follows progress")
     assert operated.mirrored() == [21, 21, 21]
     operated.pipeline.prove()
 
