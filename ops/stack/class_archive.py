@@ -28,14 +28,15 @@ def reading(programs: Programs, cwd: Path, part: str) -> list[str]:
 
 
 def reading_or_writing(programs: Programs, cwd: Path, part: str) -> list[str]:
-    """Return the options with which a part's JVM reads its archive, or writes it when it ends if there is none yet."""
+    """Return the options with which a part's JVM reads its archive, or writes it when it ends if there is none yet.
+
+    It writes into `FOLDER`, which must be there once it ends.
+    """
     if options := reading(programs, cwd, part):
         return options
     if not _has_own_archive():
         return []
     written = cwd / FOLDER / f"{_name(programs, part)}.jsa"
-    written.parent.mkdir(parents=True, exist_ok=True)
-    written.unlink(missing_ok=True)
     # It names each class that cannot be archived, which are hundreds.
     return [f"-XX:ArchiveClassesAtExit={os.path.relpath(written, cwd)}", "-Xlog:cds=error", "-Xlog:cds+dynamic=error"]
 

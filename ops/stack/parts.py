@@ -335,6 +335,7 @@ CONNECT_PROPERTIES = "connect/connect.properties"
 def _prepare_kafka(folder: StackFolder, programs: Programs, ports: Mapping[str, int]) -> None:
     home = folder.path / "kafka"
     home.mkdir(exist_ok=True)
+    (folder.path / class_archive.FOLDER).mkdir(exist_ok=True)
     (folder.path / BROKER_PROPERTIES).write_text(java_properties(broker_properties(ports, "kafka/data")), "ascii")
     (home / "log4j2.properties").write_text(LOG4J)
     if not (home / "data" / "meta.properties").exists():
@@ -390,6 +391,7 @@ def _connect(folder: StackFolder, programs: Programs, ports: Mapping[str, int]) 
 
     def prepare() -> None:
         home.mkdir(exist_ok=True)
+        (folder.path / class_archive.FOLDER).mkdir(exist_ok=True)
         (home / "log4j2.properties").write_text(LOG4J)
         settings = connect_properties(
             bootstrap=f"127.0.0.1:{ports['kafka']}", port=ports["connect"], host="127.0.0.1",

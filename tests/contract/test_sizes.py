@@ -48,7 +48,7 @@ LONG_MODULES = {
     "ops/pipeline/checks.py": 355,
     "ops/reconcile/run.py": 320,
     "ops/stack/control.py": 365,
-    "ops/stack/parts.py": 475,
+    "ops/stack/parts.py": 477,
     "ops/stack/state.py": 335,
     "ops/stack/supervisor.py": 405,
     "ops/timeline/steps.py": 325,

@@ -29,7 +29,7 @@ def programs(stack: Stack, tmp_path: Path) -> Programs:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     made = StackFolder(name="archived", home=tmp_path).path
-    made.mkdir(parents=True)
+    (made / class_archive.FOLDER).mkdir(parents=True)
     return made
 
 
@@ -67,7 +67,6 @@ def test_the_next_run_begins_with_the_classes_of_the_first(programs: Programs, f
 
 def test_an_archive_that_cannot_be_kept_is_in_nobodys_way(programs: Programs, folder: Path) -> None:
     written = folder / class_archive.FOLDER / "kafka-0123456789ab.jsa"
-    written.parent.mkdir()
     written.write_bytes(b"content")
     (programs.folder / class_archive.FOLDER).write_text("no folder")
     class_archive.keep(programs, folder)
@@ -76,7 +75,6 @@ def test_an_archive_that_cannot_be_kept_is_in_nobodys_way(programs: Programs, fo
 
 def test_what_was_cut_off_while_it_was_written_is_not_kept(programs: Programs, folder: Path) -> None:
     written = folder / class_archive.FOLDER / "kafka-0123456789ab.jsa"
-    written.parent.mkdir()
     written.write_bytes(bytes(100))
     class_archive.keep(programs, folder)
     assert not (programs.folder / class_archive.FOLDER).exists()
